@@ -1,0 +1,139 @@
+"""What every command shares: people read the terminal, scripts read JSON, and both learn why something failed.
+
+With `--json` one object goes to standard output (or to a file) and everything else to standard error. The object is
+`{"schema": "openopu.VERB/1", "ok": bool, "error": {"code", "message", "remedy"} | null, ...}`.
+Exit status: 0 ok, 1 a limit was missed, 2 bad input, 3 unreachable, 4 refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from opu.errors import OpuError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["JsonOption", "Report", "plain", "reporting", "split_json_option"]
+
+JsonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="[FILE]",
+        help="Write the result as JSON to standard output, or to FILE (a name that ends in .json).",
+        show_default=False,
+    ),
+]
+
+
+def plain(text: object) -> str:
+    """Return text from elsewhere (a server, a file) so that it cannot steer the terminal.
+
+    Control characters, ESC among them, become visible escapes, and rich markup is left inert.
+
+    Examples
+    --------
+    >>> plain("a\x1b[31mred [bold]")
+    'a\\x1b\\[31mred \\[bold]'
+    """
+    from rich.markup import escape
+
+    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+    return escape(visible)
+
+
+@dataclass
+class Report:
+    """What a command has to say.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        For people: standard error when the JSON goes to standard output.
+    fields : dict
+        The fields of the JSON object beside `schema`, `ok` and `error`.
+    ok : bool
+        False when a limit was missed.
+    """
+
+    console: Console
+    fields: dict[str, Any] = field(default_factory=dict)
+    ok: bool = True
+
+
+@contextmanager
+def reporting(verb: str, json_to: str | None) -> Iterator[Report]:
+    """Run the body of a command and end the process as all commands do.
+
+    Parameters
+    ----------
+    verb : str
+        The command, for the schema name.
+    json_to : str or None
+        None for no JSON, `-` for standard output, otherwise a file.
+
+    Raises
+    ------
+    typer.Exit
+        With the exit status, unless it is 0.
+    """
+    from rich.console import Console
+
+    report = Report(Console(stderr=json_to == "-"))
+    error = None
+    status = 0
+    try:
+        yield report
+    except OpuError as caught:
+        error = {"code": caught.code, "message": caught.problem, "remedy": caught.remedy}
+        status = caught.exit_status
+        Console(stderr=True).print(
+            f"[bold red]Error:[/] {plain(caught.problem)}\n{plain(caught.remedy)}", highlight=False
+        )
+    else:
+        status = 0 if report.ok else 1
+    if json_to is not None:
+        document = {"schema": f"openopu.{verb}/1", "ok": status == 0, "error": error, **report.fields}
+        text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+        if json_to == "-":
+            sys.stdout.write(text)
+        else:
+            Path(json_to).write_text(text, encoding="utf-8")
+    if status:
+        raise typer.Exit(status)
+
+
+def split_json_option(arguments: list[str]) -> list[str]:
+    """Give a bare `--json` its value: FILE is optional, which the argument parser does not know.
+
+    Parameters
+    ----------
+    arguments : list of str
+        The command line without the program's name.
+
+    Returns
+    -------
+    list of str
+        The same, with `--json=-` or `--json=FILE.json`.
+
+    Examples
+    --------
+    >>> split_json_option(["info", "--json", "sim:"]), split_json_option(["info", "--json", "x.json"])
+    (['info', '--json=-', 'sim:'], ['info', '--json=x.json'])
+    """
+    result: list[str] = []
+    for argument in arguments:
+        if result and result[-1] == "--json=-" and argument.endswith(".json") and "://" not in argument:
+            result[-1] = f"--json={argument}"
+        else:
+            result.append("--json=-" if argument == "--json" else argument)
+    return result

@@ -1,0 +1,611 @@
+"""The device contract: what every OPU can do, whatever it is made of and wherever it stands.
+
+A `Device` is opened by address (`opu.open`), states what it is (`describe`) and opens sessions. A `Session` has
+an immutable configuration and turns batches of binary patterns into camera frames. Everything else - linear
+projections, encodings, feedback for training - is computed by the host from those frames, and is therefore the
+same on every backend.
+
+Promises
+--------
+Threads
+    Every public method of a device and of a session may be called from any thread. Batches submitted to one
+    session are projected in the order of submission; between sessions there is no order.
+Buffers
+    `submit` has copied the patterns when it returns. Frames that it returns belong to the caller. A buffer given
+    as `out` is written until the future is done and must not be touched before; then it *is* the result.
+Frames
+    A frame has an identity: `(noise_key, frame index)`. A session numbers its frames from 0; a caller that numbers
+    them itself gets, on a device whose capabilities include `repeatable_noise`, the same bytes for the same
+    number, whatever the size of the batches, the thread count or the transport.
+Closing
+    `close` may be called twice. What was accepted before is finished first; what comes after raises `ClosedError`.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+import msgspec
+import numpy as np
+
+from opu.errors import (
+    CapacityError,
+    ClosedError,
+    ConfigError,
+    PatternDtypeError,
+    PatternShapeError,
+    UnsupportedError,
+)
+from opu.patterns import PackedPatterns, as_packed
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "Device",
+    "DeviceDescription",
+    "GroundTruth",
+    "Limits",
+    "MediumDescription",
+    "Projection",
+    "Provenance",
+    "Region",
+    "Session",
+    "SessionConfig",
+    "SessionDescription",
+    "Timing",
+    "check_frame_numbers",
+    "check_out",
+    "resolve_config",
+]
+
+CONTRACT_VERSION = 1
+FRAME_INDEX_LIMIT = 2**62
+NOISE_KEY_LIMIT = 2**64
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The range of a setting, and what it is when nobody asks."""
+
+    minimum: float
+    maximum: float
+    default: float
+    unit: str
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """What a call costs in device time.
+
+    A call of `n` frames takes `call_overhead_us + n * frame_us(exposure_us)`, and `reconfigure_us` more when the
+    device last worked with another configuration. `latency_us` passes between a trigger and its exposure.
+    """
+
+    readout_us: float
+    frame_overhead_us: float
+    call_overhead_us: float
+    latency_us: float
+    reconfigure_us: float
+
+    def frame_us(self, exposure_us: float) -> float:
+        """Time from one frame to the next: `max(exposure, readout) + overhead`, in microseconds."""
+        return max(exposure_us, self.readout_us) + self.frame_overhead_us
+
+
+class MediumDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """The scattering medium.
+
+    `medium_id` names the transmission matrix, and `epoch` counts how often it has changed for good. `min_ones` is
+    the number of lit *mirrors* from which on the field has the statistics of the stated `law`.
+    """
+
+    medium_id: str
+    epoch: int
+    law: str
+    min_ones: int
+
+
+class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device is and what it offers, as JSON-able data.
+
+    Shapes are `(rows, columns)`. `full_scale_dn` is the largest value of a pixel in digital numbers (DN, counts).
+    `dmd_contrast` is the intensity ratio of a mirror that is on to one that is off, None where it is infinite or
+    unknown. `max_session_bytes` limits the memory that a session may compile on the device, None is no limit.
+    """
+
+    contract_version: int
+    device_id: str
+    model: str
+    backend: str
+    mirrors: tuple[int, int]
+    pixels: tuple[int, int]
+    bit_depth: int
+    frame_dtype: str
+    full_scale_dn: int
+    black_level_dn: float
+    layouts: tuple[str, ...]
+    light: tuple[str, ...]
+    exposure_us: Limits
+    gain_db: Limits
+    timing: Timing
+    medium: MediumDescription
+    capabilities: tuple[str, ...]
+    max_batch: int
+    max_session_bytes: int | None = None
+    dmd_contrast: float | None = None
+    calibration_id: str | None = None
+    versions: dict[str, str] = {}
+
+    @property
+    def n_mirrors(self) -> int:
+        """The number of mirrors of the DMD."""
+        return self.mirrors[0] * self.mirrors[1]
+
+    @property
+    def frame_us(self) -> float:
+        """Time from one frame to the next at the default exposure, in microseconds."""
+        return self.timing.frame_us(self.exposure_us.default)
+
+
+class Region(msgspec.Struct, frozen=True):
+    """A rectangle of camera pixels: first row and column, height and width."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+
+class SessionConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How a session uses the device. Immutable: another configuration is another session.
+
+    Parameters
+    ----------
+    n_features : int
+        The width of a pattern.
+    n_outputs : int
+        How many camera pixels a frame reports: the first ones of the region, row by row.
+    layout : str
+        How features lie on the mirrors. `lined`: each feature fills an equal run of consecutive mirrors, row by
+        row; mirrors that are left over stay off.
+    region : Region or None
+        Where the pixels are taken from; None is the least number of whole rows in the middle of the sensor.
+    stride : int
+        Take every `stride`-th pixel of every `stride`-th row of the region.
+    exposure_us : float or None
+        Exposure time in microseconds; None is the device's default.
+    gain_db : float
+        Camera gain in decibels of amplitude (20 dB multiply the counts by 10).
+    light : str
+        `on` or `off`. With finite DMD contrast all-mirrors-off is not dark; `off` is.
+    noise_key : int
+        Names the noise of this session's frames, from 0 to 2**64 - 1: on a device with repeatable noise, equal keys
+        and frame numbers give equal bytes. Give concurrent experiments different keys.
+    """
+
+    n_features: int
+    n_outputs: int
+    layout: str = "lined"
+    region: Region | None = None
+    stride: int = 1
+    exposure_us: float | None = None
+    gain_db: float = 0.0
+    light: str = "on"
+    noise_key: int = 0
+
+
+class SessionDescription(msgspec.Struct, frozen=True, kw_only=True):
+    """What opening a session came to: its complete configuration and its cost."""
+
+    session_id: str
+    config: SessionConfig
+    frame_dtype: str
+    frame_us: float
+    mirrors_per_feature: int
+    compiled_bytes: int
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """Where frames come from.
+
+    Device time (`device_us`, `device_start_us`) is what the device books for the call and when it started on the
+    device's own clock; `started_unix_s` and `finished_unix_s` are wall-clock times of the device's host.
+    """
+
+    device_id: str
+    medium_id: str
+    medium_epoch: int
+    session_id: str
+    config: SessionConfig
+    calibration_id: str | None
+    first_frame_index: int
+    n_frames: int
+    frame_us: float
+    device_start_us: float
+    device_us: float
+    started_unix_s: float
+    finished_unix_s: float
+    saturated_fraction: float
+    skipped_frames: int
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The answer to a batch.
+
+    Parameters
+    ----------
+    frames : ndarray of uint8 or uint16, shape (batch, n_outputs)
+        Camera counts: `|A x|^2` as the camera saw it.
+    provenance : Provenance
+        Where they come from.
+    """
+
+    frames: NDArray[Any]
+    provenance: Provenance
+
+
+def _require_int(name: str, value: object, minimum: int, limit: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < limit:
+        raise ConfigError(f"{name} is {value!r}.", f"Use a whole number from {minimum} to {limit - 1}.")
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}.", f"This device offers {', '.join(map(repr, choices))}.")
+
+
+def _require_within(name: str, value: object, limits: Limits) -> float:
+    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
+    if not limits.minimum <= number <= limits.maximum:
+        raise ConfigError(f"{name} is {value!r}.", f"Use {limits.minimum:g} to {limits.maximum:g} {limits.unit}.")
+    return number
+
+
+def _middle_rows(config: SessionConfig, pixels: tuple[int, int]) -> Region:
+    rows, columns = pixels
+    per_row = -(-columns // config.stride)
+    height = min(rows, (-(-config.n_outputs // per_row) - 1) * config.stride + 1)
+    return Region((rows - height) // 2, 0, height, columns)
+
+
+def _check_region(region: Region, config: SessionConfig, pixels: tuple[int, int]) -> None:
+    rows, columns = pixels
+    for name in ("row", "column"):
+        _require_int(f"region.{name}", getattr(region, name), 0, 2**31)
+    for name in ("height", "width"):
+        _require_int(f"region.{name}", getattr(region, name), 1, 2**31)
+    if region.row + region.height > rows or region.column + region.width > columns:
+        raise CapacityError(
+            f"{region} reaches beyond the camera.", f"The camera has {rows} rows and {columns} columns."
+        )
+    available = -(-region.height // config.stride) * -(-region.width // config.stride)
+    if config.n_outputs > available:
+        raise CapacityError(
+            f"n_outputs is {config.n_outputs}, more than the {available} pixels of {region} with "
+            f"stride {config.stride}.",
+            f"Ask for at most {available} outputs, or a larger region.",
+        )
+
+
+def resolve_config(config: SessionConfig, description: DeviceDescription) -> SessionConfig:
+    """Check a configuration against a device and fill in what it leaves open.
+
+    Parameters
+    ----------
+    config : SessionConfig
+        What was asked for.
+    description : DeviceDescription
+        What there is.
+
+    Returns
+    -------
+    SessionConfig
+        The same with `region` and `exposure_us` set.
+
+    Raises
+    ------
+    ConfigError
+        A field has a value that the device does not offer.
+    CapacityError
+        There are more features than mirrors, or more outputs than pixels.
+    """
+    _require_int("n_features", config.n_features, 1, 2**31)
+    _require_int("n_outputs", config.n_outputs, 1, 2**31)
+    _require_int("stride", config.stride, 1, 2**31)
+    _require_int("noise_key", config.noise_key, 0, NOISE_KEY_LIMIT)
+    _require_choice("layout", config.layout, description.layouts)
+    _require_choice("light", config.light, description.light)
+    rows, columns = description.pixels
+    if config.n_features > description.n_mirrors:
+        raise CapacityError(
+            f"n_features is {config.n_features}, more than the {description.n_mirrors} mirrors.",
+            f"Ask for at most {description.n_mirrors} features.",
+        )
+    if config.n_outputs > rows * columns:
+        raise CapacityError(
+            f"n_outputs is {config.n_outputs}, more than the {rows * columns} pixels of the camera.",
+            f"Ask for at most {rows * columns} outputs.",
+        )
+    region = config.region or _middle_rows(config, description.pixels)
+    _check_region(region, config, description.pixels)
+    exposure = description.exposure_us.default if config.exposure_us is None else config.exposure_us
+    return msgspec.structs.replace(
+        config,
+        region=region,
+        exposure_us=_require_within("exposure_us", exposure, description.exposure_us),
+        gain_db=_require_within("gain_db", config.gain_db, description.gain_db),
+    )
+
+
+def check_out(out: object, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
+    """Check a caller's output buffer.
+
+    Parameters
+    ----------
+    out : object
+        What the caller gave.
+    shape : tuple of int
+        `(batch, n_outputs)`.
+    dtype : str
+        The device's frame dtype.
+
+    Returns
+    -------
+    ndarray
+        The buffer itself.
+
+    Raises
+    ------
+    PatternDtypeError, PatternShapeError
+        It is not a writable, C-contiguous array of that shape and dtype.
+    """
+    if not isinstance(out, np.ndarray) or out.dtype != np.dtype(dtype):
+        found = getattr(out, "dtype", type(out).__name__)
+        raise PatternDtypeError(f"The output buffer is {found}.", f"Use a NumPy array of {dtype}.")
+    if out.shape != shape or not out.flags.c_contiguous or not out.flags.writeable:
+        raise PatternShapeError(
+            f"The output buffer has the shape {out.shape}, C-contiguous: {out.flags.c_contiguous}, "
+            f"writable: {out.flags.writeable}.",
+            f"Use numpy.empty({shape}, {dtype!r}).",
+        )
+    return out
+
+
+def check_frame_numbers(first_frame_index: object, n_frames: int, max_batch: int) -> None:
+    """Check the size of a batch and the number of its first frame.
+
+    Raises
+    ------
+    ConfigError
+        The number is not a whole number from 0 to 2**62.
+    CapacityError
+        The batch is larger than the device takes at once.
+    """
+    _require_int("first_frame_index", first_frame_index, 0, FRAME_INDEX_LIMIT)
+    if n_frames > max_batch:
+        raise CapacityError(f"The batch has {n_frames} patterns.", f"Send at most {max_batch} patterns at a time.")
+
+
+class Session(ABC):
+    """A configured use of a device. Made by `Device.open_session`; a context manager.
+
+    Drivers implement `_submit` and `_close`. See the module's promises on threads, buffers and frames.
+    """
+
+    def __init__(self, description: SessionDescription, max_batch: int) -> None:
+        self._description = description
+        self._max_batch = max_batch
+        self._next_frame_index = 0
+        self._submit_lock = threading.Lock()
+        self._closed = False
+
+    @property
+    def config(self) -> SessionConfig:
+        """The complete, immutable configuration."""
+        return self._description.config
+
+    @property
+    def next_frame_index(self) -> int:
+        """The number that the next frame gets unless the caller says otherwise."""
+        return self._next_frame_index
+
+    def describe(self) -> SessionDescription:
+        """Return what opening the session came to."""
+        return self._description
+
+    def submit(
+        self,
+        patterns: ArrayLike | PackedPatterns,
+        *,
+        first_frame_index: int | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> Future[Projection]:
+        """Queue a batch and return at once.
+
+        Parameters
+        ----------
+        patterns : array_like or PackedPatterns, shape (batch, n_features)
+            Binary patterns. They are copied before this method returns.
+        first_frame_index : int, optional
+            The number of the first frame; the next ones count up. Default: the session's own counter.
+        out : ndarray, shape (batch, n_outputs), optional
+            Where the frames go: C-contiguous, writable, of the frame dtype.
+
+        Returns
+        -------
+        concurrent.futures.Future of Projection
+            Done when the frames are there; raises what the device raised.
+
+        Raises
+        ------
+        PatternShapeError, PatternDtypeError, PatternValueError
+            The patterns or the buffer cannot be used; nothing was queued.
+        CapacityError
+            The batch is larger than `DeviceDescription.max_batch`.
+        ClosedError
+            The session is closed.
+        """
+        packed = as_packed(patterns, self.config.n_features)
+        if out is not None:
+            check_out(out, (len(packed), self.config.n_outputs), self._description.frame_dtype)
+        with self._submit_lock:
+            if self._closed:
+                raise ClosedError("The session is closed.", "Open another one with device.open_session().")
+            first = self._next_frame_index if first_frame_index is None else first_frame_index
+            check_frame_numbers(first, len(packed), self._max_batch)
+            future = self._submit(packed, first, out)
+            self._next_frame_index = first + len(packed)
+        return future
+
+    def project(
+        self,
+        patterns: ArrayLike | PackedPatterns,
+        *,
+        first_frame_index: int | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> Projection:
+        """Project a batch and wait for the frames: `submit(...).result()`."""
+        return self.submit(patterns, first_frame_index=first_frame_index, out=out).result()
+
+    def close(self) -> None:
+        """Close the session. Batches that were accepted before are finished."""
+        with self._submit_lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _submit(self, packed: PackedPatterns, first_frame_index: int, out: NDArray[Any] | None) -> Future[Projection]:
+        """Queue a checked batch. Called under the session's lock, so the order of calls is the order of work."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Give back what the session holds. Called once."""
+
+
+class GroundTruth(ABC):
+    """Capability `ground_truth`: what only a simulator knows."""
+
+    name: ClassVar[str] = "ground_truth"
+
+    @abstractmethod
+    def transmission_matrix(self, config: SessionConfig) -> NDArray[np.complex64]:
+        """Return the matrix over features, shape (n_outputs, n_features), unit variance per lit mirror."""
+
+    @abstractmethod
+    def photoelectrons(self, config: SessionConfig, patterns: ArrayLike) -> NDArray[np.float32]:
+        """Return the mean photo-electrons of every pixel before any noise, shape (batch, n_outputs)."""
+
+
+CapabilityT = TypeVar("CapabilityT")
+
+
+class Device(ABC):
+    """An optical processing unit. Made by `opu.open`; a context manager.
+
+    Drivers implement `describe`, `_open_session`, `_close`, and `_capabilities` where they have any.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._closed = False
+        self._close_lock = threading.Lock()
+
+    @property
+    def uri(self) -> str:
+        """The address under which the device was opened."""
+        return self._uri
+
+    @abstractmethod
+    def describe(self) -> DeviceDescription:
+        """Return what the device is and offers."""
+
+    def open_session(self, config: SessionConfig) -> Session:
+        """Open a session.
+
+        Parameters
+        ----------
+        config : SessionConfig
+            What is wanted; fields left open are filled in from the device's defaults.
+
+        Returns
+        -------
+        Session
+            Ready for patterns.
+
+        Raises
+        ------
+        ConfigError
+            A field has a value that the device does not offer; the message lists what it does.
+        CapacityError
+            More features than mirrors, more outputs than pixels, or more memory than allowed.
+        ClosedError
+            The device is closed.
+        """
+        if self._closed:
+            raise ClosedError(f"The device {self._uri} is closed.", "Open it again with opu.open().")
+        return self._open_session(resolve_config(config, self.describe()))
+
+    def capability(self, kind: type[CapabilityT]) -> CapabilityT:
+        """Return the capability object of a class such as `GroundTruth`.
+
+        Raises
+        ------
+        UnsupportedError
+            The device has no such capability; the message lists those that it has.
+        """
+        found = self._capabilities().get(kind)
+        if not isinstance(found, kind):
+            names = ", ".join(sorted(self.describe().capabilities)) or "none"
+            wanted = getattr(kind, "name", kind.__name__)
+            raise UnsupportedError(
+                f"The device {self._uri} has no capability {wanted!r}.", f"Its capabilities: {names}."
+            )
+        return found
+
+    def close(self) -> None:
+        """Close the device and all its sessions. Batches that were accepted before are finished."""
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the device itself: a handle to hardware cannot be doubled, and clones of estimators share it."""
+        return self
+
+    def _capabilities(self) -> Mapping[type, object]:
+        return {}
+
+    @abstractmethod
+    def _open_session(self, config: SessionConfig) -> Session:
+        """Open a session with a checked, complete configuration."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Finish accepted work and give everything back. Called once."""
