@@ -201,13 +201,18 @@ class SessionConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SessionDescription(msgspec.Struct, frozen=True, kw_only=True):
-    """What opening a session came to: its complete configuration and its cost."""
+    """What opening a session came to: its complete configuration, its limit and its cost.
+
+    `max_batch` is the largest batch that this session takes, at most the device's: frames of a batch are in memory
+    at once.
+    """
 
     session_id: str
     config: SessionConfig
     frame_dtype: str
     frame_us: float
     mirrors_per_feature: int
+    max_batch: int
     compiled_bytes: int
 
 
@@ -386,7 +391,7 @@ def check_frame_numbers(first_frame_index: object, n_frames: int, max_batch: int
     ConfigError
         The number is not a whole number from 0 to 2**62.
     CapacityError
-        The batch is larger than the device takes at once.
+        The batch is larger than the session takes at once.
     """
     _require_int("first_frame_index", first_frame_index, 0, FRAME_INDEX_LIMIT)
     if n_frames > max_batch:
@@ -399,9 +404,8 @@ class Session(ABC):
     Drivers implement `_submit` and `_close`. See the module's promises on threads, buffers and frames.
     """
 
-    def __init__(self, description: SessionDescription, max_batch: int) -> None:
+    def __init__(self, description: SessionDescription) -> None:
         self._description = description
-        self._max_batch = max_batch
         self._next_frame_index = 0
         self._submit_lock = threading.Lock()
         self._closed = False
@@ -448,7 +452,7 @@ class Session(ABC):
         PatternShapeError, PatternDtypeError, PatternValueError
             The patterns or the buffer cannot be used; nothing was queued.
         CapacityError
-            The batch is larger than `DeviceDescription.max_batch`.
+            The batch is larger than `SessionDescription.max_batch`.
         ClosedError
             The session is closed.
         """
@@ -459,7 +463,7 @@ class Session(ABC):
             if self._closed:
                 raise ClosedError("The session is closed.", "Open another one with device.open_session().")
             first = self._next_frame_index if first_frame_index is None else first_frame_index
-            check_frame_numbers(first, len(packed), self._max_batch)
+            check_frame_numbers(first, len(packed), self._description.max_batch)
             future = self._submit(packed, first, out)
             self._next_frame_index = first + len(packed)
         return future
