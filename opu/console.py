@@ -36,14 +36,14 @@ JsonOption = Annotated[
 
 
 def plain(text: object) -> str:
-    """Return text from elsewhere (a server, a file) so that it cannot steer the terminal.
+    r"""Return text from elsewhere (a server, a file) so that it cannot steer the terminal.
 
     Control characters, ESC among them, become visible escapes, and rich markup is left inert.
 
     Examples
     --------
     >>> plain("a\x1b[31mred [bold]")
-    'a\\x1b\\[31mred \\[bold]'
+    'a\\x1b[31mred \\[bold]'
     """
     from rich.markup import escape
 

@@ -1,0 +1,197 @@
+"""A bench: the device that is assembled from parts, simulated or real."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from opu.device import (
+    Device,
+    DeviceDescription,
+    Projection,
+    Provenance,
+    Session,
+    SessionConfig,
+    SessionDescription,
+)
+from opu.errors import CapacityError, ClosedError
+from opu.parts import CameraSettings, FrameNumbers, MirrorLayout, selected_pixels
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from opu.parts import Camera, Controller, Dmd, Laser, Optics
+    from opu.patterns import PackedPatterns
+
+__all__ = ["Bench", "BenchParts"]
+
+MAX_BATCH_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class BenchParts:
+    """The parts of a bench."""
+
+    dmd: Dmd
+    camera: Camera
+    laser: Laser
+    controller: Controller
+    optics: Optics
+
+
+class Bench(Device):
+    """A device assembled from parts. One thread works the parts, so they need no locks of their own.
+
+    Parameters
+    ----------
+    uri : str
+        The address under which it was opened.
+    description : DeviceDescription
+        What it is and offers.
+    parts : BenchParts
+        What it is made of.
+    capabilities : mapping of type to object, optional
+        Capability objects by their class.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        description: DeviceDescription,
+        parts: BenchParts,
+        capabilities: Mapping[type, object] | None = None,
+    ) -> None:
+        super().__init__(uri)
+        self.parts = parts
+        self._description = description
+        self._capability_objects = dict(capabilities or {})
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opu-bench")
+        self._prepare_lock = threading.Lock()
+        self._device_clock_us = 0.0
+        self._last_config: SessionConfig | None = None
+
+    def describe(self) -> DeviceDescription:
+        """Return what the bench is and offers."""
+        return self._description
+
+    def _capabilities(self) -> Mapping[type, object]:
+        return self._capability_objects
+
+    def _open_session(self, config: SessionConfig) -> BenchSession:
+        layout = MirrorLayout(config.n_features, self._description.n_mirrors)
+        pixels = selected_pixels(config, self._description.pixels)
+        n_bytes = self.parts.optics.compiled_bytes(config.n_features, config.n_outputs)
+        limit = self._description.max_session_bytes
+        if limit is not None and n_bytes > limit:
+            raise CapacityError(
+                f"A session of {config.n_features} features and {config.n_outputs} outputs needs {n_bytes / 2**20:.0f} "
+                f"MiB of compiled medium, and the limit is {limit / 2**20:.0f} MiB.",
+                f"Ask for fewer features or outputs: at {config.n_outputs} outputs about "
+                f"{limit * config.n_features // n_bytes} features fit.",
+            )
+        with self._prepare_lock:
+            prepared = self.parts.optics.prepare(layout, pixels)
+        exposure_us = config.exposure_us or self._description.exposure_us.default
+        frame_bytes = config.n_outputs * np.dtype(self._description.frame_dtype).itemsize
+        description = SessionDescription(
+            session_id=uuid.uuid4().hex[:12],
+            config=config,
+            frame_dtype=self._description.frame_dtype,
+            frame_us=self._description.timing.frame_us(exposure_us),
+            mirrors_per_feature=layout.mirrors_per_feature,
+            max_batch=max(1, min(self._description.max_batch, MAX_BATCH_BYTES // frame_bytes)),
+            compiled_bytes=n_bytes,
+        )
+        settings = CameraSettings(pixels, exposure_us, config.gain_db)
+        return BenchSession(description, self, layout, settings, prepared)
+
+    def enqueue(
+        self,
+        session: BenchSession,
+        patterns: PackedPatterns,
+        first_frame_index: int,
+        out: NDArray[Any] | None,
+    ) -> Future[Projection]:
+        """Queue a sequence for the thread that works the parts."""
+        try:
+            return self._worker.submit(self._take_sequence, session, patterns, first_frame_index, out)
+        except RuntimeError as error:  # the executor's way to say that it was shut down
+            raise ClosedError(f"The device {self.uri} is closed.", "Open it again with opu.open().") from error
+
+    def _take_sequence(
+        self,
+        session: BenchSession,
+        patterns: PackedPatterns,
+        first_frame_index: int,
+        out: NDArray[Any] | None,
+    ) -> Projection:
+        description = session.describe()
+        config = description.config
+        n_frames = len(patterns)
+        frames = np.empty((n_frames, config.n_outputs), description.frame_dtype) if out is None else out
+        timing = self._description.timing
+        device_us = timing.call_overhead_us + n_frames * description.frame_us
+        if self._last_config is not None and config != self._last_config:
+            device_us += timing.reconfigure_us
+        self._last_config = config
+        device_start_us = self._device_clock_us
+        started_unix_s = time.time()
+        self.parts.laser.switch(config.light == "on")
+        self.parts.dmd.load(patterns, session.layout)
+        self.parts.camera.arm(session.settings, FrameNumbers(config.noise_key, first_frame_index), frames)
+        self.parts.controller.run(n_frames, description.frame_us)
+        report = self.parts.camera.collect()
+        self._device_clock_us += device_us
+        provenance = Provenance(
+            device_id=self._description.device_id,
+            medium_id=self._description.medium.medium_id,
+            medium_epoch=self._description.medium.epoch,
+            session_id=description.session_id,
+            config=config,
+            calibration_id=self._description.calibration_id,
+            first_frame_index=first_frame_index,
+            n_frames=n_frames,
+            frame_us=description.frame_us,
+            device_start_us=device_start_us,
+            device_us=device_us,
+            started_unix_s=started_unix_s,
+            finished_unix_s=time.time(),
+            saturated_fraction=report.saturated_fraction,
+            skipped_frames=report.skipped_frames,
+        )
+        return Projection(frames, provenance)
+
+    def _close(self) -> None:
+        self._worker.shutdown(wait=True)
+
+
+class BenchSession(Session):
+    """A session of a bench."""
+
+    def __init__(
+        self,
+        description: SessionDescription,
+        bench: Bench,
+        layout: MirrorLayout,
+        settings: CameraSettings,
+        prepared: object,
+    ) -> None:
+        super().__init__(description)
+        self.layout = layout
+        self.settings = settings
+        self.prepared = prepared
+        self._bench = bench
+
+    def _submit(self, packed: PackedPatterns, first_frame_index: int, out: NDArray[Any] | None) -> Future[Projection]:
+        return self._bench.enqueue(self, packed, first_frame_index, out)
+
+    def _close(self) -> None:
+        pass
