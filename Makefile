@@ -1,0 +1,59 @@
+# OpenOPU: every command that a clone needs. `make` alone explains them.
+#
+# Everything runs in a virtual environment of its own, $(VENV), made when it is first needed and brought up to date
+# when setup.cfg changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+PACKAGING := setup.cfg pyproject.toml
+PYTEST_OPTIONS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs bench clean
+
+help: ## Show this list
+	@echo "OpenOPU. Commands of a clone (Python 3.11 or later as $(PYTHON)):"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "The virtual environment is $(VENV); 'source $(BIN)/activate' puts opu and dfa on the path."
+	@echo "One test by name: make test PYTEST_OPTIONS='-k uri'. Another Python: make test PYTHON=python3.12 VENV=.venv312"
+
+demo: $(VENV)/installed-demo ## Serve a simulated OPU, train over the network, calibrate, measure: openopu-demo/
+	$(BIN)/opu demo
+
+test: lint docs ## Run every check: lint, documentation, tests with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_OPTIONS)
+
+lint: $(VENV)/installed-develop ## Check style, types and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/installed-develop ## Build the documentation, warnings are errors: docs/_build/html/index.html
+	$(BIN)/sphinx-build -W --keep-going --quiet docs docs/_build/html
+
+bench: $(VENV)/installed-develop ## Measure speed, save benchmark-results/*.json
+	mkdir -p benchmark-results
+	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmark-results/$$(date -u +%Y%m%dT%H%M%SZ).json
+
+clean: ## Remove what the other commands made, except $(VENV)
+	rm -rf build dist docs/_build openopu-demo benchmark-results .benchmarks htmlcov
+	rm -rf .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find opu dfa_client tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: name another one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed-demo: $(PACKAGING) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	@touch $@
+
+$(VENV)/installed-develop: $(PACKAGING) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
+	@touch $@
