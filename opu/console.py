@@ -8,7 +8,7 @@ Exit status: 0 ok, 1 a limit was missed, 2 bad input, 3 unreachable, 4 refused.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,9 @@ from opu.errors import OpuError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-__all__ = ["JsonOption", "Report", "plain", "reporting", "split_json_option"]
+__all__ = ["JsonOption", "Report", "plain", "progress", "reporting", "split_json_option", "table"]
 
 JsonOption = Annotated[
     str | None,
@@ -49,6 +50,53 @@ def plain(text: object) -> str:
 
     visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
     return escape(visible)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """Make a table for a terminal; cells are texts from anywhere.
+
+    Parameters
+    ----------
+    title : str
+        Above it.
+    columns : sequence of str
+        Headings.
+    rows : iterable of sequence
+        Cells.
+    """
+    from rich.table import Table
+
+    made = Table(title=plain(title), title_justify="left", title_style="bold", show_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(plain(cell) for cell in row))
+    return made
+
+
+@contextmanager
+def progress(console: Console, what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a progress bar, unless the console is no terminal.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        Where.
+    what : str
+        What is being done.
+    total : int
+        How many steps there are.
+
+    Yields
+    ------
+    callable
+        Call it after each step.
+    """
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(plain(what), total=total)
+        yield lambda: bar.advance(task)
 
 
 @dataclass

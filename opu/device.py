@@ -25,11 +25,11 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -256,9 +256,11 @@ class Projection:
     provenance: Provenance
 
 
-def _require_int(name: str, value: object, minimum: int, limit: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < limit:
-        raise ConfigError(f"{name} is {value!r}.", f"Use a whole number from {minimum} to {limit - 1}.")
+def _whole(name: str, value: object, minimum: int, limit: int) -> int:
+    """Return a whole number, NumPy's included, as an int."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and minimum <= value < limit:
+        return int(value)
+    raise ConfigError(f"{name} is {value!r}.", f"Use a whole number from {minimum} to {limit - 1}.")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -267,7 +269,8 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _require_within(name: str, value: object, limits: Limits) -> float:
-    number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    number = float(value) if is_number else float("nan")  # type: ignore[arg-type]
     if not limits.minimum <= number <= limits.maximum:
         raise ConfigError(f"{name} is {value!r}.", f"Use {limits.minimum:g} to {limits.maximum:g} {limits.unit}.")
     return number
@@ -280,12 +283,14 @@ def _middle_rows(config: SessionConfig, pixels: tuple[int, int]) -> Region:
     return Region((rows - height) // 2, 0, height, columns)
 
 
-def _check_region(region: Region, config: SessionConfig, pixels: tuple[int, int]) -> None:
+def _check_region(region: Region, config: SessionConfig, pixels: tuple[int, int]) -> Region:
     rows, columns = pixels
-    for name in ("row", "column"):
-        _require_int(f"region.{name}", getattr(region, name), 0, 2**31)
-    for name in ("height", "width"):
-        _require_int(f"region.{name}", getattr(region, name), 1, 2**31)
+    region = Region(
+        row=_whole("region.row", region.row, 0, 2**31),
+        column=_whole("region.column", region.column, 0, 2**31),
+        height=_whole("region.height", region.height, 1, 2**31),
+        width=_whole("region.width", region.width, 1, 2**31),
+    )
     if region.row + region.height > rows or region.column + region.width > columns:
         raise CapacityError(
             f"{region} reaches beyond the camera.", f"The camera has {rows} rows and {columns} columns."
@@ -297,6 +302,7 @@ def _check_region(region: Region, config: SessionConfig, pixels: tuple[int, int]
             f"stride {config.stride}.",
             f"Ask for at most {available} outputs, or a larger region.",
         )
+    return region
 
 
 def resolve_config(config: SessionConfig, description: DeviceDescription) -> SessionConfig:
@@ -321,10 +327,13 @@ def resolve_config(config: SessionConfig, description: DeviceDescription) -> Ses
     CapacityError
         There are more features than mirrors, or more outputs than pixels.
     """
-    _require_int("n_features", config.n_features, 1, 2**31)
-    _require_int("n_outputs", config.n_outputs, 1, 2**31)
-    _require_int("stride", config.stride, 1, 2**31)
-    _require_int("noise_key", config.noise_key, 0, NOISE_KEY_LIMIT)
+    config = msgspec.structs.replace(
+        config,
+        n_features=_whole("n_features", config.n_features, 1, 2**31),
+        n_outputs=_whole("n_outputs", config.n_outputs, 1, 2**31),
+        stride=_whole("stride", config.stride, 1, 2**31),
+        noise_key=_whole("noise_key", config.noise_key, 0, NOISE_KEY_LIMIT),
+    )
     _require_choice("layout", config.layout, description.layouts)
     _require_choice("light", config.light, description.light)
     rows, columns = description.pixels
@@ -338,8 +347,7 @@ def resolve_config(config: SessionConfig, description: DeviceDescription) -> Ses
             f"n_outputs is {config.n_outputs}, more than the {rows * columns} pixels of the camera.",
             f"Ask for at most {rows * columns} outputs.",
         )
-    region = config.region or _middle_rows(config, description.pixels)
-    _check_region(region, config, description.pixels)
+    region = _check_region(config.region or _middle_rows(config, description.pixels), config, description.pixels)
     exposure = description.exposure_us.default if config.exposure_us is None else config.exposure_us
     return msgspec.structs.replace(
         config,
@@ -383,8 +391,8 @@ def check_out(out: object, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
     return out
 
 
-def check_frame_numbers(first_frame_index: object, n_frames: int, max_batch: int) -> None:
-    """Check the size of a batch and the number of its first frame.
+def check_frame_numbers(first_frame_index: object, n_frames: int, max_batch: int) -> int:
+    """Check the size of a batch and the number of its first frame, and return that number.
 
     Raises
     ------
@@ -393,9 +401,10 @@ def check_frame_numbers(first_frame_index: object, n_frames: int, max_batch: int
     CapacityError
         The batch is larger than the session takes at once.
     """
-    _require_int("first_frame_index", first_frame_index, 0, FRAME_INDEX_LIMIT)
+    first = _whole("first_frame_index", first_frame_index, 0, FRAME_INDEX_LIMIT)
     if n_frames > max_batch:
         raise CapacityError(f"The batch has {n_frames} patterns.", f"Send at most {max_batch} patterns at a time.")
+    return first
 
 
 class Session(ABC):
@@ -462,8 +471,8 @@ class Session(ABC):
         with self._submit_lock:
             if self._closed:
                 raise ClosedError("The session is closed.", "Open another one with device.open_session().")
-            first = self._next_frame_index if first_frame_index is None else first_frame_index
-            check_frame_numbers(first, len(packed), self._description.max_batch)
+            wanted = self._next_frame_index if first_frame_index is None else first_frame_index
+            first = check_frame_numbers(wanted, len(packed), self._description.max_batch)
             future = self._submit(packed, first, out)
             self._next_frame_index = first + len(packed)
         return future
@@ -566,22 +575,24 @@ class Device(ABC):
             raise ClosedError(f"The device {self._uri} is closed.", "Open it again with opu.open().")
         return self._open_session(resolve_config(config, self.describe()))
 
-    def capability(self, kind: type[CapabilityT]) -> CapabilityT:
+    def capability(self, kind: Callable[..., CapabilityT]) -> CapabilityT:
         """Return the capability object of a class such as `GroundTruth`.
+
+        (The type of `kind` is that of any class; `type[...]` would exclude abstract ones for type checkers.)
 
         Raises
         ------
         UnsupportedError
             The device has no such capability; the message lists those that it has.
         """
-        found = self._capabilities().get(kind)
-        if not isinstance(found, kind):
+        found = self._capabilities().get(cast("type", kind))
+        if found is None:
             names = ", ".join(sorted(self.describe().capabilities)) or "none"
-            wanted = getattr(kind, "name", kind.__name__)
+            wanted = getattr(kind, "name", repr(kind))
             raise UnsupportedError(
                 f"The device {self._uri} has no capability {wanted!r}.", f"Its capabilities: {names}."
             )
-        return found
+        return cast("CapabilityT", found)
 
     def close(self) -> None:
         """Close the device and all its sessions. Batches that were accepted before are finished."""

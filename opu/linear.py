@@ -39,7 +39,9 @@ __all__ = ["LinearMap", "LinearProjection", "LinearProjector", "fit_linear_map"]
 
 DARK_FRACTION = 0.1
 BRIGHTNESS_RATIO = 2.0
-_ANCHOR_REPEATS = 16
+# A tenth of full scale, a little less than for single frames: a saturated pixel spoils a difference of frames.
+_BRIGHT_FRACTION = 1 / 10
+_ANCHOR_REPEATS = 128
 _EXPOSURE_PATTERNS = 32
 _SPARE_PIXELS = 1.25
 _FORMAT = "openopu.linear_map/1"
@@ -205,7 +207,8 @@ def fit_linear_map(
         How many features a pattern typically lights (for ternary patterns: its positive or its negative part);
         default half of them. The anchor is made `2` times as bright, near the optimum of the signal-to-noise ratio.
     exposure_us : float, optional
-        Exposure time in microseconds; by default it is chosen for a mean of a ninth of full scale.
+        Exposure time in microseconds; by default it is chosen for a mean of a tenth of full scale in the
+        brightest frames.
     noise_key : int
         The noise of the frames, as in `SessionConfig`.
 
@@ -239,7 +242,8 @@ def fit_linear_map(
     )
     n_frames = 0
     if exposure_us is None:
-        config, n_frames = choose_exposure(device, config, _bright_patterns(n_features, ones, n_anchor))
+        bright = _bright_patterns(n_features, ones, n_anchor)
+        config, n_frames = choose_exposure(device, config, bright, target_fraction=_BRIGHT_FRACTION)
     with device.open_session(config) as session:
         constants = np.zeros((2 * _ANCHOR_REPEATS, config.n_features), dtype=np.bool_)
         constants[:_ANCHOR_REPEATS, n_features:] = True
@@ -248,18 +252,18 @@ def fit_linear_map(
     anchor = projection.frames[:_ANCHOR_REPEATS].mean(axis=0, dtype=np.float64)
     background = projection.frames[_ANCHOR_REPEATS:].mean(axis=0, dtype=np.float64)
     above = anchor - background.mean()
-    bright = np.flatnonzero(above >= DARK_FRACTION * above.mean())[:n_outputs]
-    if above.mean() <= 0 or len(bright) < n_outputs:
+    usable = np.flatnonzero(above >= DARK_FRACTION * above.mean())[:n_outputs]
+    if above.mean() <= 0 or len(usable) < n_outputs:
         raise ConfigError(
-            f"Only {len(bright)} of {config.n_outputs} pixels see the anchor, at a mean of {above.mean():.3g} DN.",
+            f"Only {len(usable)} of {config.n_outputs} pixels see the anchor, at a mean of {above.mean():.3g} DN.",
             f"Check the light, raise the exposure, or ask for fewer than {n_outputs} outputs.",
         )
     return LinearMap(
         config=config,
         n_features=n_features,
-        pixels=bright.astype(np.int32),
-        anchor_dn=anchor[bright].astype(np.float32),
-        background_dn=background[bright].astype(np.float32),
+        pixels=usable.astype(np.int32),
+        anchor_dn=anchor[usable].astype(np.float32),
+        background_dn=background[usable].astype(np.float32),
         feature_dn=float(above.mean() / n_anchor),
         medium_id=projection.provenance.medium_id,
         medium_epoch=projection.provenance.medium_epoch,

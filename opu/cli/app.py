@@ -7,8 +7,11 @@ from typing import Annotated
 import typer
 
 import opu
+from opu.cli.bench import bench
+from opu.cli.calibrate import calibrate
 from opu.cli.info import info
 from opu.cli.scan import scan
+from opu.cli.selftest import selftest
 
 __all__ = ["app"]
 
@@ -42,5 +45,5 @@ def _opu(
     """
 
 
-for verb in (info, scan):
+for verb in (info, scan, selftest, calibrate, bench):
     app.command()(verb)
