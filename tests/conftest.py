@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import sys
+
 import hypothesis
 import pytest
 
@@ -21,3 +23,25 @@ def fresh_backends():
     backends.cache_clear()
     yield
     backends.cache_clear()
+
+
+@pytest.fixture
+def install_backend(tmp_path, monkeypatch, fresh_backends):
+    """Install a backend of a third party for one test: `install_backend("name", "module:object", source)`."""
+
+    module_names = []
+
+    def install(scheme, target, source=None):
+        module_names.append(target.partition(":")[0])
+        information = tmp_path / f"third_party_{scheme}-1.0.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: third-party-{scheme}\nVersion: 1.0\n")
+        (information / "entry_points.txt").write_text(f"[opu.backends]\n{scheme} = {target}\n")
+        if source is not None:
+            (tmp_path / f"{module_names[-1]}.py").write_text(source)
+        backends.cache_clear()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield install
+    for name in module_names:
+        sys.modules.pop(name, None)

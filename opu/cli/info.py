@@ -11,7 +11,7 @@ import msgspec
 import typer
 
 import opu
-from opu.console import JsonOption, Report, plain, reporting
+from opu.console import JsonOption, Report, reporting, table
 from opu.registry import UnavailableBackend, backends
 
 if TYPE_CHECKING:
@@ -82,6 +82,15 @@ def _list_backends() -> list[dict[str, Any]]:
     return rows
 
 
+def _backend_rows(rows: list[dict[str, Any]]) -> Iterable[tuple[str, str]]:
+    for row in rows:
+        if row["available"]:
+            yield row["syntax"], row["summary"]
+            yield from ((f"    {option['name']}", option["summary"]) for option in row["options"])
+        else:
+            yield f"{row['scheme']}:", f"cannot be used: {row['reason']}"
+
+
 def _show_installation(report: Report) -> None:
     requirements = _requirements()
     extras = [
@@ -93,22 +102,9 @@ def _show_installation(report: Report) -> None:
     versions |= {name: _installed_version(name) or "missing" for name in requirements[None]}
     report.fields |= {"backends": _list_backends(), "extras": extras, "versions": versions}
 
+    report.console.print(table("Backends", ("Address", "What it is"), _backend_rows(report.fields["backends"])))
     report.console.print(
-        _table(
-            "Backends",
-            ("Address", "What it is", "Options"),
-            (
-                (
-                    row["syntax"] if row["available"] else f"{row['scheme']}:",
-                    row["summary"] if row["available"] else f"cannot be used: {row['reason']}",
-                    "\n".join(f"{o['name']}: {o['summary']}" for o in row.get("options", [])),
-                )
-                for row in report.fields["backends"]
-            ),
-        )
-    )
-    report.console.print(
-        _table(
+        table(
             "Extras",
             ("Extra", "State"),
             (
@@ -117,12 +113,12 @@ def _show_installation(report: Report) -> None:
             ),
         )
     )
-    report.console.print(_table("Versions", ("Package", "Version"), versions.items()))
+    report.console.print(table("Versions", ("Package", "Version"), versions.items()))
 
 
 def _show_device(report: Report, uri: str, description: DeviceDescription) -> None:
     report.fields |= {"uri": uri, "description": msgspec.to_builtins(description)}
-    report.console.print(_table(f"Device {uri}", ("What", "Value"), _describe_rows(description)))
+    report.console.print(table(f"Device {uri}", ("What", "Value"), _describe_rows(description)))
 
 
 def _describe_limits(limits: Limits) -> str:
@@ -136,7 +132,7 @@ def _describe_rows(description: DeviceDescription) -> Iterable[tuple[str, str]]:
     yield "device id", description.device_id
     yield "backend", f"{description.backend} (contract version {description.contract_version})"
     yield "mirrors", f"{description.mirrors[0]} x {description.mirrors[1]} = {description.n_mirrors}"
-    yield "DMD contrast", "not stated" if contrast is None else f"{contrast:g}"
+    yield "DMD contrast", "infinite or unknown" if contrast is None else f"{contrast:g}"
     yield "pixels", f"{description.pixels[0]} x {description.pixels[1]}"
     yield "frames", f"{description.frame_dtype}, {description.bit_depth} bits, full scale {description.full_scale_dn}"
     yield "black level", f"{description.black_level_dn:g} counts"
@@ -155,14 +151,3 @@ def _describe_rows(description: DeviceDescription) -> Iterable[tuple[str, str]]:
     yield "capabilities", ", ".join(description.capabilities) or "none"
     for name, number in description.versions.items():
         yield f"version of {name}", number
-
-
-def _table(title: str, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Any:
-    from rich.table import Table
-
-    table = Table(title=plain(title), title_justify="left", title_style="bold", show_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(plain(cell) for cell in row))
-    return table

@@ -66,10 +66,9 @@ def test_any_option_survives_percent_encoding(options):
 def test_any_text_is_an_address_or_a_uri_error(text):
     try:
         uri = parse_uri(text)
-    except UriError as error:
-        assert error.remedy
-    else:
-        assert text.startswith(f"{uri.scheme}:{uri.rest}")
+    except UriError:
+        return
+    assert text.startswith(f"{uri.scheme}:{uri.rest}")
 
 
 def test_options_are_converted_and_the_others_have_their_defaults():
