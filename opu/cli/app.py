@@ -9,11 +9,8 @@ import typer
 import opu
 from opu.cli.bench import bench
 from opu.cli.calibrate import calibrate
-from opu.cli.bench import bench
-from opu.cli.calibrate import calibrate
 from opu.cli.info import info
 from opu.cli.scan import scan
-from opu.cli.selftest import selftest
 from opu.cli.selftest import selftest
 
 __all__ = ["app"]
