@@ -21,7 +21,7 @@ def test_a_foreign_text_cannot_steer_the_terminal(text):
 
 @given(st.text(st.characters(exclude_categories=("C", "Z")), max_size=50))
 def test_a_harmless_text_is_shown_as_it_is(text):
-    assert Text.from_markup(plain(text)).plain == text
+    assert Text.from_markup(f"[bold]{plain(text)}[/]").plain == text
 
 
 def test_escape_becomes_visible(capsys):
