@@ -341,6 +341,11 @@ class LinearProjector:
         """The number that the next frame gets."""
         return self._first_frame_index
 
+    @property
+    def max_batch(self) -> int:
+        """The largest number of frames that one submission may take, see `frames_for`."""
+        return self._session.describe().max_batch
+
     def frames_for(self, patterns: NDArray[Any]) -> int:
         """Return how many frames a batch costs: two a pattern, four where a value is negative."""
         return len(patterns) * (4 if (patterns < 0).any() else 2)
