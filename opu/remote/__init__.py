@@ -1,0 +1,51 @@
+"""The link: one device, shared over the network.
+
+`docs/protocol.md` specifies the messages. `opu.remote.protocol` encodes and checks them and opens no socket,
+`opu.remote.server` serves a device, and `opu.remote.client` is the backend `tcp:`, a device like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from opu.registry import Backend, FoundDevice
+from opu.uri import Uri, UriOption
+
+if TYPE_CHECKING:
+    from opu.device import Device
+
+__all__ = ["BACKEND", "DEFAULT_BIND"]
+
+DEFAULT_BIND = "tcp://127.0.0.1:5755"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value <= 0:
+        raise ValueError("not a time")
+    return value
+
+
+def _make(uri: Uri, options: dict[str, Any]) -> Device:
+    from opu.remote.client import open_remote
+
+    return open_remote(uri, **options)
+
+
+def _find() -> list[FoundDevice]:
+    from opu.remote.client import find_local
+
+    return find_local(DEFAULT_BIND)
+
+
+BACKEND = Backend(
+    scheme="tcp",
+    summary="A device that another process serves (opu serve)",
+    syntax="tcp://127.0.0.1:5755?timeout_s=5",
+    options=[
+        UriOption("timeout_s", _seconds, 5.0, "seconds without a sign of life before the server counts as gone"),
+    ],
+    make=_make,
+    find=_find,
+)

@@ -1,0 +1,773 @@
+"""The server: one device, shared among many clients over ZeroMQ.
+
+One thread owns the sockets. The device works in threads of its own: projections through `Session.submit`, whose
+futures wake the loop when they are done, and the opening and closing of sessions, which may take seconds, in a small
+pool. So the loop never waits for the device, and answers pings and status requests while it works.
+
+Requests wait in a queue for each client. The server keeps the device busy with two at a time and takes them from the
+clients in turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import re
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast
+
+import msgspec
+import numpy as np
+import zmq
+
+import opu
+from opu.device import Device, Projection, Session, SessionDescription, check_frame_numbers
+from opu.errors import (
+    BusyError,
+    ClosedError,
+    LinkError,
+    OpuError,
+    ProtocolError,
+    RefusedError,
+    ServerFailureError,
+    UnreachableError,
+    UriError,
+)
+from opu.remote import DEFAULT_BIND, protocol
+from opu.remote.waker import Waker
+from opu.uri import parse_uri
+
+if TYPE_CHECKING:
+    from opu.patterns import PackedPatterns
+
+__all__ = ["OpuServer", "ServerLimits", "parse_bind"]
+
+_log = logging.getLogger(__name__)
+
+_TICK_MS = 250
+_RETRY_MS = 1
+_READS_PER_TURN = 64
+_DEVICE_DEPTH = 2
+_OUTBOX_MESSAGES = 1024
+_ON_THE_WAY_BYTES = 2**26
+_ZERO_COPY_BYTES = 2**16
+_ROUTER_OPTIONS = {
+    zmq.ROUTER_MANDATORY: 1,  # without it a full queue drops replies without a word
+    zmq.LINGER: 1000,
+    zmq.RCVHWM: 64,
+    zmq.HANDSHAKE_IVL: 5000,
+    zmq.HEARTBEAT_IVL: 5000,  # finds connections whose other end has gone, and frees what is queued for them
+    zmq.HEARTBEAT_TIMEOUT: 15000,
+}
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """What a server grants. `docs/protocol.md` tells clients what happens beyond.
+
+    Parameters
+    ----------
+    max_clients : int
+        Clients at a time.
+    max_sessions : int
+        Open sessions of one client.
+    max_queued : int
+        Unanswered projections of one client.
+    max_queued_total : int
+        Unanswered projections of all clients.
+    max_queued_bytes : int
+        Bytes of patterns in them.
+    max_payload_bytes : int
+        The largest payload of a message.
+    expire_s : float
+        Silence after which a client is forgotten.
+    stall_s : float
+        Time without progress after which a client that does not read is evicted.
+    drain_s : float
+        Time to answer what was accepted when the server stops.
+    """
+
+    max_clients: int = 64
+    max_sessions: int = 16
+    max_queued: int = 64
+    max_queued_total: int = 256
+    max_queued_bytes: int = 2**29
+    max_payload_bytes: int = protocol.MAX_PAYLOAD_BYTES
+    expire_s: float = 15.0
+    stall_s: float = 10.0
+    drain_s: float = 5.0
+
+
+@dataclass(frozen=True, eq=False)
+class _OpenedSession:
+    device_session: Session
+    description: SessionDescription
+
+
+@dataclass(frozen=True, eq=False)
+class _Projection:
+    """A projection that waits for its turn."""
+
+    request: protocol.Project
+    session: _OpenedSession
+    patterns: PackedPatterns
+
+
+_Job: TypeAlias = _Projection | protocol.CloseSession | protocol.Bye
+_ClientRequest: TypeAlias = (
+    protocol.OpenSession | protocol.Project | protocol.CloseSession | protocol.Ping | protocol.Status | protocol.Bye
+)
+
+
+@dataclass(eq=False)
+class _Client:
+    route: bytes
+    client_id: int
+    name: str
+    heard_s: float
+    sessions: dict[int, _OpenedSession] = field(default_factory=dict)
+    opening: int = 0
+    jobs: deque[_Job] = field(default_factory=deque)
+    unanswered: set[int] = field(default_factory=set)
+    queued: int = 0
+    in_flight: int = 0
+    outbox: deque[list[Any]] = field(default_factory=deque)
+    moved_s: float = 0.0
+    on_the_way: deque[zmq.Frame] = field(default_factory=deque)
+    frames: int = 0
+    refused: int = 0
+    gone: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its name for the log, with everything that is not printable ASCII escaped."""
+        return f"{self.client_id} {self.name!a}"
+
+    def status(self) -> protocol.ClientStatus:
+        return protocol.ClientStatus(
+            client_id=self.client_id,
+            name=self.name,
+            sessions=len(self.sessions),
+            frames=self.frames,
+            queued=self.queued,
+            refused=self.refused,
+        )
+
+
+def parse_bind(bind: str) -> str:
+    """Check the address that a server shall listen on.
+
+    Parameters
+    ----------
+    bind : str
+        `tcp://HOST:PORT`; the port 0 or `*` lets the system choose one.
+
+    Returns
+    -------
+    str
+        The address as ZeroMQ wants it.
+
+    Raises
+    ------
+    UriError
+        It is of another form.
+    RefusedError
+        It is not on the loopback interface.
+
+    Examples
+    --------
+    >>> parse_bind("tcp://localhost:5755"), parse_bind("tcp://[::1]:0")
+    ('tcp://127.0.0.1:5755', 'tcp://[::1]:*')
+    """
+    uri = parse_uri(bind)
+    host, colon, port = uri.rest.removeprefix("//").rpartition(":")
+    if uri.scheme != "tcp" or uri.options or not uri.rest.startswith("//") or not host or not colon:
+        raise UriError(f"Cannot listen at {bind!r}.", f"Write tcp://HOST:PORT, for example {DEFAULT_BIND}.")
+    if port != "*" and not (re.fullmatch("[0-9]{1,5}", port) and int(port) <= 65535):
+        raise UriError(f"The port {port!r} of {bind!r} is none.", "Use 1 to 65535, or 0 for any free one.")
+    host = "127.0.0.1" if host == "localhost" else host
+    try:
+        address = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        address = None
+    if address is None or not address.is_loopback or (address.version == 6) != host.startswith("["):
+        raise RefusedError(
+            f"Listening at {bind!r} would let in everybody who can reach it: this version has no keys.",
+            f"Listen on the loopback interface, for example {DEFAULT_BIND}, and reach it through an SSH tunnel.",
+        )
+    return f"tcp://{host}:{'*' if port == '*' or int(port) == 0 else int(port)}"
+
+
+class OpuServer:
+    """Serves a device to many clients.
+
+    A context manager: `with` starts it in a thread and stops it. `stop` may be called from any thread and from a
+    signal handler, `snapshot` from any thread. The device stays open when the server stops.
+
+    Parameters
+    ----------
+    device : Device
+        What is served. Nobody else should use it meanwhile.
+    bind : str
+        Where to listen; see `parse_bind`.
+    limits : ServerLimits
+        What clients are granted.
+
+    Raises
+    ------
+    UriError, RefusedError
+        As `parse_bind`.
+
+    Examples
+    --------
+    >>> import opu
+    >>> with opu.open("sim:?preset=ideal") as device, OpuServer(device, "tcp://127.0.0.1:0") as server:
+    ...     with opu.open(server.uri) as remote:
+    ...         remote.describe().backend
+    'tcp'
+    """
+
+    def __init__(self, device: Device, bind: str = DEFAULT_BIND, limits: ServerLimits | None = None) -> None:
+        self._device = device
+        self._bind = bind
+        self._endpoint = parse_bind(bind)
+        self._limits = limits or ServerLimits()
+        self._server_id = uuid.uuid4().hex
+        self._uri: str | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._posted: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._clients: dict[bytes, _Client] = {}
+        self._turns: deque[_Client] = deque()
+        self._n_sessions = 0
+        self._in_flight = 0
+        self._queued = 0
+        self._waiting_bytes = 0
+        self._started_s = time.monotonic()
+        self._rate_since = (self._started_s, 0)
+        self._frames_per_s = 0.0
+        self._frames = 0
+        self._clients_total = 0
+        self._refused = 0
+        self._malformed = 0
+        self._evicted = 0
+        self._expired = 0
+
+    @property
+    def uri(self) -> str:
+        """The address that clients open, with the port that the system chose.
+
+        Raises
+        ------
+        ClosedError
+            The server has not been started.
+        """
+        if self._uri is None:
+            raise ClosedError("The server has not been started.", "Call start().")
+        return self._uri
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the background thread of `start` is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Listen, and serve in a background thread.
+
+        Raises
+        ------
+        LinkError
+            The address cannot be bound.
+        """
+        self._listen()
+        self._thread = threading.Thread(target=self._serve, name="opu-server", daemon=True)
+        self._thread.start()
+
+    def run(self) -> None:
+        """Listen, and serve in this thread until `stop` is called.
+
+        Raises
+        ------
+        LinkError
+            The address cannot be bound.
+        """
+        self._listen()
+        self._serve()
+
+    def stop(self) -> None:
+        """Stop: answer or refuse what was accepted, say goodbye to the clients, close their sessions.
+
+        Waits for the background thread, if there is one.
+        """
+        self._stopping = True
+        if self._uri is not None:
+            self._waker.wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def snapshot(self) -> protocol.ServerStatus:
+        """Return what the server is doing, for display. Names of clients are texts from elsewhere: escape them."""
+        return protocol.ServerStatus(
+            uptime_s=time.monotonic() - self._started_s,
+            frames=self._frames,
+            frames_per_s=self._frames_per_s,
+            queued=self._queued,
+            clients_total=self._clients_total,
+            refused=self._refused,
+            malformed=self._malformed,
+            evicted=self._evicted,
+            expired=self._expired,
+            clients=tuple(client.status() for client in list(self._clients.values())),
+        )
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # The loop
+
+    def _listen(self) -> None:
+        if self._uri is not None:
+            raise ClosedError("The server has been started before.", "Make another one.")
+        self._context = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.ipv6 = "[" in self._endpoint
+        for option, value in _ROUTER_OPTIONS.items():
+            self._router.setsockopt(option, value)
+        self._router.setsockopt(zmq.MAXMSGSIZE, max(self._limits.max_payload_bytes, protocol.MAX_HEADER_BYTES))
+        try:
+            self._router.bind(self._endpoint)
+        except zmq.ZMQError as error:
+            self._router.close()
+            self._context.term()
+            raise LinkError(
+                f"Cannot listen at {self._bind}: {error.strerror}.",
+                "Stop whatever listens there, or choose another port with --bind.",
+            ) from error
+        self._waker = Waker()
+        self._poller = zmq.Poller()
+        self._poller.register(self._router, zmq.POLLIN)
+        self._poller.register(self._waker.receiver, zmq.POLLIN)
+        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="opu-server-session")
+        self._started_s = time.monotonic()
+        self._uri = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
+        _log.info("serving %s at %s", self._device.uri, self._uri)
+
+    def _serve(self) -> None:
+        try:
+            while not self._stopping:
+                self._turn()
+            self._drain()
+        finally:
+            for client in list(self._clients.values()):
+                self._forget(client)
+            self._router.close()
+            self._context.term()
+            self._pool.shutdown(wait=True)
+            self._waker.close()
+            _log.info("stopped serving at %s", self._uri)
+
+    def _drain(self) -> None:
+        deadline_s = time.monotonic() + self._limits.drain_s
+        while time.monotonic() < deadline_s and any(c.unanswered or c.outbox for c in self._clients.values()):
+            self._turn()
+        for client in list(self._clients.values()):
+            for request_id in sorted(client.unanswered):
+                self._refuse(client, request_id, self._stopped())
+            self._say_goodbye(client, self._stopped().problem, "Open the device again when it has been started.")
+
+    def _turn(self) -> None:
+        waiting = any(client.outbox for client in self._clients.values())
+        ready = dict(self._poller.poll(_RETRY_MS if waiting else _TICK_MS))
+        if self._waker.receiver.fileno() in ready:
+            self._waker.clear()
+        while self._posted:
+            handler, arguments = self._posted.popleft()
+            try:
+                handler(*arguments)
+            except Exception:  # noqa: BLE001 - a fault of one request must not stop the server
+                _log.exception("%s failed", handler.__name__)
+        drained = self._receive()
+        self._give_turns()
+        now_s = time.monotonic()
+        for client in list(self._clients.values()):
+            self._flush(client)
+            if client.outbox and now_s - client.moved_s > self._limits.stall_s:
+                self._evict(client)
+            elif drained and now_s - client.heard_s > self._limits.expire_s:
+                self._expire(client)
+        self._measure_rate(now_s)
+
+    def _measure_rate(self, now_s: float) -> None:
+        since_s, frames = self._rate_since
+        if now_s - since_s >= 1.0:
+            self._frames_per_s = (self._frames - frames) / (now_s - since_s)
+            self._rate_since = (now_s, self._frames)
+
+    def _post(self, handler: Callable[..., None], *arguments: Any) -> None:
+        """Have the loop call a handler. The only way into the loop from other threads."""
+        self._posted.append((handler, arguments))
+        self._waker.wake()
+
+    # Messages in
+
+    def _receive(self) -> bool:
+        """Handle messages that have arrived; say whether that was all of them."""
+        for _ in range(_READS_PER_TURN):
+            try:
+                route, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return True
+            self._handle(route.bytes, [frame.buffer for frame in frames])
+        return False
+
+    def _handle(self, route: bytes, frames: Sequence[memoryview]) -> None:
+        client = self._clients.get(route)
+        if client is not None:
+            client.heard_s = time.monotonic()
+        try:
+            request, payload = protocol.decode_request(frames)
+        except OpuError as error:
+            self._refuse(client or route, protocol.read_request_id(frames), error)
+            return
+        try:
+            if isinstance(request, protocol.Hello):
+                self._welcome(route, client, request)
+            elif client is None:
+                self._send_to_stranger(route, self._do_not_know())
+            else:
+                self._answer(client, request, payload)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            self._refuse(client or route, request.request_id, self._explain(client, error))
+
+    def _answer(self, client: _Client, request: _ClientRequest, payload: memoryview | None) -> None:
+        if isinstance(request, protocol.Ping):
+            self._send(client, protocol.Pong(request_id=request.request_id))
+        elif isinstance(request, protocol.Status):
+            self._send(client, protocol.StatusReply(request_id=request.request_id, status=self.snapshot()))
+        elif request.request_id in client.unanswered:
+            raise ProtocolError(
+                f"Request {request.request_id} has not been answered yet.", "Give every request another number."
+            )
+        elif isinstance(request, protocol.OpenSession):
+            self._open_session(client, request)
+        elif isinstance(request, protocol.Project):
+            assert payload is not None  # noqa: S101 - decode_request has checked it
+            self._accept(client, request, payload)
+        elif len(client.jobs) > self._limits.max_queued + self._limits.max_sessions:
+            raise BusyError(f"{len(client.jobs)} requests of this client wait.", "Wait for an answer.")
+        else:
+            client.jobs.append(request)
+            client.unanswered.add(request.request_id)
+
+    def _welcome(self, route: bytes, client: _Client | None, hello: protocol.Hello) -> None:
+        if self._stopping:
+            raise self._stopped()
+        if client is not None:
+            raise ProtocolError("This client has said hello before.", "Say it once for each connection.")
+        if len(self._clients) >= self._limits.max_clients:
+            raise BusyError(f"The server has {len(self._clients)} clients, as many as it takes.", "Try again later.")
+        welcome = protocol.Welcome(
+            request_id=hello.request_id,
+            version=protocol.PROTOCOL_VERSION,
+            software=f"openopu {opu.__version__}",
+            server_id=self._server_id,
+            description=self._device.describe(),
+            limits=protocol.LinkLimits(
+                max_payload_bytes=self._limits.max_payload_bytes,
+                max_sessions=self._limits.max_sessions,
+                max_queued=self._limits.max_queued,
+                expire_s=self._limits.expire_s,
+            ),
+        )
+        self._clients_total += 1
+        client = _Client(route, self._clients_total, hello.name, time.monotonic())
+        self._clients[route] = client
+        self._turns.append(client)
+        _log.info("client %s has come", client.label)
+        self._send(client, welcome)
+
+    # Sessions
+
+    def _open_session(self, client: _Client, request: protocol.OpenSession) -> None:
+        if self._stopping:
+            raise self._stopped()
+        if len(client.sessions) + client.opening >= self._limits.max_sessions:
+            raise BusyError(
+                f"This client has {self._limits.max_sessions} open sessions, as many as a client may have.",
+                "Close one first.",
+            )
+        client.opening += 1
+        client.unanswered.add(request.request_id)
+        future = self._pool.submit(self._device.open_session, request.config)
+        future.add_done_callback(lambda done: self._post(self._session_opened, client, request, done))
+
+    def _session_opened(self, client: _Client, request: protocol.OpenSession, done: Future[Session]) -> None:
+        client.opening -= 1
+        client.unanswered.discard(request.request_id)
+        try:
+            session = done.result()
+            description = self._limit_batch(session.describe())
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            self._refuse(client, request.request_id, self._explain(client, error))
+            return
+        if client.gone:
+            self._pool.submit(_close_session, session)
+            return
+        self._n_sessions += 1
+        client.sessions[self._n_sessions] = _OpenedSession(session, description)
+        opened = protocol.SessionOpened(
+            request_id=request.request_id, session=self._n_sessions, description=description
+        )
+        self._send(client, opened)
+
+    def _limit_batch(self, description: SessionDescription) -> SessionDescription:
+        """State a largest batch whose patterns and frames fit into a payload."""
+        config = description.config
+        itemsize = np.dtype(description.frame_dtype).itemsize
+        row_bytes = max(config.n_outputs * itemsize, -(-config.n_features // 8))
+        fitting = max(1, self._limits.max_payload_bytes // row_bytes)
+        return msgspec.structs.replace(description, max_batch=min(description.max_batch, fitting))
+
+    def _give_back(self, client: _Client, request: protocol.CloseSession) -> None:
+        opened = client.sessions.pop(request.session, None)
+        if opened is None:
+            client.unanswered.discard(request.request_id)
+            error = ClosedError(f"Session {request.session} is not open.", "It may have been closed before.")
+            self._refuse(client, request.request_id, error)
+            return
+        future = self._pool.submit(_close_session, opened.device_session)
+        future.add_done_callback(lambda _: self._post(self._done, client, request.request_id))
+
+    def _done(self, client: _Client, request_id: int) -> None:
+        client.unanswered.discard(request_id)
+        self._send(client, protocol.Done(request_id=request_id))
+
+    # Projections
+
+    def _accept(self, client: _Client, request: protocol.Project, payload: memoryview) -> None:
+        if self._stopping:
+            raise self._stopped()
+        session = client.sessions.get(request.session)
+        if session is None:
+            raise ClosedError(f"Session {request.session} is not open.", "Open one first.")
+        check_frame_numbers(request.first_frame_index, request.batch, session.description.max_batch)
+        if client.queued >= self._limits.max_queued:
+            raise BusyError(
+                f"This client has {client.queued} unanswered requests, as many as a client may have.",
+                "Wait for an answer, then send the request again.",
+            )
+        full = self._waiting_bytes + payload.nbytes > self._limits.max_queued_bytes
+        if full or self._queued >= self._limits.max_queued_total:
+            raise BusyError(
+                f"The queue of the server is full: {self._queued} requests wait.", "Send the request again later."
+            )
+        client.jobs.append(_Projection(request, session, protocol.read_patterns(request, payload)))
+        client.unanswered.add(request.request_id)
+        client.queued += 1
+        self._queued += 1
+        self._waiting_bytes += payload.nbytes
+
+    def _give_turns(self) -> None:
+        """Take up jobs, one client after the other, as long as the device has room."""
+        idle = 0
+        while self._in_flight < _DEVICE_DEPTH and idle < len(self._turns):
+            client = self._turns[0]
+            self._turns.rotate(-1)
+            idle = 0 if self._take_job(client) else idle + 1
+
+    def _take_job(self, client: _Client) -> bool:
+        if not client.jobs or client.outbox:
+            return False
+        job = client.jobs[0]
+        if not isinstance(job, _Projection) and client.in_flight:
+            return False
+        client.jobs.popleft()
+        if isinstance(job, _Projection):
+            self._project(client, job)
+        elif isinstance(job, protocol.CloseSession):
+            self._give_back(client, job)
+        else:
+            self._done(client, job.request_id)
+            _log.info("client %s has left", client.label)
+            self._forget(client)
+        return True
+
+    def _project(self, client: _Client, job: _Projection) -> None:
+        self._in_flight += 1
+        client.in_flight += 1
+        self._waiting_bytes -= job.request.payload_bytes
+        first = job.request.first_frame_index
+        try:
+            future = job.session.device_session.submit(job.patterns, first_frame_index=first)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            future = Future()
+            future.set_exception(error)
+        future.add_done_callback(lambda done: self._post(self._projected, client, job, done))
+
+    def _projected(self, client: _Client, job: _Projection, done: Future[Projection]) -> None:
+        self._in_flight -= 1
+        client.in_flight -= 1
+        if client.gone:
+            return
+        request_id = job.request.request_id
+        client.unanswered.discard(request_id)
+        client.queued -= 1
+        self._queued -= 1
+        try:
+            reply, payload = _word_frames(job, done.result())
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            self._refuse(client, request_id, self._explain(client, error))
+            return
+        client.frames += reply.batch
+        self._frames += reply.batch
+        self._send(client, reply, payload)
+
+    # Messages out
+
+    def _send(self, client: _Client, reply: protocol.Reply, payload: memoryview | None = None) -> None:
+        if client.gone:
+            return
+        if not client.outbox:
+            client.moved_s = time.monotonic()
+        client.outbox.append(_to_frames(client.route, reply, payload))
+        if len(client.outbox) > _OUTBOX_MESSAGES:
+            self._evict(client)
+        else:
+            self._flush(client)
+
+    def _flush(self, client: _Client) -> None:
+        """Send what the network takes; the rest stays in the outbox."""
+        while client.on_the_way and client.on_the_way[0].tracker.done:
+            client.on_the_way.popleft()
+        while client.outbox and sum(map(len, client.on_the_way)) < _ON_THE_WAY_BYTES:
+            frames = client.outbox[0]
+            try:
+                self._router.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            except zmq.ZMQError as error:
+                _log.info("client %s has gone: %s", client.label, error.strerror)
+                self._forget(client)
+                return
+            client.outbox.popleft()
+            client.moved_s = time.monotonic()
+            client.on_the_way.extend(frame for frame in frames if isinstance(frame, zmq.Frame) and frame.tracker)
+
+    def _send_to_stranger(self, route: bytes, reply: protocol.Reply) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # it takes the answer now, or does without
+            self._router.send_multipart(_to_frames(route, reply), zmq.NOBLOCK)
+
+    def _refuse(self, addressee: _Client | bytes, request_id: int | None, error: OpuError) -> None:
+        """Answer a request of a client, or of a stranger who is known by the route alone, with an error."""
+        self._refused += 1
+        self._malformed += isinstance(error, ProtocolError)
+        reply = protocol.error_reply(request_id, error)
+        if isinstance(addressee, _Client):
+            addressee.refused += 1
+            self._send(addressee, reply)
+        else:
+            self._send_to_stranger(addressee, reply)
+
+    def _explain(self, client: _Client | None, error: Exception) -> OpuError:
+        if isinstance(error, OpuError):
+            return error
+        _log.error("a request of client %s failed", client.label if client else "?", exc_info=error)
+        return ServerFailureError(
+            f"The server met an unexpected {type(error).__name__}.", "Its log tells more; the request may be right."
+        )
+
+    def _stopped(self) -> UnreachableError:
+        return UnreachableError(
+            f"The server at {self._uri} was stopped.", "Repeat the request when it has been started again."
+        )
+
+    def _do_not_know(self) -> protocol.Goodbye:
+        return protocol.Goodbye(
+            problem=f"The server at {self._uri} does not know this client: it was restarted, or has said goodbye.",
+            remedy="Open the device again.",
+        )
+
+    # Clients that go
+
+    def _say_goodbye(self, client: _Client, problem: str, remedy: str) -> None:
+        self._send(client, protocol.Goodbye(problem=problem, remedy=remedy))
+        self._forget(client)
+
+    def _evict(self, client: _Client) -> None:
+        self._evicted += 1
+        _log.warning("client %s evicted: it does not read, %d replies wait", client.label, len(client.outbox))
+        self._forget(client)
+        goodbye = protocol.Goodbye(
+            problem="The server has evicted this client because it did not read its replies.",
+            remedy="Open the device again, and read what it sends.",
+        )
+        self._send_to_stranger(client.route, goodbye)
+
+    def _expire(self, client: _Client) -> None:
+        self._expired += 1
+        silence = f"for {self._limits.expire_s:g} s"
+        _log.warning("client %s expired: silent %s", client.label, silence)
+        self._say_goodbye(client, f"The server has not heard this client {silence}.", "Open the device again.")
+
+    def _forget(self, client: _Client) -> None:
+        if client.gone:
+            return
+        client.gone = True
+        del self._clients[client.route]
+        self._turns.remove(client)
+        self._queued -= client.queued
+        self._waiting_bytes -= sum(job.request.payload_bytes for job in client.jobs if isinstance(job, _Projection))
+        client.jobs.clear()
+        client.outbox.clear()
+        for opened in client.sessions.values():
+            self._pool.submit(_close_session, opened.device_session)
+        client.sessions.clear()
+
+
+def _close_session(session: Session) -> None:
+    try:
+        session.close()
+    except Exception:  # noqa: BLE001 - nobody waits for it any more
+        _log.exception("closing a session failed")
+
+
+def _word_frames(job: _Projection, projection: Projection) -> tuple[protocol.Frames, memoryview]:
+    frames = projection.frames
+    description = job.session.description
+    expected = (job.request.batch, description.config.n_outputs)
+    if frames.shape != expected or frames.dtype.name != description.frame_dtype:
+        raise ServerFailureError(
+            f"The device gave {frames.dtype} frames of the shape {frames.shape} where {description.frame_dtype} of "
+            f"the shape {expected} were due.",
+            "Its driver is at fault.",
+        )
+    reply = protocol.Frames(
+        request_id=job.request.request_id,
+        dtype=cast("Literal['uint8', 'uint16']", description.frame_dtype),
+        batch=expected[0],
+        n_outputs=expected[1],
+        provenance=projection.provenance,
+    )
+    return reply, protocol.frames_payload(frames)
+
+
+def _to_frames(route: bytes, reply: protocol.Reply, payload: memoryview | None = None) -> list[Any]:
+    frames: list[Any] = [route, *protocol.encode(reply)]
+    if payload is not None:
+        large = payload.nbytes >= _ZERO_COPY_BYTES
+        frames.append(zmq.Frame(payload, track=large, copy=not large))
+    return frames
