@@ -7,6 +7,7 @@ Exit status: 0 ok, 1 a limit was missed, 2 bad input, 3 unreachable, 4 refused.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-__all__ = ["JsonOption", "Report", "plain", "progress", "reporting", "split_json_option", "table"]
+__all__ = ["JsonOption", "Report", "plain", "progress", "reporting", "split_json_option", "table", "write_json"]
 
 JsonOption = Annotated[
     str | None,
@@ -150,14 +151,34 @@ def reporting(verb: str, json_to: str | None) -> Iterator[Report]:
     else:
         status = 0 if report.ok else 1
     if json_to is not None:
-        document = {"schema": f"openopu.{verb}/1", "ok": status == 0, "error": error, **report.fields}
-        text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
-        if json_to == "-":
-            sys.stdout.write(text)
-        else:
-            Path(json_to).write_text(text, encoding="utf-8")
+        report.ok = status == 0
+        write_json(verb, report, json_to, error=error)
     if status:
         raise typer.Exit(status)
+
+
+def write_json(
+    verb: str, report: Report, target: str | os.PathLike[str], *, error: dict[str, str] | None = None
+) -> None:
+    """Write the JSON object of a command.
+
+    Parameters
+    ----------
+    verb : str
+        The command, for the schema name.
+    report : Report
+        Its fields and whether all is well.
+    target : str or path
+        A file, or `-` for standard output.
+    error : dict, optional
+        `code`, `message` and `remedy` of what went wrong.
+    """
+    document = {"schema": f"openopu.{verb}/1", "ok": report.ok, "error": error, **report.fields}
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).write_text(text, encoding="utf-8")
 
 
 def split_json_option(arguments: list[str]) -> list[str]:

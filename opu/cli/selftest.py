@@ -22,8 +22,8 @@ def selftest(
     """Run the conformance suite on a device.
 
     Every promise of the device contract is tried: shapes, numbering of frames, pipelining, threads, bad input, light
-    and exposure, linear projections. With several addresses, their frames must agree byte for byte as well: a device with
-    repeatable noise gives the same ones in process and behind a server.
+    and exposure, linear projections. With several addresses, their frames must agree byte for byte as well: a device
+    with repeatable noise gives the same ones in process and behind a server.
 
     Example: opu selftest 'sim:?preset=aurora&seed=7' tcp://127.0.0.1:5755
     """

@@ -1,0 +1,78 @@
+"""`opu selftest`, `opu calibrate`, `opu bench`: answers, JSON, exit statuses."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from opu.cli.app import app
+from opu.console import split_json_option
+
+
+def run(*arguments):
+    result = CliRunner().invoke(app, split_json_option(list(arguments)))
+    return result.exit_code, result
+
+
+def test_selftest_compares_addresses(tmp_path):
+    target = tmp_path / "result.json"
+    status, result = run("selftest", "sim:?seed=7", "sim:?preset=aurora&seed=7", f"--json={target}")
+    document = json.loads(target.read_text())
+    assert status == 0, result.output
+    assert document["schema"] == "openopu.selftest/1"
+    assert document["ok"] is True
+    assert document["same_bytes"] is True
+    assert all(check["passed"] for device in document["devices"] for check in device["checks"])
+    assert "The bytes agree." in result.output
+
+
+def test_selftest_of_two_devices_finds_that_they_differ():
+    status, result = run("selftest", "sim:?seed=7", "sim:?seed=8")
+    assert status == 1
+    assert "The bytes differ." in result.output
+
+
+def test_calibrate_writes_every_field(tmp_path):
+    target = tmp_path / "result.json"
+    status, result = run("calibrate", "sim:?seed=7", "dark_level", "repeat_correlation", f"--json={target}")
+    document = json.loads(target.read_text())
+    assert status == 0, result.output
+    assert list(document["calibration"]) == ["dark_level", "repeat_correlation"]
+    fields = {"value", "unit", "uncertainty", "limit", "passed", "frames", "seconds"}
+    assert fields <= set(document["calibration"]["dark_level"])
+
+
+def test_json_goes_to_standard_output_alone():
+    status, result = run("calibrate", "sim:?seed=7", "dark_level", "--json")
+    assert status == 0
+    assert json.loads(result.stdout)["calibration"]["dark_level"]["passed"] is True
+    assert "dark_level" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "code"),
+    [
+        (("calibrate", "sim:", "tea"), 2, "config"),
+        (("calibrate", "sim:?colour=red"), 2, "uri"),
+        (("bench", "sim:", "--batches", "1,x"), 2, "config"),
+        (("bench", "sim:", "--n-features", "2000000"), 2, "capacity"),
+        (("selftest", "carrier-pigeon:"), 2, "uri"),
+    ],
+)
+def test_bad_input_has_a_code_and_a_status(arguments, status, code):
+    found, result = run(*arguments, "--json")
+    document = json.loads(result.stdout)
+    assert found == status
+    assert document["ok"] is False
+    assert document["error"]["code"] == code
+    assert document["error"]["remedy"]
+
+
+def test_bench_reports_each_batch():
+    status, result = run(
+        "bench", "sim:?preset=ideal", "--batches", "1,4", "--n-features", "20", "--n-outputs", "30",
+        "--seconds", "0.02", "--json",
+    )  # fmt: skip
+    rows = json.loads(result.stdout)["throughput"]
+    assert status == 0
+    assert [(row["where"], row["batch"]) for row in rows] == [("in_process", 1), ("in_process", 4)]
