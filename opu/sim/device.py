@@ -24,7 +24,7 @@ from opu.parts import CameraReport, CameraSettings, FrameNumbers, MirrorLayout, 
 from opu.patterns import PackedPatterns, pack, unpack
 from opu.sim.camera import Exposure, expose
 from opu.sim.counters import derive_key
-from opu.sim.medium import MIN_ONES, ExplicitMedium
+from opu.sim.medium import MIN_ONES, ExplicitMedium, field_of
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -92,12 +92,12 @@ class OpticalTable:
         offset: int,
     ) -> Exposure:
         """Compute the field of patterns, shape (n_frames, n_features), and bundle it with the camera's side."""
-        lit = features.astype(np.float32)
+        real, imag = field_of(compiled, features)
         off = self.model.dmd.off_amplitude
         return Exposure(
             camera=self.model.camera,
-            field_real=lit @ compiled.real,
-            field_imag=lit @ compiled.imag,
+            field_real=real,
+            field_imag=imag,
             background_real=compiled.background_real,
             background_imag=compiled.background_imag,
             on_amplitude=1 - off if self.light_on else 0.0,

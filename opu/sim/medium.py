@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from opu.parts import MirrorLayout
 
-__all__ = ["CompiledMedium", "ExplicitMedium", "compile_with_numpy", "entries_with_numpy", "numba_lock"]
+__all__ = ["CompiledMedium", "ExplicitMedium", "compile_with_numpy", "entries_with_numpy", "field_of", "numba_lock"]
 
 MIN_ONES = 50
 """From this many lit mirrors on the contrast is within 0.01 of 1: sqrt(1 - 1 / 50) = 0.990."""
@@ -37,6 +37,8 @@ numba_lock = threading.Lock()
 
 _BLOCK = 64
 _CHUNK = 256
+_OUTPUT_BLOCK = 1024
+_FEW_FEATURES = 128
 _U0 = np.uint64(0)
 _U1 = np.uint64(1)
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -109,6 +111,51 @@ def _compile(
         if feature == n_features:
             real[n_features, output] = sum_real
             imag[n_features, output] = sum_imag
+
+
+@njit(parallel=True, cache=True)
+def _sum_lit(features: Any, matrix: Any, out: Any) -> None:  # pragma: no cover - compiled
+    n_frames, n_features = features.shape
+    n_blocks = (out.shape[1] + _OUTPUT_BLOCK - 1) // _OUTPUT_BLOCK
+    for task in prange(n_frames * n_blocks):
+        frame = task // n_blocks
+        start = (task % n_blocks) * _OUTPUT_BLOCK
+        stop = min(start + _OUTPUT_BLOCK, out.shape[1])
+        out[frame, start:stop] = np.float32(0)
+        for feature in range(n_features):
+            if features[frame, feature]:
+                for output in range(start, stop):
+                    out[frame, output] += matrix[feature, output]
+
+
+def field_of(compiled: CompiledMedium, features: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the field of the lit features: `features @ (real + 1j imag)`.
+
+    Sums of integers below 2**24, so both engines give the same bits. Few features are summed up by a kernel: BLAS
+    gains nothing there, and its waiting threads take the cores from everybody else (on two busy cores, 512 frames of
+    2263 outputs took 68 ms with it and 28 ms without).
+
+    Parameters
+    ----------
+    compiled : CompiledMedium
+        The medium of the session.
+    features : ndarray of uint8, shape (n_frames, n_features)
+        Values 0 and 1.
+
+    Returns
+    -------
+    tuple of two ndarray of float32, shape (n_frames, n_outputs)
+        Real and imaginary parts.
+    """
+    if features.shape[1] > _FEW_FEATURES:
+        lit = features.astype(np.float32)
+        return lit @ compiled.real, lit @ compiled.imag
+    real = np.empty((len(features), compiled.real.shape[1]), dtype=np.float32)
+    imag = np.empty_like(real)
+    with numba_lock:
+        _sum_lit(features, compiled.real, real)
+        _sum_lit(features, compiled.imag, imag)
+    return real, imag
 
 
 def entries_with_numpy(
