@@ -1,0 +1,203 @@
+"""What the tests of the link share: a small device whose delays and faults can be set, and a client without manners."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import zmq
+
+from opu.device import (
+    CONTRACT_VERSION,
+    Device,
+    DeviceDescription,
+    Limits,
+    MediumDescription,
+    Projection,
+    Provenance,
+    Session,
+    SessionDescription,
+    Timing,
+)
+from opu.patterns import unpack
+from opu.remote import protocol
+
+TOY_DESCRIPTION = DeviceDescription(
+    contract_version=CONTRACT_VERSION,
+    device_id="toy",
+    model="toy device",
+    backend="toy",
+    mirrors=(32, 32),
+    pixels=(1000, 1000),
+    bit_depth=8,
+    frame_dtype="uint8",
+    full_scale_dn=255,
+    black_level_dn=0.0,
+    layouts=("lined",),
+    light=("on", "off"),
+    exposure_us=Limits(minimum=10.0, maximum=1000.0, default=100.0, unit="us"),
+    gain_db=Limits(minimum=0.0, maximum=20.0, default=0.0, unit="dB"),
+    timing=Timing(
+        readout_us=100.0, frame_overhead_us=0.0, call_overhead_us=0.0, latency_us=0.0, reconfigure_us=0.0
+    ),
+    medium=MediumDescription(medium_id="toy", epoch=0, law="none", min_ones=0),
+    capabilities=("repeatable_noise",),
+    max_batch=64,
+)
+
+
+class ToyDevice(Device):
+    """Frame `i`, pixel `j` is `(lit features * (j + 1) + i + noise_key) % 251`.
+
+    `delay_s` is the time of a batch, `error` what a batch raises, and `gate` lets batches pass while it is set.
+    """
+
+    def __init__(self, description=TOY_DESCRIPTION):
+        super().__init__("toy:")
+        self.delay_s = 0.0
+        self.open_delay_s = 0.0
+        self.error = None
+        self.gate = threading.Event()
+        self.gate.set()
+        self.open_sessions = 0
+        self.projected = []
+        self._description = description
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1)
+
+    def describe(self):
+        return self._description
+
+    def _open_session(self, config):
+        time.sleep(self.open_delay_s)
+        with self._lock:
+            self.open_sessions += 1
+        return ToySession(self, config)
+
+    def _close(self):
+        self._worker.shutdown()
+
+
+class ToySession(Session):
+    def __init__(self, device, config):
+        super().__init__(
+            SessionDescription(
+                session_id="always the same",
+                config=config,
+                frame_dtype=device.describe().frame_dtype,
+                frame_us=100.0,
+                mirrors_per_feature=1,
+                max_batch=device.describe().max_batch,
+                compiled_bytes=0,
+            )
+        )
+        self._device = device
+
+    def _submit(self, packed, first_frame_index, out):
+        return self._device._worker.submit(self._project, packed, first_frame_index, out)
+
+    def _project(self, packed, first, out):
+        device = self._device
+        assert device.gate.wait(60)
+        time.sleep(device.delay_s)
+        if device.error is not None:
+            raise device.error
+        device.projected.append((self.config.noise_key, first))
+        frames = toy_frames(unpack(packed), first, self.config)
+        provenance = Provenance(
+            device_id="toy",
+            medium_id="toy",
+            medium_epoch=0,
+            session_id=self.describe().session_id,
+            config=self.config,
+            calibration_id=None,
+            first_frame_index=first,
+            n_frames=len(packed),
+            frame_us=100.0,
+            device_start_us=0.0,
+            device_us=100.0 * len(packed),
+            started_unix_s=0.0,
+            finished_unix_s=0.0,
+            saturated_fraction=0.0,
+            skipped_frames=0,
+        )
+        return Projection(frames, provenance)
+
+    def _close(self):
+        with self._device._lock:
+            self._device.open_sessions -= 1
+
+
+def toy_frames(patterns, first, config):
+    lit = np.asarray(patterns).sum(axis=1, dtype=np.int64)[:, None]
+    index = first + np.arange(len(lit))[:, None]
+    return ((lit * np.arange(1, config.n_outputs + 1) + index + config.noise_key) % 251).astype(np.uint8)
+
+
+class RawClient:
+    """A socket that sends what it is told, and does nothing by itself, not even ping."""
+
+    def __init__(self, uri, receive_limit=1000):
+        self.context = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        self.socket.linger = 0
+        self.socket.rcvhwm = receive_limit
+        self.socket.connect(uri)
+        self.last_id = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+        self.context.term()
+
+    def number(self):
+        self.last_id += 1
+        return self.last_id
+
+    def send(self, message, payload=None):
+        self.socket.send_multipart(protocol.encode(message, payload))
+
+    def receive(self, timeout_s=5.0):
+        """The next reply with its payload, or None."""
+        if not self.socket.poll(round(1000 * timeout_s)):
+            return None
+        return protocol.decode_reply(self.socket.recv_multipart())
+
+    def ask(self, message, payload=None, timeout_s=5.0):
+        self.send(message, payload)
+        reply, _ = self.receive(timeout_s)
+        assert getattr(reply, "request_id", message.request_id) == message.request_id
+        return reply
+
+    def hello(self, name="raw"):
+        return self.ask(
+            protocol.Hello(
+                request_id=self.number(), version=protocol.PROTOCOL_VERSION, software="test", name=name
+            )
+        )
+
+    def open_session(self, config):
+        return self.ask(protocol.OpenSession(request_id=self.number(), config=config))
+
+    def project(self, session, patterns, first=0, n_features=None, batch=None):
+        """Send a projection of packed bits, as wrong as the caller likes; return its number."""
+        bits = np.packbits(np.asarray(patterns, np.uint8), axis=1, bitorder="little")
+        number = self.number()
+        message = protocol.Project(
+            request_id=number,
+            session=session,
+            first_frame_index=first,
+            n_features=n_features or len(patterns[0]),
+            batch=batch or len(patterns),
+        )
+        self.send(message, bits.tobytes())
+        return number
+
+
+def wait_until(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
