@@ -1,0 +1,62 @@
+"""Small simulated benches and even illumination, so that noise can be counted."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from opu.sim.camera import CameraModel, Exposure, expose
+from opu.sim.counters import derive_key
+from opu.sim.device import SimulatedBench
+from opu.sim.models import DmdModel, LaserModel, preset
+
+PLAIN = CameraModel(rows=1088, columns=2040, bit_depth=16, full_well_e=np.inf, gain_dn_per_e=1.0)
+
+
+@pytest.fixture(scope="session")
+def take():
+    """Take frames of an evenly lit sensor with the compiled kernel: `take(mean_e, **camera) -> frames`."""
+
+    def take(mean_e, *, n_frames=500, n_pixels=2000, key=("camera", 7, 0), first_frame_index=0, gain_db=0.0, **camera):
+        model = dataclasses.replace(PLAIN, **camera)
+        exposure = Exposure(
+            camera=model,
+            field_real=np.ones((n_frames, n_pixels), np.float32),
+            field_imag=np.zeros((n_frames, n_pixels), np.float32),
+            background_real=np.zeros(n_pixels, np.float32),
+            background_imag=np.zeros(n_pixels, np.float32),
+            on_amplitude=1.0,
+            off_amplitude=0.0,
+            electrons_per_intensity=mean_e,
+            exposure_us=1000.0,
+            gain_db=gain_db,
+            pixels=np.arange(n_pixels, dtype=np.int64),
+            first_frame_index=first_frame_index,
+            key=derive_key(*key),
+        )
+        frames = np.empty((n_frames, n_pixels), model.frame_dtype)
+        assert expose(exposure, frames) == (frames == model.full_scale_dn).sum()
+        return frames
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def make_bench():
+    """Make a bench after `aurora` with 64 x 64 mirrors: `make_bench(camera={...}, seed=7, electrons=..., **fields)`.
+
+    `electrons` is the mean of a pixel with half of the mirrors on for 400 us.
+    """
+
+    def make(*, camera=None, electrons=1000.0, contrast=np.inf, seed=7, realtime=False, **fields):
+        aurora = preset("aurora")
+        model = dataclasses.replace(
+            aurora,
+            dmd=DmdModel(rows=64, columns=64, contrast=contrast),
+            laser=LaserModel(electrons_per_mirror_us=electrons / (400 * 64 * 64 / 2)),
+            camera=dataclasses.replace(aurora.camera, **(camera or {})),
+            **fields,
+        )
+        return SimulatedBench(model, seed=seed, realtime=realtime)
+
+    return make
