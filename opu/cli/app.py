@@ -9,9 +9,11 @@ import typer
 import opu
 from opu.cli.bench import bench
 from opu.cli.calibrate import calibrate
+from opu.cli.demo import demo
 from opu.cli.info import info
 from opu.cli.scan import scan
 from opu.cli.selftest import selftest
+from opu.cli.serve import serve
 
 __all__ = ["app"]
 
@@ -45,5 +47,5 @@ def _opu(
     """
 
 
-for verb in (info, scan, selftest, calibrate, bench):
+for verb in (info, scan, serve, selftest, calibrate, bench, demo):
     app.command()(verb)
