@@ -95,7 +95,8 @@ class Bench(Device):
                 f"A session of {config.n_features} features and {config.n_outputs} outputs needs {n_bytes / 2**20:.0f} "
                 f"MiB of compiled medium, and the limit is {limit / 2**20:.0f} MiB.",
                 f"Ask for fewer features or outputs: at {config.n_outputs} outputs about "
-                f"{limit * config.n_features // n_bytes} features fit.",
+                # One less than in proportion: what shows no feature takes a share of its own.
+                f"{max(0, limit * config.n_features // n_bytes - 1)} features fit.",
             )
         with self._prepare_lock:
             prepared = self.parts.optics.prepare(layout, pixels)

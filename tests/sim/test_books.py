@@ -1,0 +1,97 @@
+"""What a session costs: device time as it is booked and slept, and memory as it is limited."""
+
+import re
+import time
+
+import msgspec
+import numpy as np
+import pytest
+
+import opu
+from opu.device import Timing
+from opu.errors import CapacityError
+
+TIMING = Timing(
+    readout_us=300.0, frame_overhead_us=50.0, call_overhead_us=40_000.0, latency_us=0.0, reconfigure_us=7000.0
+)
+CONFIG = opu.SessionConfig(n_features=10, n_outputs=20)
+ONES = np.ones((8, 10))
+
+
+def test_a_call_books_overhead_frames_and_reconfiguration(make_bench):
+    other = msgspec.structs.replace(CONFIG, exposure_us=1000.0)
+    with make_bench(timing=TIMING) as device:
+        assert device.describe().timing == TIMING
+        first, second = device.open_session(CONFIG), device.open_session(other)
+        assert first.describe().frame_us == 400 + 50
+        assert second.describe().frame_us == 1000 + 50
+        calls = [
+            (first, ONES, 40_000 + 8 * 450),
+            (first, ONES[:1], 40_000 + 450),
+            (second, ONES, 40_000 + 8 * 1050 + 7000),
+            (device.open_session(other), ONES, 40_000 + 8 * 1050),  # another session, the same configuration
+            (first, ONES, 40_000 + 8 * 450 + 7000),
+        ]
+        start_us = 0.0
+        for session, patterns, device_us in calls:
+            provenance = session.project(patterns).provenance
+            assert provenance.device_us == device_us
+            assert provenance.device_start_us == start_us
+            assert provenance.frame_us == session.describe().frame_us
+            assert provenance.finished_unix_s >= provenance.started_unix_s
+            start_us += device_us
+
+
+def test_a_short_exposure_waits_for_the_readout(make_bench):
+    config = msgspec.structs.replace(CONFIG, exposure_us=20.0)
+    with make_bench(timing=TIMING) as device, device.open_session(config) as session:
+        assert session.describe().frame_us == 300 + 50
+
+
+def test_aurora_books_what_was_published():
+    """3,000 vectors took 1.683 s."""
+    with opu.open("sim:?preset=aurora") as device:
+        session = device.open_session(opu.SessionConfig(n_features=10, n_outputs=10))
+        session.project(ONES)  # kernels are loaded
+        started_s = time.monotonic()
+        provenance = session.project(np.ones((3000, 10))).provenance
+    assert provenance.device_us == 1.683e6
+    assert time.monotonic() - started_s < 1.683  # booked, not slept
+
+
+def test_real_time_takes_as_long_as_it_books(make_bench):
+    with make_bench(timing=TIMING, realtime=True) as device, device.open_session(CONFIG) as session:
+        started_s = time.monotonic()
+        provenance = session.project(np.ones((200, 10))).provenance
+        assert time.monotonic() - started_s >= 0.13
+    assert provenance.device_us == 130_000
+
+
+def test_real_time_in_an_address():
+    with opu.open("sim:?preset=aurora&realtime=1") as device, device.open_session(CONFIG) as session:
+        started_s = time.monotonic()
+        session.project(ONES)
+        assert time.monotonic() - started_s >= 0.183 + 8 * 0.0005
+
+
+@pytest.mark.parametrize(("n_features", "n_outputs"), [(4000, 100), (1000, 999), (50, 2608)])
+def test_a_session_beyond_the_memory_limit_is_refused_and_the_remedy_works(
+    make_bench, monkeypatch, n_features, n_outputs
+):
+    monkeypatch.setattr("opu.sim.device.MAX_SESSION_BYTES", 2**20)
+    with make_bench() as device:
+        assert device.describe().max_session_bytes == 2**20
+        with pytest.raises(CapacityError, match="MiB") as refusal:
+            device.open_session(opu.SessionConfig(n_features=n_features, n_outputs=n_outputs))
+        fitting = int(re.search(r"about (\d+) features", refusal.value.remedy)[1])
+        assert fitting >= 0.95 * (2**20 / (8 * n_outputs)) - 2
+        with device.open_session(opu.SessionConfig(n_features=fitting, n_outputs=n_outputs)) as session:
+            assert session.describe().compiled_bytes <= 2**20
+            session.project(np.ones((1, fitting)))
+
+
+def test_the_default_limit_is_two_gibibytes():
+    with opu.open("sim:?preset=aurora") as device:
+        config = opu.SessionConfig(n_features=100_000, n_outputs=10_000)
+        with pytest.raises(CapacityError, match="limit is 2048 MiB"):
+            device.open_session(config)
