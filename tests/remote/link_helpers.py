@@ -37,9 +37,7 @@ TOY_DESCRIPTION = DeviceDescription(
     light=("on", "off"),
     exposure_us=Limits(minimum=10.0, maximum=1000.0, default=100.0, unit="us"),
     gain_db=Limits(minimum=0.0, maximum=20.0, default=0.0, unit="dB"),
-    timing=Timing(
-        readout_us=100.0, frame_overhead_us=0.0, call_overhead_us=0.0, latency_us=0.0, reconfigure_us=0.0
-    ),
+    timing=Timing(readout_us=100.0, frame_overhead_us=0.0, call_overhead_us=0.0, latency_us=0.0, reconfigure_us=0.0),
     medium=MediumDescription(medium_id="toy", epoch=0, law="none", min_ones=0),
     capabilities=("repeatable_noise",),
     max_batch=64,
@@ -173,9 +171,7 @@ class RawClient:
 
     def hello(self, name="raw"):
         return self.ask(
-            protocol.Hello(
-                request_id=self.number(), version=protocol.PROTOCOL_VERSION, software="test", name=name
-            )
+            protocol.Hello(request_id=self.number(), version=protocol.PROTOCOL_VERSION, software="test", name=name)
         )
 
     def open_session(self, config):

@@ -1,0 +1,380 @@
+"""What a client does when the other side is absent, dies, or talks nonsense."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import Future
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+from link_helpers import TOY_DESCRIPTION, wait_until
+
+import opu
+from opu.device import SessionConfig
+from opu.errors import (
+    ClosedError,
+    LinkError,
+    ProtocolError,
+    ServerFailureError,
+    UnreachableError,
+    UriError,
+    VersionMismatchError,
+)
+from opu.remote import BACKEND, client, protocol
+
+CONFIG = SessionConfig(n_features=10, n_outputs=5)
+X = np.eye(3, 10, dtype=np.uint8)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# Nobody there
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_nobody_answers(listening):
+    """Neither where nothing listens nor where something else does."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        if listening:
+            other.listen()
+        started_s = time.monotonic()
+        with pytest.raises(UnreachableError) as caught:
+            opu.open(f"tcp://127.0.0.1:{port}?timeout_s=0.4")
+    assert 0.35 < time.monotonic() - started_s < 2
+    assert f"tcp://127.0.0.1:{port}" in caught.value.problem
+    assert "0.4 s" in caught.value.problem
+    assert "opu serve" in caught.value.remedy
+    assert caught.value.exit_status == 3
+
+
+def test_an_unknown_host_is_nobody():
+    with pytest.raises(UnreachableError, match=r"host\.invalid"):
+        opu.open("tcp://host.invalid:5755?timeout_s=0.3")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "tcp:",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:65536",
+        "tcp://127.0.0.1:x",
+        "tcp://127.0.0.1:5755?timeout_s=0",
+        "tcp://127.0.0.1:5755?timeout_s=nan",
+        "tcp://127.0.0.1:5755?timeout_s=soon",
+        "tcp://127.0.0.1:5755?colour=red",
+    ],
+)
+def test_malformed_addresses_fail_at_once(uri):
+    with pytest.raises(UriError):
+        opu.open(uri)
+
+
+def test_a_server_that_starts_late_is_found(serve):
+    port = free_port()
+    threading.Timer(0.5, serve, [f"tcp://127.0.0.1:{port}"]).start()
+    with opu.open(f"tcp://127.0.0.1:{port}?timeout_s=10") as remote:
+        assert remote.describe().device_id == "toy"
+
+
+def test_find_tells_what_answers(serve):
+    server = serve()
+    assert [(found.uri, found.summary) for found in client.find_local(server.uri)] == [
+        (server.uri, "toy device, served")
+    ]
+    server.stop()
+    started_s = time.monotonic()
+    assert client.find_local(server.uri) == []
+    assert time.monotonic() - started_s < 1
+    assert BACKEND.find() in ([], client.find_local("tcp://127.0.0.1:5755"))
+
+
+# The server dies
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_server_that_dies_fails_everything_that_waits(served_process, number):
+    process, uri = served_process()
+    remote = opu.open(uri + "?timeout_s=0.5")
+    session = remote.open_session(SessionConfig(n_features=100, n_outputs=2000))
+    futures = [session.submit(np.ones((1000, 100), np.uint8)) for _ in range(100)]
+    assert futures[0].result().frames.shape == (1000, 2000)
+    assert not futures[-1].done()
+    os.kill(process.pid, number)
+    started_s = time.monotonic()
+    with pytest.raises(UnreachableError) as caught:
+        futures[-1].result(timeout=10)
+    assert time.monotonic() - started_s < 2
+    assert uri in caught.value.problem
+    assert "no sign of life for 0.5 s" in caught.value.problem
+    assert "opu serve" in caught.value.remedy
+    assert all(future.done() for future in futures)
+    for attempt in (lambda: session.project(np.ones((1, 100))), lambda: remote.open_session(CONFIG)):
+        with pytest.raises(UnreachableError, match="no sign of life"):
+            attempt()
+    started_s = time.monotonic()
+    remote.close()
+    assert time.monotonic() - started_s < 1
+    with pytest.raises(ClosedError):
+        remote.open_session(CONFIG)
+
+
+def test_a_restarted_server_does_not_know_the_client(served_process):
+    process, uri = served_process()
+    with opu.open(uri + "?timeout_s=8") as remote, remote.open_session(CONFIG) as session:
+        before = session.project(X, first_frame_index=5).frames
+        process.kill()
+        process.wait()
+        future = session.submit(X)
+        served_process(bind=uri)
+        with pytest.raises(UnreachableError, match="restarted"):
+            future.result(timeout=10)
+    with opu.open(uri) as remote, remote.open_session(CONFIG) as session:
+        np.testing.assert_array_equal(session.project(X, first_frame_index=5).frames, before)
+
+
+def test_a_server_that_stops_says_so(serve, toy):
+    server = serve(drain_s=0.1)
+    remote = opu.open(server.uri)
+    session = remote.open_session(CONFIG)
+    toy.gate.clear()
+    future = session.submit(X)
+    wait_until(lambda: server.snapshot().queued == 1)
+    server.stop()
+    with pytest.raises(UnreachableError, match="was stopped"):
+        future.result(timeout=5)
+    with pytest.raises(UnreachableError, match=r"ended the link.*was stopped"):
+        wait_until(lambda: session.submit(X).result(timeout=5) is None)
+    remote.close()
+
+
+# The server talks nonsense
+
+
+class Impostor:
+    """A server whose answers are functions of the requests: `answers` gives a list of messages for each."""
+
+    def __init__(self, answers):
+        self._answers = answers
+        self._ended = False
+        self._context = zmq.Context()
+        self._router = self._context.socket(zmq.ROUTER)
+        self._router.linger = 0
+        self.uri = f"tcp://127.0.0.1:{self._router.bind_to_random_port('tcp://127.0.0.1')}"
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended = True
+        self._thread.join()
+        self._router.close()
+        self._context.term()
+
+    def _serve(self):
+        while not self._ended:
+            if self._router.poll(50):
+                route, *frames = self._router.recv_multipart()
+                request, _ = protocol.decode_request(frames)
+                for answer in self._answers(request) or []:
+                    self._router.send_multipart([route, *answer])
+
+
+def welcome(request, **changes):
+    fields = msgspec.to_builtins(
+        protocol.Welcome(
+            request_id=request.request_id,
+            version=protocol.PROTOCOL_VERSION,
+            software="impostor",
+            server_id="1",
+            description=TOY_DESCRIPTION,
+            limits=protocol.LinkLimits(max_payload_bytes=1000, max_sessions=1, max_queued=8, expire_s=10.0),
+        )
+    )
+    return [msgspec.msgpack.encode(fields | changes)]
+
+
+def polite(request):
+    """Answer everything but projections as a server does."""
+    if isinstance(request, protocol.Hello):
+        return [welcome(request)]
+    if isinstance(request, protocol.OpenSession):
+        description = opu.device.SessionDescription(
+            session_id="1",
+            config=request.config,
+            frame_dtype="uint8",
+            frame_us=1.0,
+            mirrors_per_feature=1,
+            max_batch=64,
+            compiled_bytes=0,
+        )
+        return [
+            protocol.encode(protocol.SessionOpened(request_id=request.request_id, session=1, description=description))
+        ]
+    if isinstance(request, protocol.Ping):
+        return [protocol.encode(protocol.Pong(request_id=request.request_id))]
+    if isinstance(request, (protocol.CloseSession, protocol.Bye)):
+        return [protocol.encode(protocol.Done(request_id=request.request_id))]
+    return []
+
+
+def frames_reply(request, value=1, **changes):
+    """Answer a projection with frames of one value."""
+    provenance = opu.device.Provenance(
+        device_id="impostor",
+        medium_id="none",
+        medium_epoch=0,
+        session_id="1",
+        config=CONFIG,
+        calibration_id=None,
+        first_frame_index=0,
+        n_frames=3,
+        frame_us=1.0,
+        device_start_us=0.0,
+        device_us=0.0,
+        started_unix_s=0.0,
+        finished_unix_s=0.0,
+        saturated_fraction=0.0,
+        skipped_frames=0,
+    )
+    fields = {"request_id": request.request_id, "dtype": "uint8", "batch": 3, "n_outputs": 5} | changes
+    reply = protocol.Frames(provenance=provenance, **fields)
+    return protocol.encode(reply, bytes([value]) * reply.payload_bytes)
+
+
+def projecting(answer):
+    return lambda request: answer(request) if isinstance(request, protocol.Project) else polite(request)
+
+
+@pytest.mark.parametrize("version", [(0, 2), (1, 0)])
+def test_a_server_of_another_version_is_refused(version):
+    with (
+        Impostor(lambda request: [welcome(request, version=version, news=1)]) as server,
+        pytest.raises(VersionMismatchError) as caught,
+    ):
+        opu.open(server.uri + "?timeout_s=0.3")
+    assert f"{version[0]}.{version[1]}" in caught.value.problem
+    assert "0.1" in caught.value.problem
+
+
+def test_a_server_that_refuses_our_version_is_quoted(serve, monkeypatch):
+    server = serve()
+    monkeypatch.setattr(client.Link, "greet", lambda link: link.ask(old_hello(link), protocol.Welcome))
+
+    def old_hello(link):
+        return protocol.Hello(request_id=link.next_id(), version=(0, 0), software="old", name="old")
+
+    with pytest.raises(VersionMismatchError, match=r"client speaks version 0\.0 .* server version 0\.1"):
+        opu.open(server.uri)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda request: [frames_reply(request, batch=2)],
+        lambda request: [frames_reply(request, n_outputs=6)],
+        lambda request: [frames_reply(request, dtype="uint16")],
+        lambda request: [frames_reply(request)[:1]],
+        lambda request: [[frames_reply(request)[0], b"short"]],
+        lambda request: [protocol.encode(protocol.Done(request_id=request.request_id))],
+        lambda request: [[msgspec.msgpack.encode({"type": "gift", "request_id": request.request_id})]],
+    ],
+)
+def test_answers_that_break_the_protocol_fail_their_request_alone(answer):
+    answers = [answer, lambda request: [frames_reply(request, value=9)]]
+
+    def next_answer(request):
+        return answers.pop(0)(request)
+
+    with Impostor(projecting(next_answer)) as server, opu.open(server.uri) as remote:
+        session = remote.open_session(CONFIG)
+        with pytest.raises(ProtocolError):
+            session.project(X)
+        assert (session.project(X).frames == 9).all()
+
+
+@pytest.mark.parametrize("nonsense", [[b""], [b"\xc1" * 100], [os.urandom(50)] * 5, [b"", b""]])
+def test_nonsense_is_ignored(nonsense):
+    def answer(request):
+        return [nonsense, frames_reply(request)]
+
+    with Impostor(projecting(answer)) as server, opu.open(server.uri) as remote:
+        assert (remote.open_session(CONFIG).project(X).frames == 1).all()
+
+
+def test_late_and_repeated_answers_are_discarded():
+    asked = []
+
+    def answer(request):
+        asked.append(request)
+        late = [frames_reply(earlier, value=200) for earlier in asked[:-1]]
+        stray = frames_reply(request, value=201, request_id=10**6)
+        return [*late, stray, frames_reply(request, value=len(asked)), frames_reply(request, value=202)]
+
+    with Impostor(projecting(answer)) as server, opu.open(server.uri) as remote:
+        session = remote.open_session(CONFIG)
+        for value in (1, 2, 3):
+            assert (session.project(X).frames == value).all()
+
+
+def test_unknown_error_codes_are_failures_of_the_server():
+    def answer(request):
+        error = protocol.ErrorReply(
+            request_id=request.request_id, code="eval", problem="\x1b[31m{0!r}%s<script>", remedy="__import__('os')"
+        )
+        return [protocol.encode(error)]
+
+    with Impostor(projecting(answer)) as server, opu.open(server.uri) as remote:
+        session = remote.open_session(CONFIG)
+        with pytest.raises(ServerFailureError) as caught:
+            session.project(X)
+    assert "'eval'" in caught.value.problem
+    assert caught.value.problem.endswith("\x1b[31m{0!r}%s<script>")
+    assert caught.value.remedy == "__import__('os')"
+
+
+def test_a_server_that_falls_silent_after_hello_is_gone():
+    with Impostor(lambda request: [welcome(request)] if isinstance(request, protocol.Hello) else []) as server:
+        remote = opu.open(server.uri + "?timeout_s=0.3")
+        with pytest.raises(UnreachableError, match="no sign of life"):
+            remote.open_session(CONFIG)
+        remote.close()
+
+
+def test_a_fault_of_the_link_fails_what_waits(monkeypatch, sim_server):
+    remote = opu.open(sim_server.uri)
+
+    def fail(*_):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(client.Link, "_keep_alive", fail)
+    with pytest.raises(LinkError, match="a bug"):
+        remote.open_session(CONFIG)
+    remote.close()
+
+
+def test_a_fault_of_a_callback_harms_nobody(sim_server, caplog):
+    called = Future()
+
+    def callback(_):
+        called.set_result(None)
+        raise ZeroDivisionError("a bug of the caller")
+
+    with opu.open(sim_server.uri) as remote, remote.open_session(CONFIG) as session:
+        session.submit(X).add_done_callback(callback)
+        called.result(timeout=5)
+        assert session.project(X).frames.shape == (3, 5)
+    assert "a bug of the caller" in caplog.text
