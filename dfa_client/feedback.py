@@ -10,15 +10,15 @@ with `B_l` the slice of `B` that belongs to layer `l`, so that one projection se
 processing unit shows only patterns of 0 and 1, two of which make a pattern of -1, 0 and 1: there the error is
 quantised first, and the light multiplies it by a matrix that nobody has to know.
 
-=========  ==================================  =======================
-name       error                               matrix
-=========  ==================================  =======================
-bp         full precision                      the network's own weights
+=========  ===================================  ========================
+name       error                                matrix
+=========  ===================================  ========================
+bp         full precision                       the network's own weights
 shallow    none: the output layer learns alone
-dfa        full precision                      digital, Gaussian
-ternary    -1, 0, 1                            digital, Gaussian
-optical    -1, 0, 1                            the scattering medium of a device
-=========  ==================================  =======================
+dfa        full precision                       digital, Gaussian
+ternary    -1, 0, 1                             digital, Gaussian
+optical    -1, 0, 1                             the scattering medium of a device
+=========  ===================================  ========================
 """
 
 from __future__ import annotations
