@@ -21,7 +21,7 @@ def examples():
                     yield pytest.param(test, id=test.name)
 
 
-@pytest.mark.parametrize("test", examples())
+@pytest.mark.parametrize("test", list(examples()))
 def test_an_example_prints_what_it_says(test):
     report = []
     runner = doctest.DocTestRunner(optionflags=OPTIONS)
