@@ -141,7 +141,7 @@ class _Client:
     in_flight: int = 0
     outbox: deque[list[Any]] = field(default_factory=deque)
     moved_s: float = 0.0
-    on_the_way: deque[zmq.Frame] = field(default_factory=deque)
+    on_the_way: deque[tuple[zmq.MessageTracker, int]] = field(default_factory=deque)
     frames: int = 0
     refused: int = 0
     gone: bool = False
@@ -651,9 +651,9 @@ class OpuServer:
 
     def _flush(self, client: _Client) -> None:
         """Send what the network takes; the rest stays in the outbox."""
-        while client.on_the_way and client.on_the_way[0].tracker.done:
+        while client.on_the_way and client.on_the_way[0][0].done:
             client.on_the_way.popleft()
-        while client.outbox and sum(map(len, client.on_the_way)) < _ON_THE_WAY_BYTES:
+        while client.outbox and sum(size for _, size in client.on_the_way) < _ON_THE_WAY_BYTES:
             frames = client.outbox[0]
             try:
                 self._router.send_multipart(frames, zmq.NOBLOCK, copy=False)
@@ -665,7 +665,9 @@ class OpuServer:
                 return
             client.outbox.popleft()
             client.moved_s = time.monotonic()
-            client.on_the_way.extend(frame for frame in frames if isinstance(frame, zmq.Frame) and frame.tracker)
+            payload = frames[-1]
+            if isinstance(payload, zmq.Frame) and payload.tracker is not None:
+                client.on_the_way.append((payload.tracker, len(payload)))  # the frame itself would hold its memory
 
     def _send_to_stranger(self, route: bytes, reply: protocol.Reply) -> None:
         with contextlib.suppress(zmq.ZMQError):  # it takes the answer now, or does without

@@ -100,6 +100,17 @@ def test_many_requests_are_on_their_way_at_once(remote):
         np.testing.assert_array_equal(frames, session.project(again, first_frame_index=0).frames)
 
 
+def test_large_replies_do_not_pile_up(serve, toy):
+    """The server lets go of what it has sent: 160 MB pass, and 64 MiB at most may be on the way."""
+    config = SessionConfig(n_features=10, n_outputs=100_000)
+    x = patterns(64, 10)
+    with opu.open(serve().uri + "?timeout_s=3") as remote, remote.open_session(config) as session:
+        futures = [session.submit(x, first_frame_index=0) for _ in range(25)]
+        expected = toy_frames(x, 0, config)
+        for future in futures:
+            np.testing.assert_array_equal(future.result(timeout=30).frames, expected)
+
+
 def test_batches_of_a_session_are_projected_in_order(serve, toy):
     with opu.open(serve().uri) as remote, remote.open_session(SMALL) as session:
         for future in [session.submit(patterns(1, 10)) for _ in range(100)]:
