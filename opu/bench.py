@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from bisect import bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -94,9 +95,8 @@ class Bench(Device):
             raise CapacityError(
                 f"A session of {config.n_features} features and {config.n_outputs} outputs needs {n_bytes / 2**20:.0f} "
                 f"MiB of compiled medium, and the limit is {limit / 2**20:.0f} MiB.",
-                f"Ask for fewer features or outputs: at {config.n_outputs} outputs about "
-                # One less than in proportion: what shows no feature takes a share of its own.
-                f"{max(0, limit * config.n_features // n_bytes - 1)} features fit.",
+                f"Ask for fewer features or outputs: at {config.n_outputs} outputs "
+                f"{self._features_within(limit, config)} features fit.",
             )
         with self._prepare_lock:
             prepared = self.parts.optics.prepare(layout, pixels)
@@ -113,6 +113,12 @@ class Bench(Device):
         )
         settings = CameraSettings(pixels, exposure_us, config.gain_db)
         return BenchSession(description, self, layout, settings, prepared)
+
+    def _features_within(self, n_bytes: int, config: SessionConfig) -> int:
+        """Return the largest number of features that compile within a limit which `config` exceeds."""
+        fewer = range(1, config.n_features)
+        optics = self.parts.optics
+        return bisect_right(fewer, n_bytes, key=lambda n: optics.compiled_bytes(n, config.n_outputs))
 
     def enqueue(
         self,

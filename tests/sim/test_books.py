@@ -52,9 +52,10 @@ def test_aurora_books_what_was_published():
     """3,000 vectors took 1.683 s."""
     with opu.open("sim:?preset=aurora") as device:
         session = device.open_session(opu.SessionConfig(n_features=10, n_outputs=10))
-        session.project(ONES)  # kernels are loaded
+        patterns = np.ones((3000, 10))
+        session.project(patterns)  # kernels are loaded
         started_s = time.monotonic()
-        provenance = session.project(np.ones((3000, 10))).provenance
+        provenance = session.project(patterns).provenance
     assert provenance.device_us == 1.683e6
     assert time.monotonic() - started_s < 1.683  # booked, not slept
 
@@ -78,20 +79,23 @@ def test_real_time_in_an_address():
 def test_a_session_beyond_the_memory_limit_is_refused_and_the_remedy_works(
     make_bench, monkeypatch, n_features, n_outputs
 ):
-    monkeypatch.setattr("opu.sim.device.MAX_SESSION_BYTES", 2**20)
+    config = opu.SessionConfig(n_features=n_features, n_outputs=n_outputs)
+    with make_bench() as device, device.open_session(config) as session:
+        limit = session.describe().compiled_bytes // 2
+    monkeypatch.setattr("opu.sim.device.MAX_SESSION_BYTES", limit)
     with make_bench() as device:
-        assert device.describe().max_session_bytes == 2**20
+        assert device.describe().max_session_bytes == limit
         with pytest.raises(CapacityError, match="MiB") as refusal:
-            device.open_session(opu.SessionConfig(n_features=n_features, n_outputs=n_outputs))
-        fitting = int(re.search(r"about (\d+) features", refusal.value.remedy)[1])
-        assert fitting >= 0.95 * (2**20 / (8 * n_outputs)) - 2
-        with device.open_session(opu.SessionConfig(n_features=fitting, n_outputs=n_outputs)) as session:
-            assert session.describe().compiled_bytes <= 2**20
+            device.open_session(config)
+        fitting = int(re.search(r"(\d+) features fit", refusal.value.remedy)[1])
+        assert device.parts.optics.compiled_bytes(fitting + 1, n_outputs) > limit
+        with device.open_session(msgspec.structs.replace(config, n_features=fitting)) as session:
+            assert session.describe().compiled_bytes <= limit
             session.project(np.ones((1, fitting)))
 
 
 def test_the_default_limit_is_two_gibibytes():
     with opu.open("sim:?preset=aurora") as device:
-        config = opu.SessionConfig(n_features=100_000, n_outputs=10_000)
+        config = opu.SessionConfig(n_features=100_000, n_outputs=20_000)
         with pytest.raises(CapacityError, match="limit is 2048 MiB"):
             device.open_session(config)
