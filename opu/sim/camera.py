@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit, prange
 
 from opu.sim.counters import philox, philox_words
-from opu.sim.medium import numba_lock
+from opu.sim.threads import numba_lock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

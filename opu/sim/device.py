@@ -24,7 +24,7 @@ from opu.parts import CameraReport, CameraSettings, FrameNumbers, MirrorLayout, 
 from opu.patterns import PackedPatterns, pack, unpack
 from opu.sim.camera import Exposure, expose
 from opu.sim.counters import derive_key
-from opu.sim.medium import MIN_ONES, ExplicitMedium, field_of
+from opu.sim.medium import MIN_ONES, ExplicitMedium
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -92,7 +92,7 @@ class OpticalTable:
         offset: int,
     ) -> Exposure:
         """Compute the field of patterns, shape (n_frames, n_features), and bundle it with the camera's side."""
-        real, imag = field_of(compiled, features)
+        real, imag = compiled.matrix.multiply(features)
         off = self.model.dmd.off_amplitude
         return Exposure(
             camera=self.model.camera,
@@ -222,7 +222,8 @@ class SimulatedTruth(GroundTruth):
     def transmission_matrix(self, config: SessionConfig) -> NDArray[np.complex64]:
         """Return the matrix over features, shape (n_outputs, n_features), unit variance per lit mirror."""
         _, _, compiled = self._compile(config)
-        matrix: NDArray[np.complex64] = ((compiled.real + 1j * compiled.imag).T / np.sqrt(2)).astype(np.complex64)
+        counts = (compiled.matrix.real + 1j * compiled.matrix.imag).T
+        matrix: NDArray[np.complex64] = (counts / np.sqrt(2)).astype(np.complex64)
         return matrix
 
     def photoelectrons(self, config: SessionConfig, patterns: ArrayLike) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ the feature.
 
 from __future__ import annotations
 
-import threading
+import math
 import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,24 +21,23 @@ import numpy as np
 from numba import njit, prange
 
 from opu.sim.counters import derive_key, philox, philox_words
+from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
+from opu.sim.threads import numba_lock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from opu.parts import MirrorLayout
 
-__all__ = ["CompiledMedium", "ExplicitMedium", "compile_with_numpy", "entries_with_numpy", "field_of", "numba_lock"]
+__all__ = ["CompiledMedium", "ExplicitMedium", "compile_with_numpy", "entries_with_numpy"]
 
 MIN_ONES = 50
 """From this many lit mirrors on the contrast is within 0.01 of 1: sqrt(1 - 1 / 50) = 0.990."""
 
-numba_lock = threading.Lock()
-"""Parallel kernels run one at a time in a process: Numba's portable threading layer allows no more."""
-
 _BLOCK = 64
 _CHUNK = 256
-_OUTPUT_BLOCK = 1024
-_FEW_FEATURES = 128
+_REAL = slice(0, OUTPUTS)
+_IMAG = slice(OUTPUTS, 2 * OUTPUTS)
 _U0 = np.uint64(0)
 _U1 = np.uint64(1)
 _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -51,14 +50,13 @@ class CompiledMedium:
 
     Parameters
     ----------
-    real, imag : ndarray of float32, shape (n_features, n_outputs)
-        Integer-valued parts of the matrix.
+    matrix : IntegerMatrix, n_features by n_outputs
+        The sums of the entries over the mirrors of each feature.
     background_real, background_imag : ndarray of float32, shape (n_outputs,)
         Sums over all mirrors: the field that finite DMD contrast scales.
     """
 
-    real: NDArray[np.float32]
-    imag: NDArray[np.float32]
+    matrix: IntegerMatrix
     background_real: NDArray[np.float32]
     background_imag: NDArray[np.float32]
 
@@ -73,9 +71,10 @@ def _popcount(word: Any) -> Any:  # pragma: no cover - compiled
 
 @njit(parallel=True, cache=True)
 def _compile(
-    pixels: Any, n_features: Any, mirrors_per_feature: Any, n_mirrors: Any, k0: Any, k1: Any, real: Any, imag: Any
+    pixels: Any, n_features: Any, mirrors_per_feature: Any, n_mirrors: Any, k0: Any, k1: Any, blocks: Any, rest: Any
 ) -> None:  # pragma: no cover - compiled
-    # real, imag: (n_features + 1, n_outputs); the last row is for the mirrors that show no feature.
+    # rest, shape (n_outputs, 2), receives the sums over the mirrors that show no feature. A feature of k mirrors sums
+    # to about sqrt(k), so 16 bits hold it for every DMD there is.
     n_blocks = (n_mirrors + _BLOCK - 1) // _BLOCK
     for output in prange(len(pixels)):
         pixel = np.uint64(pixels[output])
@@ -102,60 +101,14 @@ def _compile(
                     position += take
                     left -= take
                     if left == 0:
-                        real[feature, output] = sum_real
-                        imag[feature, output] = sum_imag
+                        blocks[output // OUTPUTS, feature, output % OUTPUTS] = sum_real
+                        blocks[output // OUTPUTS, feature, OUTPUTS + output % OUTPUTS] = sum_imag
                         sum_real = 0
                         sum_imag = 0
                         feature += 1
                         left = mirrors_per_feature if feature < n_features else n_mirrors
-        if feature == n_features:
-            real[n_features, output] = sum_real
-            imag[n_features, output] = sum_imag
-
-
-@njit(parallel=True, cache=True)
-def _sum_lit(features: Any, matrix: Any, out: Any) -> None:  # pragma: no cover - compiled
-    n_frames, n_features = features.shape
-    n_blocks = (out.shape[1] + _OUTPUT_BLOCK - 1) // _OUTPUT_BLOCK
-    for task in prange(n_frames * n_blocks):
-        frame = task // n_blocks
-        start = (task % n_blocks) * _OUTPUT_BLOCK
-        stop = min(start + _OUTPUT_BLOCK, out.shape[1])
-        out[frame, start:stop] = np.float32(0)
-        for feature in range(n_features):
-            if features[frame, feature]:
-                for output in range(start, stop):
-                    out[frame, output] += matrix[feature, output]
-
-
-def field_of(compiled: CompiledMedium, features: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the field of the lit features: `features @ (real + 1j imag)`.
-
-    Sums of integers below 2**24, so both engines give the same bits. Few features are summed up by a kernel: BLAS
-    gains nothing there, and its waiting threads take the cores from everybody else (on two busy cores, 512 frames of
-    2263 outputs took 68 ms with it and 28 ms without).
-
-    Parameters
-    ----------
-    compiled : CompiledMedium
-        The medium of the session.
-    features : ndarray of uint8, shape (n_frames, n_features)
-        Values 0 and 1.
-
-    Returns
-    -------
-    tuple of two ndarray of float32, shape (n_frames, n_outputs)
-        Real and imaginary parts.
-    """
-    if features.shape[1] > _FEW_FEATURES:
-        lit = features.astype(np.float32)
-        return lit @ compiled.real, lit @ compiled.imag
-    real = np.empty((len(features), compiled.real.shape[1]), dtype=np.float32)
-    imag = np.empty_like(real)
-    with numba_lock:
-        _sum_lit(features, compiled.real, real)
-        _sum_lit(features, compiled.imag, imag)
-    return real, imag
+        rest[output, 0] = sum_real
+        rest[output, 1] = sum_imag
 
 
 def entries_with_numpy(
@@ -176,13 +129,16 @@ def compile_with_numpy(
     key: tuple[np.uint64, np.uint64], pixels: NDArray[np.int64], layout: MirrorLayout
 ) -> CompiledMedium:
     """Compile as `ExplicitMedium.compile`, slowly, in NumPy: the twin of the kernel."""
-    sums, backgrounds = [], []
-    used = layout.n_features * layout.mirrors_per_feature
-    for part in entries_with_numpy(key, pixels, layout.n_mirrors):
-        runs = part[:, :used].reshape(len(pixels), layout.n_features, layout.mirrors_per_feature)
-        sums.append(np.ascontiguousarray(runs.sum(axis=2, dtype=np.int64).T.astype(np.float32)))
+    n_features, used = layout.n_features, layout.n_features * layout.mirrors_per_feature
+    blocks = np.zeros(block_shape(n_features, len(pixels)), dtype=np.int16)
+    backgrounds = []
+    for start, part in zip((0, OUTPUTS), entries_with_numpy(key, pixels, layout.n_mirrors), strict=True):
+        runs = part[:, :used].reshape(len(pixels), n_features, layout.mirrors_per_feature)
+        sums = runs.sum(axis=2, dtype=np.int64)
+        for output, row in enumerate(sums):
+            blocks[output // OUTPUTS, :n_features, start + output % OUTPUTS] = row
         backgrounds.append(part.sum(axis=1, dtype=np.int64).astype(np.float32))
-    return CompiledMedium(sums[0], sums[1], backgrounds[0], backgrounds[1])
+    return CompiledMedium(IntegerMatrix(blocks, n_features, len(pixels)), backgrounds[0], backgrounds[1])
 
 
 class ExplicitMedium:
@@ -206,8 +162,8 @@ class ExplicitMedium:
         return f"qpsk-{int(self.key[1]):08x}{int(self.key[0]):08x}"
 
     def compiled_bytes(self, n_features: int, n_outputs: int) -> int:
-        """Memory of a compiled medium, in bytes: two float32 for each feature and output."""
-        return 8 * (n_features + 1) * n_outputs
+        """Memory of a compiled medium, in bytes: two 16-bit integers for each feature and output."""
+        return 2 * math.prod(block_shape(n_features, n_outputs))
 
     def prepare(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> CompiledMedium:
         """Compile the medium for a session, or return what another open session has compiled.
@@ -234,9 +190,8 @@ class ExplicitMedium:
 
     def compile(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> CompiledMedium:
         """Compile the medium over the features of a layout."""
-        shape = (layout.n_features + 1, len(pixels))
-        real = np.zeros(shape, dtype=np.float32)
-        imag = np.zeros(shape, dtype=np.float32)
+        blocks = np.zeros(block_shape(layout.n_features, len(pixels)), dtype=np.int16)
+        rest = np.zeros((len(pixels), 2), dtype=np.int64)
         with numba_lock:
             _compile(
                 pixels,
@@ -245,8 +200,13 @@ class ExplicitMedium:
                 layout.n_mirrors,
                 self.key[0],
                 self.key[1],
-                real,
-                imag,
+                blocks,
+                rest,
             )
-        # Sums of integers far below 2**24: exact in float32 in any order.
-        return CompiledMedium(real[:-1], imag[:-1], real.sum(axis=0), imag.sum(axis=0))
+        everything = blocks.sum(axis=1, dtype=np.int64)
+        real, imag = (everything[:, half].ravel()[: len(pixels)] for half in (_REAL, _IMAG))
+        return CompiledMedium(
+            IntegerMatrix(blocks, layout.n_features, len(pixels)),
+            (real + rest[:, 0]).astype(np.float32),
+            (imag + rest[:, 1]).astype(np.float32),
+        )

@@ -1,6 +1,7 @@
 """The medium: the compiled matrix is the sum over mirrors, by whichever way it is computed."""
 
 import gc
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -35,11 +36,11 @@ def test_kernel_and_numpy_compile_the_same_matrix(n_features, n_mirrors, seed):
     layout = MirrorLayout(n_features, n_mirrors)
     compiled = medium.compile(layout, PIXELS)
     twin = compile_with_numpy(medium.key, PIXELS, layout)
-    for name in ("real", "imag", "background_real", "background_imag"):
-        mine, reference = getattr(compiled, name), getattr(twin, name)
+    for name in ("matrix.real", "matrix.imag", "background_real", "background_imag"):
+        mine, reference = attrgetter(name)(compiled), attrgetter(name)(twin)
         assert mine.dtype == np.float32
         np.testing.assert_array_equal(mine, reference, err_msg=name)
-    assert compiled.real.shape == (n_features, len(PIXELS))
+    assert compiled.matrix.real.shape == (n_features, len(PIXELS))
 
 
 def test_compiled_fields_are_sums_over_the_lit_mirrors():
@@ -49,7 +50,7 @@ def test_compiled_fields_are_sums_over_the_lit_mirrors():
     mirrors = layout.expand(pack(patterns)).astype(np.int64)
     compiled = medium.compile(layout, PIXELS)
     for part, entries, background in zip(
-        (compiled.real, compiled.imag),
+        (compiled.matrix.real, compiled.matrix.imag),
         entries_with_numpy(medium.key, PIXELS, 1000),
         (compiled.background_real, compiled.background_imag),
         strict=True,
@@ -84,15 +85,15 @@ def test_the_matrix_is_the_documented_one():
     medium = ExplicitMedium(7)
     compiled = medium.compile(MirrorLayout(2, 1000), np.arange(4, dtype=np.int64))
     assert medium.medium_id == "qpsk-d59205a8cec9ec44"
-    assert compiled.real.tolist() == [[6.0, -8.0, 18.0, -30.0], [4.0, 4.0, 18.0, -2.0]]
-    assert compiled.imag.tolist() == [[8.0, 16.0, -16.0, 6.0], [2.0, -18.0, 14.0, -26.0]]
+    assert compiled.matrix.real.tolist() == [[6.0, -8.0, 18.0, -30.0], [4.0, 4.0, 18.0, -2.0]]
+    assert compiled.matrix.imag.tolist() == [[8.0, 16.0, -16.0, 6.0], [2.0, -18.0, 14.0, -26.0]]
 
 
 def test_other_seeds_and_pixels_have_uncorrelated_matrices():
     layout = MirrorLayout(1000, 10_000)
     pixels = np.arange(40, dtype=np.int64)
     compiled = [ExplicitMedium(seed).compile(layout, pixels) for seed in (0, 1)]
-    rows = np.concatenate([part.T for medium in compiled for part in (medium.real, medium.imag)])
+    rows = np.concatenate([part.T for medium in compiled for part in (medium.matrix.real, medium.matrix.imag)])
     correlation = np.corrcoef(rows)[np.triu_indices(len(rows), 1)]
     assert np.abs(correlation).max() < 6 / np.sqrt(1000)
 

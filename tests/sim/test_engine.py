@@ -1,0 +1,48 @@
+"""The engine adds rows exactly, whatever the batch, the size and the range of the entries."""
+
+import numpy as np
+import pytest
+
+from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
+
+
+def matrix_of(real, imag):
+    n_features, n_outputs = real.shape
+    blocks = np.zeros(block_shape(n_features, n_outputs), dtype=np.int16)
+    for output in range(n_outputs):
+        block, column = divmod(output, OUTPUTS)
+        blocks[block, :n_features, column] = real[:, output]
+        blocks[block, :n_features, OUTPUTS + column] = imag[:, output]
+    return IntegerMatrix(blocks, n_features, n_outputs)
+
+
+@pytest.mark.parametrize("batch", [1, 12, 13, 700])
+@pytest.mark.parametrize(("n_features", "n_outputs"), [(1, 1), (20, 64), (21, 65), (333, 130)])
+def test_products_are_exact(batch, n_features, n_outputs):
+    generator = np.random.default_rng(n_features)
+    real, imag = generator.integers(-300, 300, (2, n_features, n_outputs))
+    features = generator.integers(0, 2, (batch, n_features), dtype=np.uint8)
+    matrix = matrix_of(real, imag)
+    np.testing.assert_array_equal(matrix.real, real)
+    np.testing.assert_array_equal(matrix.imag, imag)
+    found_real, found_imag = matrix.multiply(features)
+    assert found_real.dtype == np.float32
+    np.testing.assert_array_equal(found_real, features.astype(np.int64) @ real)
+    np.testing.assert_array_equal(found_imag, features.astype(np.int64) @ imag)
+
+
+def test_sums_beyond_sixteen_bits_are_exact():
+    # All entries of a column have one sign: the sums reach 32 times the range of a 16-bit integer.
+    real = np.full((400, 70), 2621)
+    imag = np.full((400, 70), -2621)
+    features = np.ones((20, 400), dtype=np.uint8)
+    found_real, found_imag = matrix_of(real, imag).multiply(features)
+    np.testing.assert_array_equal(found_real, np.full((20, 70), 400 * 2621))
+    np.testing.assert_array_equal(found_imag, np.full((20, 70), -400 * 2621))
+
+
+@pytest.mark.parametrize("entry", [1638, 1639, 32767])
+def test_steps_that_fill_sixteen_bits_alone_are_exact(entry):
+    real = np.full((60, 3), entry)  # 20 * 1638 = 32760 is the most that a step may reach
+    features = np.ones((16, 60), dtype=np.uint8)
+    np.testing.assert_array_equal(matrix_of(real, -real).multiply(features)[0], np.full((16, 3), 60 * entry))
