@@ -21,8 +21,7 @@ import typer
 from opu.errors import OpuError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, Group
 
 __all__ = ["JsonOption", "Report", "plain", "progress", "reporting", "split_json_option", "table", "write_json"]
 
@@ -53,8 +52,8 @@ def plain(text: object) -> str:
     return escape(visible)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Make a table for a terminal; cells are texts from anywhere.
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Group:
+    """Make a table for a terminal; cells are texts from anywhere. The first column is never broken.
 
     Parameters
     ----------
@@ -65,14 +64,15 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     rows : iterable of sequence
         Cells.
     """
+    from rich.console import Group
     from rich.table import Table
 
-    made = Table(title=plain(title), title_justify="left", title_style="bold", show_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
+    made = Table(show_edge=False)
+    for position, column in enumerate(columns):
+        made.add_column(column, overflow="fold", no_wrap=position == 0)
     for row in rows:
         made.add_row(*(plain(cell) for cell in row))
-    return made
+    return Group(f"\n[bold]{plain(title)}[/]", made)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from opu.console import JsonOption, progress, reporting, table
 
 __all__ = ["calibrate", "calibration_rows"]
 
-COLUMNS = ("Routine", "Value", "Limit", "Result", "Frames", "Seconds")
+COLUMNS = ("Routine", "Value", "Limit", "Result", "Frames", "s")
 
 
 def calibrate(

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,7 +34,7 @@ __all__ = ["demo"]
 
 DIGITAL_METHODS = ("bp", "dfa", "ternary", "shallow")
 SEEDS_OF_CLIENTS = ((0, 2), (1,))
-TRAINING = ("--data", "digits", "--hidden", "32,32", "--threshold", "0.15", "--learning-rate", "auto")
+TRAINING = ("--data", "digits", "--hidden", "32,32", "--threshold", "0.15")
 SPECKLE_SIDE = 128
 _START_TIMEOUT_S = 60
 _TRAINING_TIMEOUT_S = 600
@@ -65,26 +66,26 @@ def demo(
         write_page(output / "index.html", report.fields, speckle)
         write_json("demo", report, output / "demo.json")
         _show(report)
-        report.console.print(f"Report: {plain(output / 'index.html')}\nData:   {plain(output / 'demo.json')}")
+        where = f"Report: {plain(output / 'index.html')}\nData:   {plain(output / 'demo.json')}"
+        report.console.print(where, soft_wrap=True)
 
 
 def _run(report: Report, device_uri: str, seed: int) -> NDArray[Any]:
     """Do everything, fill the report's fields, and return a picture of the speckle."""
-    say = report.console.print
+    say = partial(report.console.print, soft_wrap=True)
     with tempfile.TemporaryDirectory(prefix="openopu-demo-") as folder, _server(device_uri, Path(folder)) as server:
         say(f"Serving {plain(device_uri)} at {plain(server['uri'])}")
         say("Training by digital methods: " + ", ".join(DIGITAL_METHODS))
-        trained = {
-            method: document
-            for pair in (DIGITAL_METHODS[:2], DIGITAL_METHODS[2:])
-            for method, document in zip(
-                pair, _train([("--method", method, *_seeds(*SEEDS_OF_CLIENTS)) for method in pair], folder), strict=True
-            )
-        }
-        say("Training through the light: two clients at once, errors projected by the served device")
-        clients = _train(
-            [("--method", "optical", "--opu", server["uri"], *_seeds(seeds)) for seeds in SEEDS_OF_CLIENTS], folder
-        )
+        trained: dict[str, dict[str, Any]] = {}
+        for pair in (DIGITAL_METHODS[:2], DIGITAL_METHODS[2:]):
+            calls = [("--method", method, "--learning-rate", "auto", *_seeds(*SEEDS_OF_CLIENTS)) for method in pair]
+            trained |= dict(zip(pair, _train(calls, folder), strict=True))
+        say("Training through the light: choosing the learning rate on validation data")
+        light = ("--method", "optical", "--opu", server["uri"])
+        [tuned] = _train([(*light, "--learning-rate", "auto", *_seeds(SEEDS_OF_CLIENTS[0][:1]))], folder)
+        say("Training through the light: two clients at once share the served device")
+        rate = ("--learning-rate", str(tuned["learning_rate"]))
+        clients = _train([(*light, *rate, *_seeds(seeds)) for seeds in SEEDS_OF_CLIENTS], folder)
         with opu.open(server["uri"]) as device:
             say("Calibrating over the link")
             calibration = _calibration(device)
@@ -98,7 +99,7 @@ def _run(report: Report, device_uri: str, seed: int) -> NDArray[Any]:
         "accuracy": {method: document["test_accuracy"] for method, document in trained.items()}
         | {"optical": sum(run["test_accuracy"] for run in runs) / len(runs)},
         "learning_rate": {method: document["learning_rate"] for method, document in trained.items()}
-        | {"optical": clients[0]["learning_rate"]},
+        | {"optical": tuned["learning_rate"]},
         "clients": len({run["pid"] for run in runs}),
         "client_runs": [
             {

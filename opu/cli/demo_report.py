@@ -45,7 +45,7 @@ table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-
 th { text-align: left; border-bottom: 2px solid #d1d5db; padding: .4rem .7rem .4rem 0; white-space: nowrap; }
 td { border-bottom: 1px solid #e5e7eb; padding: .4rem .7rem .4rem 0; vertical-align: top; }
 .numbers { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0; }
-.numbers div { border: 1px solid #e5e7eb; border-radius: .6rem; padding: .8rem 1.2rem; min-width: 9rem; }
+.numbers div { border: 1px solid #e5e7eb; border-radius: .6rem; padding: .8rem 1rem; flex: 1; white-space: nowrap; }
 .numbers b { display: block; font-size: 1.55rem; } .numbers span { color: #6b7280; font-size: .85rem; }
 figure { margin: 1rem 0; } figure svg, figure img { width: 100%; height: auto; }
 figcaption { color: #6b7280; font-size: .88rem; }
