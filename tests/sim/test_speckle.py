@@ -18,13 +18,13 @@ def ideal():
 
 @pytest.fixture(scope="module")
 def speckle(ideal):
-    """Frames of 20,000 pixels, four with each number of lit features, all equally bright."""
+    """Frames of 10,000 pixels, eight with each number of lit features, all equally bright."""
     generator = np.random.default_rng(0)
     frames = {}
     for ones in (5, 20, 500):
-        order = generator.random((4, N_FEATURES)).argsort(axis=1)
+        order = generator.random((8, N_FEATURES)).argsort(axis=1)
         # Twice as far from saturation as the preset: 65535 = 48 means.
-        config = opu.SessionConfig(n_features=N_FEATURES, n_outputs=20_000, exposure_us=200 * 500 / ones)
+        config = opu.SessionConfig(n_features=N_FEATURES, n_outputs=10_000, exposure_us=200 * 500 / ones)
         with ideal.open_session(config) as session:
             frames[ones] = session.project(order < ones).frames.astype(np.float64)
     return frames
@@ -40,8 +40,8 @@ def test_contrast_is_one(speckle, ones):
 @pytest.mark.parametrize("ones", [5, 20, 500])
 def test_intensity_is_exponential(speckle, ones):
     for frame in speckle[ones]:
-        # The standard error of a mean over 20,000 pixels is 0.7 %.
-        assert frame.mean() == pytest.approx(65535 / 48, rel=0.03)
+        # The standard error of a mean over 10,000 pixels is 1 %.
+        assert frame.mean() == pytest.approx(65535 / 48, rel=0.04)
         assert stats.kstest(frame / frame.mean(), "expon").pvalue > 1e-4
 
 
