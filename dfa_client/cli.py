@@ -108,7 +108,7 @@ def train_command(
 ) -> None:
     """Train a network and report its accuracy on the test images.
 
-    Methods:
+    What carries the error back:
     - bp: back-propagation, the true gradient
     - dfa: the error reaches every layer through one fixed random matrix
     - ternary: the same, with the error rounded to -1, 0 and 1

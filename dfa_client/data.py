@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import urllib.error
 import urllib.request
 import zlib
 from dataclasses import dataclass
@@ -243,6 +244,8 @@ def _download(address: str, path: Path) -> None:
         aside.write_bytes(content)
         aside.replace(path)
     except OSError as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         raise DataFileError(
             f"{address} cannot be downloaded to {str(path)!r}: {error}.",
             "Check the network, or name a directory that has the files by --data-dir or OPENOPU_DATA.",

@@ -27,8 +27,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
 RECIPES = {
     "digits": Recipe(hidden=(32, 32), epochs=30, batch_size=32, learning_rate=1e-2),
-    "mnist": Recipe(hidden=(1024, 1024), epochs=5, batch_size=128, learning_rate=1e-3),
-    "fashion-mnist": Recipe(hidden=(1024, 1024), epochs=10, batch_size=128, learning_rate=1e-3),
+    "mnist": Recipe(hidden=(1024, 1024), epochs=5, batch_size=128, learning_rate=2e-3),
+    "fashion-mnist": Recipe(hidden=(1024, 1024), epochs=10, batch_size=128, learning_rate=2e-3),
 }
 
 

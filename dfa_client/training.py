@@ -310,6 +310,10 @@ class _Training:
         self.tally.n_samples += len(labels)
         self.tally.n_correct += count_correct(layers[-1], labels)
         self.tally.loss_sum += loss
+        if isinstance(self.feedback, OpticalFeedback):
+            use = self.feedback.take_use()
+            self.tally.frames += use.frames
+            self.tally.device_us += use.device_us
         self.tally.seconds += time.perf_counter() - started
 
     def _measure_alignment(self, layers: list[NDArray[np.float32]], error: NDArray[np.float32]) -> None:
@@ -330,7 +334,6 @@ class _Training:
                 self.tally.angle_counts[layer] += 1
 
     def _end_epoch(self, epoch: int) -> None:
-        self._book_device()
         tally, self.tally = self.tally, Tally()
         angles = [
             total / count if count else None for total, count in zip(tally.angle_sums, tally.angle_counts, strict=True)
@@ -349,15 +352,7 @@ class _Training:
         self.records.append(record)
         self.watcher.on_epoch(record)
 
-    def _book_device(self) -> None:
-        """Move what the feedback has used of its device into the sums of the epoch."""
-        if isinstance(self.feedback, OpticalFeedback):
-            use = self.feedback.take_use()
-            self.tally.frames += use.frames
-            self.tally.device_us += use.device_us
-
     def _checkpoint(self) -> Checkpoint:
-        self._book_device()
         optical = self.feedback if isinstance(self.feedback, OpticalFeedback) else None
         return Checkpoint(
             settings=self.settings,
