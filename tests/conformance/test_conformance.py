@@ -1,25 +1,98 @@
 """The same suite for every backend: in process and behind a server."""
 
+from contextlib import ExitStack
+
+import numpy as np
 import pytest
 
 import opu
-from opu.testing import CHECKS, fingerprint
+from opu.remote.server import OpuServer
+from opu.testing import CHECKS, fingerprint, run_checks
 
-IN_PROCESS = ["sim:?preset=aurora&seed=7", "sim:?preset=ideal&seed=7"]
+SIMULATED = ["sim:?preset=aurora&seed=7", "sim:?preset=ideal&seed=7"]
 
 
-@pytest.fixture(scope="module", params=IN_PROCESS)
+@pytest.fixture(scope="module", params=[(uri, served) for uri in SIMULATED for served in (False, True)], ids=str)
 def device(request):
-    with opu.open(request.param) as opened:
+    uri, served = request.param
+    with ExitStack() as stack:
+        opened = stack.enter_context(opu.open(uri))
+        if served:
+            server = stack.enter_context(OpuServer(opened, "tcp://127.0.0.1:0"))
+            opened = stack.enter_context(opu.open(server.uri))
         yield opened
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_in_process(device, name):
+def test_check_passes(device, name):
     CHECKS[name](device)
 
 
-def test_two_devices_of_one_seed_have_one_fingerprint():
-    with opu.open(IN_PROCESS[0]) as one, opu.open(IN_PROCESS[0]) as two, opu.open("sim:?seed=8") as other:
+@pytest.mark.parametrize("uri", SIMULATED)
+def test_the_bytes_agree_over_the_link(uri):
+    with opu.open(uri) as local, OpuServer(local, "tcp://127.0.0.1:0") as server, opu.open(server.uri) as remote:
+        assert fingerprint(remote) == fingerprint(local)
+
+
+def test_devices_of_one_seed_have_one_fingerprint_and_others_another():
+    with opu.open(SIMULATED[0]) as one, opu.open(SIMULATED[0]) as two, opu.open("sim:?seed=8") as other:
         assert fingerprint(one) == fingerprint(two)
         assert fingerprint(one) != fingerprint(other)
+
+
+def test_the_estimator_gives_the_same_over_the_link():
+    X = np.random.default_rng(0).normal(size=(20, 6))
+    with opu.open(SIMULATED[0]) as local, OpuServer(local, "tcp://127.0.0.1:0") as server:
+        outputs = []
+        for uri in (SIMULATED[0], server.uri):
+            with opu.OPU(n_components=40, device=uri).fit(X) as estimator:
+                outputs.append((estimator.transform(X), estimator.linear_transform(X)))
+    np.testing.assert_array_equal(outputs[0][0], outputs[1][0])
+    np.testing.assert_array_equal(outputs[0][1], outputs[1][1])
+
+
+class Broken:
+    """A device that fails in one way; everything else is passed on."""
+
+    def __init__(self, device, **replaced):
+        self._device = device
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name):
+        return getattr(self._device, name)
+
+
+def test_the_suite_finds_a_device_that_repeats_old_frames():
+    with opu.open(SIMULATED[0]) as good:
+        memory = {}
+
+        def open_session(config):
+            session = good.open_session(config)
+            submit = session.submit
+
+            def cached(patterns, *, first_frame_index=None, out=None):
+                key = (config, len(patterns))
+                if key not in memory:
+                    memory[key] = submit(patterns, first_frame_index=first_frame_index, out=out)
+                return memory[key]
+
+            session.submit = cached
+            return session
+
+        failed = {r.name for r in run_checks(Broken(good, open_session=open_session)) if not r.passed}
+    assert {"submissions_are_pipelined_in_order", "linear_projections_are_linear"} <= failed
+
+
+def test_the_suite_finds_a_device_that_takes_anything():
+    class Lenient:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+    with opu.open(SIMULATED[0]) as good:
+        results = run_checks(Broken(good, open_session=lambda config: Lenient()))
+    failed = {result.name for result in results if not result.passed}
+    assert "bad_configurations_are_refused" in failed
+    assert all(result.message for result in results if not result.passed)
