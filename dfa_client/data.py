@@ -132,7 +132,7 @@ def load_data(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | No
     --------
     >>> digits = load_data("digits", seed=1)
     >>> len(digits.train), len(digits.validation), len(digits.test)
-    (1293, 145, 359)
+    (1295, 143, 359)
     """
     if name == "digits":
         return _load_digits(seed)
