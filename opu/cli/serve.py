@@ -57,8 +57,9 @@ def serve(
             status = server.snapshot()
         report.fields |= {name: value for name, value in msgspec.to_builtins(status).items() if name != "clients"}
         report.console.print(
-            f"Stopped after {status.uptime_s:.0f} s: {status.frames} frames for {status.clients_total} clients, "
-            f"{status.refused} requests refused."
+            f"Stopped after {status.uptime_s:.0f} s. Frames: {status.frames}, clients: {status.clients_total}, "
+            f"refused requests: {status.refused}.",
+            highlight=False,
         )
 
 
@@ -83,7 +84,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         for line in self.format(record).splitlines():
-            self._console.print(plain(line), style="dim", highlight=False, soft_wrap=True)
+            self._console.print(plain(line), highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -121,7 +122,7 @@ def _picture(status: ServerStatus) -> RenderableType:
         for c in status.clients
     ]
     return table(
-        f"{len(status.clients)} clients, {status.queued} requests in the queue, {status.frames_per_s:.0f} frames/s, "
+        f"Clients: {len(status.clients)}, queue: {status.queued} requests, rate: {status.frames_per_s:.0f} frames/s, "
         f"up {status.uptime_s:.0f} s",
         COLUMNS,
         rows,

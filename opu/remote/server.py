@@ -427,10 +427,9 @@ class OpuServer:
     def _receive(self) -> bool:
         """Handle messages that have arrived; say whether that was all of them."""
         for _ in range(_READS_PER_TURN):
-            try:
-                route, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
+            if not int(self._router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 return True
+            route, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
             self._handle(route.bytes, [frame.buffer for frame in frames])
         return False
 
@@ -438,12 +437,10 @@ class OpuServer:
         client = self._clients.get(route)
         if client is not None:
             client.heard_s = time.monotonic()
+        request_id = None
         try:
             request, payload = protocol.decode_request(frames)
-        except OpuError as error:
-            self._refuse(client or route, protocol.read_request_id(frames), error)
-            return
-        try:
+            request_id = request.request_id
             if isinstance(request, protocol.Hello):
                 self._welcome(route, client, request)
             elif client is None:
@@ -451,7 +448,9 @@ class OpuServer:
             else:
                 self._answer(client, request, payload)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
-            self._refuse(client or route, request.request_id, self._explain(client, error))
+            if request_id is None:
+                request_id = protocol.read_request_id(frames)
+            self._refuse(client or route, request_id, self._explain(client, error))
 
     def _answer(self, client: _Client, request: _ClientRequest, payload: memoryview | None) -> None:
         if isinstance(request, protocol.Ping):

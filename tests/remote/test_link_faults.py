@@ -106,7 +106,7 @@ def test_find_tells_what_answers(serve):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_server_that_dies_fails_everything_that_waits(served_process, number):
     process, uri = served_process()
-    remote = opu.open(uri + "?timeout_s=0.5")
+    remote = opu.open(uri + "?timeout_s=1")
     session = remote.open_session(SessionConfig(n_features=100, n_outputs=2000))
     futures = [session.submit(np.ones((1000, 100), np.uint8)) for _ in range(100)]
     assert futures[0].result().frames.shape == (1000, 2000)
@@ -115,9 +115,9 @@ def test_a_server_that_dies_fails_everything_that_waits(served_process, number):
     started_s = time.monotonic()
     with pytest.raises(UnreachableError) as caught:
         futures[-1].result(timeout=10)
-    assert time.monotonic() - started_s < 2
+    assert time.monotonic() - started_s < 4
     assert uri in caught.value.problem
-    assert "no sign of life for 0.5 s" in caught.value.problem
+    assert "no sign of life for 1 s" in caught.value.problem
     assert "opu serve" in caught.value.remedy
     assert all(future.done() for future in futures)
     for attempt in (lambda: session.project(np.ones((1, 100))), lambda: remote.open_session(CONFIG)):

@@ -1,6 +1,7 @@
 """The server, seen by clients that have no manners."""
 
 import socket
+import threading
 import time
 
 import msgspec
@@ -340,15 +341,15 @@ def test_a_silent_client_expires(serve, toy, raw):
 
 
 def test_a_client_that_pings_does_not_expire(serve):
-    server = serve(expire_s=0.4)
+    server = serve(expire_s=0.8)
     with opu.open(server.uri) as remote, remote.open_session(CONFIG) as session:
-        time.sleep(1.0)
+        time.sleep(1.7)
         assert session.project(X).frames.shape == (3, 5)
     assert server.snapshot().expired == 0
 
 
 def test_a_client_that_vanishes_leaves_nothing(serve, toy, raw):
-    server = serve(expire_s=0.3)
+    server = serve(expire_s=0.6)
     toy.delay_s = 0.02
     client = raw(server.uri)
     session = greeted(client)
@@ -464,6 +465,28 @@ def test_while_it_stops_new_requests_are_refused(serve, toy, raw):
     toy.gate.set()
     assert client.receive()[0].request_id == first
     server.stop()
+
+
+def test_it_serves_in_the_foreground(toy):
+    server = OpuServer(toy, "tcp://127.0.0.1:0")
+    with pytest.raises(opu.OpuError, match="not been started"):
+        server.uri  # noqa: B018
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server._uri is not None)
+    with opu.open(server.uri) as remote, remote.open_session(CONFIG) as session:
+        np.testing.assert_array_equal(session.project(X).frames, toy_frames(X, 0, CONFIG))
+    server.stop()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_a_device_that_fails_to_describe_itself_is_a_failure_of_the_server(serve, toy, raw, monkeypatch):
+    client = raw(serve().uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(toy, "describe", lambda: 1 / 0)
+        assert "ZeroDivisionError" in error_of(client.hello(), "server_failure")
+    assert isinstance(client.hello(), protocol.Welcome)
 
 
 # Garbage that reads like a name
