@@ -78,7 +78,7 @@ def test_a_terminal_shows_clients_queue_and_rate(tmp_path):
         [*COMMAND, "sim:?preset=ideal", "--bind", "tcp://127.0.0.1:0"], stdout=theirs, stderr=theirs, env=environment
     )
     os.close(theirs)
-    shown, hostile = "", None
+    shown, hostile, asked_to_stop = "", None, False
     try:
         with contextlib.suppress(OSError):  # the terminal is closed when the process ends
             while received := os.read(ours, 65536):
@@ -87,7 +87,8 @@ def test_a_terminal_shows_clients_queue_and_rate(tmp_path):
                 if found and hostile is None:
                     hostile = RawClient(found[1])
                     hostile.hello("\x1b[2J<script>[bold]")
-                if "Clients: 1, queue: 0" in shown and "│ 0" in shown:
+                if "Clients: 1, queue: 0" in shown and "│ 0" in shown and not asked_to_stop:
+                    asked_to_stop = True
                     process.send_signal(signal.SIGINT)
         assert process.wait(timeout=20) == 0
     finally:
