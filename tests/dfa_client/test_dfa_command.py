@@ -166,7 +166,7 @@ def test_a_killed_server_is_reported_and_waited_for(served, tmp_path):
         process.wait(10)
         killed_s = time.monotonic()
         notice = next(line for line in client.stderr if "failed" in line)
-        assert time.monotonic() - killed_s < 5
+        assert time.monotonic() - killed_s < 10
         assert uri in notice
         assert "Waiting up to 30 s" in notice
         served(SIM, f"tcp://{urlsplit(uri).netloc}")

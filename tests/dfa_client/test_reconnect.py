@@ -67,7 +67,7 @@ def test_a_restarted_server_leaves_no_trace(how, served, delayed, digits, make_s
     assert result.network.parameters.tobytes() == expected.network.parameters.tobytes()
     assert result.frames == expected.frames == 4 * len(digits.train)
     (said_s, lost), (_, back) = saboteur.notices
-    assert said_s < 3
+    assert said_s < 8
     assert uri in lost
     assert "failed" in lost
     assert "Start the server again" in lost
@@ -96,7 +96,7 @@ def test_a_server_that_does_not_come_back(served, tmp_path, digits, make_setting
     saboteur = Saboteur(60, process.kill)
     with pytest.raises(UnreachableError, match="did not come back within 1 s") as caught:
         train(settings, digits, uri=f"{uri}?timeout_s=0.5", wait_s=1, checkpoint=tmp_path / "c.npz", watcher=saboteur)
-    assert 1 < time.monotonic() - saboteur.done_s < 5
+    assert 1 < time.monotonic() - saboteur.done_s < 10
     assert uri in caught.value.problem
     assert "--resume" in caught.value.remedy
     assert caught.value.exit_status == 3
@@ -120,7 +120,7 @@ def test_a_server_that_is_not_there_is_not_waited_for(digits, make_settings):
     started_s = time.monotonic()
     with pytest.raises(UnreachableError, match="Nobody answers"):
         train(make_settings(method="optical"), digits, uri="tcp://127.0.0.1:9?timeout_s=0.3")
-    assert time.monotonic() - started_s < 3
+    assert time.monotonic() - started_s < 8
 
 
 def test_two_clients_share_one_server(served, digits, make_settings):
