@@ -489,6 +489,26 @@ def test_a_device_that_fails_to_describe_itself_is_a_failure_of_the_server(serve
     assert isinstance(client.hello(), protocol.Welcome)
 
 
+def test_a_session_that_cannot_be_closed_harms_nobody(serve, raw, monkeypatch, caplog):
+    client = raw(serve().uri)
+    session = greeted(client)
+    with monkeypatch.context() as patch:
+        patch.setattr("link_helpers.ToySession._close", lambda _: 1 / 0)
+        assert isinstance(client.ask(protocol.CloseSession(request_id=90, session=session)), protocol.Done)
+    assert "closing a session failed" in caplog.text
+    assert isinstance(client.open_session(CONFIG), protocol.SessionOpened)
+
+
+def test_a_server_may_serve_a_remote_device(serve):
+    with opu.open(serve().uri) as remote, OpuServer(remote, "tcp://127.0.0.1:0") as second, opu.open(second.uri) as far:
+        with far.open_session(CONFIG) as session:
+            futures = [session.submit(X) for _ in range(20)]
+            for index, future in enumerate(futures):
+                np.testing.assert_array_equal(future.result().frames, toy_frames(X, 3 * index, CONFIG))
+        with far.open_session(CONFIG) as session, pytest.raises(opu.errors.CapacityError):
+            session.project(np.zeros((65, 10)))
+
+
 # Garbage that reads like a name
 
 
