@@ -11,6 +11,7 @@ from docutils.utils.math.latex2mathml import tex2mathml
 import opu
 
 project = "OpenOPU"
+smartquotes = False  # options start with two hyphens
 author = "The OpenOPU developers"
 copyright = "the OpenOPU developers, BSD-3-Clause"
 release = version = opu.__version__

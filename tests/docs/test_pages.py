@@ -96,7 +96,7 @@ def send(number, pids):
 def run_commands(example):
     """Evaluate a console block: `$ command` lines, each followed by the output that it must have, if any is shown."""
     shell = example.namespace["shell"]
-    for command, expected in re.findall(r"^\$ (.*(?:\\\n.*)*)\n((?:(?!\$ ).*\n?)*)", example.parsed, re.MULTILINE):
+    for command, expected in re.findall(r"^\$ ((?:.*\\\n)*.*)\n((?:(?!\$ ).*\n?)*)", example.parsed, re.MULTILINE):
         output, status = shell.run(command)
         if status:
             return f"$ {command}\nended with status {status}:\n{output}"
