@@ -59,9 +59,9 @@ def make(uri, options):
     path = Path(uri.rest)
     try:
         matrix = np.load(path, allow_pickle=False).astype(np.complex64)
+        n_mirrors, n_pixels = matrix.shape
     except (OSError, ValueError) as error:
         raise DataFileError(f"The matrix {uri.rest!r} cannot be read: {error}.", f"Write {BACKEND.syntax}.") from error
-    n_mirrors, n_pixels = matrix.shape
     exposure_us = Limits(minimum=100, maximum=10_000, default=400, unit="us")
     table = MeasuredTable(matrix, options["mean_dn"], exposure_us.default)
     description = DeviceDescription(

@@ -52,6 +52,9 @@ def test_a_third_party_adds_a_backend(matrix_backend, tmp_path):
 def test_errors_of_a_third_party_are_as_any_other(matrix_backend, tmp_path):
     with pytest.raises(DataFileError, match=r"none\.npy"):
         opu.open(f"matrix:{tmp_path / 'none.npy'}")
+    np.save(tmp_path / "row.npy", np.ones(3))
+    with pytest.raises(DataFileError, match=r"row\.npy"):
+        opu.open(f"matrix:{tmp_path / 'row.npy'}")
     with pytest.raises(UriError, match="matrix: knows mean_dn"):
         opu.open("matrix:slab.npy?mean=3")
 
