@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -164,10 +163,8 @@ def _served_uri(process: subprocess.Popen[str]) -> str:
 
 
 def _start(module: str, arguments: list[str], **options: Any) -> subprocess.Popen[str]:
-    # One thread of linear algebra each: the networks are tiny, and server and clients share the cores.
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"} if module != "opu.cli" else None
     command = [sys.executable, "-c", f"from {module} import main; main()", *arguments]
-    return subprocess.Popen(command, text=True, env=environment, **options)  # noqa: S603 - our own commands
+    return subprocess.Popen(command, text=True, **options)  # noqa: S603 - our own commands
 
 
 def _train(calls: list[tuple[str, ...]], folder: str) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from dfa_client import Dataset, Part, Watcher, check_settings, load_data, train, tune_learning_rate
 from opu.errors import InputError
@@ -18,6 +19,19 @@ def test_equal_settings_give_equal_weights(method, digits, make_settings):
     other = train(msgspec.structs.replace(settings, seed=1), digits, uri=uri)
     assert first.network.parameters.tobytes() == again.network.parameters.tobytes()
     assert first.network.parameters.tobytes() != other.network.parameters.tobytes()
+
+
+def test_matrix_products_use_one_thread_while_training(digits, make_settings):
+    counts = set()
+
+    class Look(Watcher):
+        def on_step(self, done, total):
+            counts.update(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+
+    with threadpool_limits(2, user_api="blas"):
+        train(make_settings(method="dfa", epochs=1), digits, watcher=Look())
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {2}
+    assert counts == {1}
 
 
 def test_shallow_trains_the_output_layer_alone(digits, make_settings):
