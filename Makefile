@@ -41,7 +41,7 @@ bench: $(VENV)/installed-develop ## Measure speed, save benchmark-results/*.json
 	$(BIN)/python -m pytest benchmarks --benchmark-json=benchmark-results/$$(date -u +%Y%m%dT%H%M%SZ).json
 
 clean: ## Remove what the other commands made, except the virtual environment
-	rm -rf build dist docs/_build openopu-demo benchmark-results .benchmarks htmlcov
+	rm -rf build dist docs/_build docs/reference/commands openopu-demo benchmark-results .benchmarks htmlcov
 	rm -rf .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find opu dfa_client tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
