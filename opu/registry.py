@@ -6,6 +6,7 @@ One that cannot be imported is listed with the reason and does not disturb the o
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from opu.device import CONTRACT_VERSION, Device
-from opu.errors import OpuError, UriError
+from opu.errors import UriError
 from opu.uri import Uri, UriOption, parse_uri
 
 __all__ = ["DEFAULT_URI", "Backend", "FoundDevice", "UnavailableBackend", "backends", "open_device", "scan"]
 
 DEFAULT_URI = "sim:?preset=aurora"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,6 @@ def scan() -> list[FoundDevice]:
         if isinstance(backend, Backend):
             try:
                 found.extend(backend.find())
-            except OpuError:
-                continue  # a search that fails has found nothing; opu info tells why a backend is missing
+            except Exception:  # noqa: BLE001 - a third party's search may raise anything, and must not end the others
+                _log.warning("the backend %s: could not search", backend.scheme, exc_info=True)
     return found

@@ -120,12 +120,13 @@ def test_scan_lists_addresses_that_open():
         opu.open(device.uri).close()
 
 
-def test_a_search_that_fails_finds_nothing_and_disturbs_nobody(install_backend):
+@pytest.mark.parametrize("error", ["opu.errors.DeviceError('The bus is stuck.', 'Replug it.')", "OSError('no bus')"])
+def test_a_search_that_fails_finds_nothing_and_disturbs_nobody(install_backend, error):
     source = (
-        "from opu.errors import DeviceError\n"
+        "import opu.errors\n"
         "from opu.registry import Backend\n"
         "def find():\n"
-        "    raise DeviceError('The bus is stuck.', 'Replug it.')\n"
+        f"    raise {error}\n"
         "BACKEND = Backend('stuck', '', 'stuck:', (), None, find)\n"
     )
     install_backend("stuck", "stuck_backend:BACKEND", source)

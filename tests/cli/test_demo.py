@@ -1,0 +1,116 @@
+"""The main job from end to end, in small, and its page."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from opu.cli import demo as demo_module
+from opu.cli.demo_report import write_page
+from opu.console import split_json_option
+
+SMALL = (*demo_module.TRAINING, "--epochs", "4")
+
+
+@pytest.fixture(scope="module")
+def small_demo(tmp_path_factory):
+    """The demo with four epochs instead of thirty."""
+    from typer.testing import CliRunner
+
+    from opu.cli.app import app
+
+    output = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_module, "TRAINING", SMALL)
+        result = CliRunner().invoke(app, split_json_option(["demo", "--output", str(output), "--seed", "3"]))
+    return output, result
+
+
+def test_the_demo_does_the_main_job(small_demo):
+    output, result = small_demo
+    assert result.exit_code == 0, result.output
+    document = json.loads((output / "demo.json").read_text())
+    assert document["schema"] == "openopu.demo/1"
+    assert document["ok"] is True
+    assert set(document["accuracy"]) == {"bp", "dfa", "ternary", "optical", "shallow"}
+    assert document["accuracy"]["optical"] > 0.8  # four epochs
+    assert document["clients"] == 2
+    runs = document["client_runs"]
+    assert sorted(run["seed"] for run in runs) == [0, 1, 2]
+    first, second = ([run for run in runs if run["pid"] == pid] for pid in sorted({run["pid"] for run in runs}))
+    assert min(r["start_unix_s"] for r in first) < max(r["end_unix_s"] for r in second)
+    assert min(r["start_unix_s"] for r in second) < max(r["end_unix_s"] for r in first)
+    assert document["server"]["frames"] > sum(run["frames"] for run in runs)
+    assert all(result["passed"] for result in document["calibration"].values())
+    assert {row["where"] for row in document["throughput"]} == {"in_process", "link"}
+    assert document["seed"] == 3
+    assert "Test accuracy" in result.output
+
+
+def test_the_page_is_one_file_with_everything_in_it(small_demo):
+    output, _ = small_demo
+    page = (output / "index.html").read_text()
+    assert page.count("<svg") == 2
+    assert 'src="data:image/png;base64,' in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert "<script" not in page
+    for text in ("speckle_contrast", "optical", "in process", "link"):
+        assert text in page
+
+
+def test_texts_from_elsewhere_are_escaped_in_the_page(small_demo, tmp_path):
+    output, _ = small_demo
+    fields = json.loads((output / "demo.json").read_text())
+    fields["client_runs"][0]["session_id"] = "<script>alert(1)</script>"
+    fields["server"]["uri"] = "tcp://<img src=x onerror=alert(2)>"
+    fields["versions"]["<b>"] = "\x1b[31m"
+    write_page(tmp_path / "page.html", fields, np.eye(8, dtype=np.uint8))
+    page = (tmp_path / "page.html").read_text()
+    assert "<script>" not in page
+    assert "<img src=x" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_client_that_fails_ends_the_demo_with_its_command(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from opu.cli.app import app
+
+    monkeypatch.setattr(demo_module, "TRAINING", ("--data", "no-such-data"))
+    result = CliRunner().invoke(app, ["demo", "--output", str(tmp_path)])
+    assert result.exit_code != 0
+    assert "dfa train" in " ".join(result.output.split())
+
+
+def test_an_interrupted_demo_leaves_no_process(tmp_path):
+    command = [sys.executable, "-c", "from opu.cli import main; main()", "demo", "--output", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert "Serving" in process.stdout.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        assert process.returncode != 0
+        deadline = time.monotonic() + 10
+        while _group_is_alive(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not _group_is_alive(process.pid)
+    finally:
+        process.stdout.close()
+        if _group_is_alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _group_is_alive(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
