@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from opu.device import (
@@ -61,6 +62,8 @@ class Bench(Device):
         What it is made of.
     capabilities : mapping of type to object, optional
         Capability objects by their class.
+    realtime : bool
+        Answer no earlier than the booked device time allows: for parts that are faster than real ones.
     """
 
     def __init__(
@@ -69,6 +72,8 @@ class Bench(Device):
         description: DeviceDescription,
         parts: BenchParts,
         capabilities: Mapping[type, object] | None = None,
+        *,
+        realtime: bool = False,
     ) -> None:
         super().__init__(uri)
         self.parts = parts
@@ -77,6 +82,7 @@ class Bench(Device):
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opu-bench")
         self._prepare_lock = threading.Lock()
         self._device_clock_us = 0.0
+        self._realtime = realtime
         self._last_config: SessionConfig | None = None
 
     def describe(self) -> DeviceDescription:
@@ -146,17 +152,20 @@ class Bench(Device):
         frames = np.empty((n_frames, config.n_outputs), description.frame_dtype) if out is None else out
         timing = self._description.timing
         device_us = timing.call_overhead_us + n_frames * description.frame_us
-        if self._last_config is not None and config != self._last_config:
+        setting = msgspec.structs.replace(config, noise_key=0)  # a key is a name, not a setting
+        if self._last_config is not None and setting != self._last_config:
             device_us += timing.reconfigure_us
-        self._last_config = config
+        self._last_config = setting
         device_start_us = self._device_clock_us
-        started_unix_s = time.time()
+        started_unix_s, started_s = time.time(), time.monotonic()
         self.parts.laser.switch(config.light == "on")
         self.parts.dmd.load(patterns, session.layout)
         self.parts.camera.arm(session.settings, FrameNumbers(config.noise_key, first_frame_index), frames)
         self.parts.controller.run(n_frames, description.frame_us)
         report = self.parts.camera.collect()
         self._device_clock_us += device_us
+        if self._realtime:
+            time.sleep(max(0.0, started_s + device_us * 1e-6 - time.monotonic()))
         provenance = Provenance(
             device_id=self._description.device_id,
             medium_id=self._description.medium.medium_id,

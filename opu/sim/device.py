@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -53,11 +52,10 @@ class OpticalTable:
     sequence.
     """
 
-    def __init__(self, model: BenchModel, seed: int, *, realtime: bool) -> None:
+    def __init__(self, model: BenchModel, seed: int) -> None:
         self.model = model
         self.seed = seed
         self.medium = ExplicitMedium(seed)
-        self.realtime = realtime
         self.light_on = False
         self.loaded: tuple[PackedPatterns, MirrorLayout] | None = None
         self.armed: _ArmedCamera | None = None
@@ -158,13 +156,9 @@ class SimulatedController:
 
     table: OpticalTable
 
-    def run(self, n_frames: int, frame_us: float) -> None:
-        """Fire the table; in real time, return no earlier than a device would."""
-        started_s = time.monotonic()
+    def run(self, n_frames: int, frame_us: float) -> None:  # noqa: ARG002 - the bench books the time
+        """Fire the table once for the whole sequence."""
         self.table.fire()
-        if self.table.realtime:
-            device_s = (self.table.model.timing.call_overhead_us + n_frames * frame_us) * 1e-6
-            time.sleep(max(0.0, device_s - (time.monotonic() - started_s)))
 
 
 class SimulatedBench(Bench):
@@ -190,7 +184,7 @@ class SimulatedBench(Bench):
     """
 
     def __init__(self, model: BenchModel, *, seed: int = 0, realtime: bool = False, uri: str | None = None) -> None:
-        self.table = OpticalTable(model, seed, realtime=realtime)
+        self.table = OpticalTable(model, seed)
         table = self.table
         super().__init__(
             uri or f"sim:?preset={model.name}&seed={seed}",
@@ -203,6 +197,7 @@ class SimulatedBench(Bench):
                 optics=table.medium,
             ),
             {GroundTruth: SimulatedTruth(self)},
+            realtime=realtime,
         )
 
 
@@ -229,7 +224,7 @@ class SimulatedTruth(GroundTruth):
     def photoelectrons(self, config: SessionConfig, patterns: ArrayLike) -> NDArray[np.float32]:
         """Return the mean electrons of every pixel before any noise, shape (batch, n_outputs)."""
         complete, pixels, compiled = self._compile(config)
-        table = OpticalTable(self._bench.table.model, self._bench.table.seed, realtime=False)
+        table = OpticalTable(self._bench.table.model, self._bench.table.seed)
         table.light_on = complete.light == "on"
         exposure_us = complete.exposure_us or self._bench.describe().exposure_us.default
         settings = CameraSettings(pixels, exposure_us, complete.gain_db)

@@ -31,6 +31,7 @@ def test_a_call_books_overhead_frames_and_reconfiguration(make_bench):
             (second, ONES, 40_000 + 8 * 1050 + 7000),
             (device.open_session(other), ONES, 40_000 + 8 * 1050),  # another session, the same configuration
             (first, ONES, 40_000 + 8 * 450 + 7000),
+            (device.open_session(msgspec.structs.replace(CONFIG, noise_key=5)), ONES, 40_000 + 8 * 450),  # only a name
         ]
         start_us = 0.0
         for session, patterns, device_us in calls:
