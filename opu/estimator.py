@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -75,10 +74,10 @@ class _Link:
         self._close_device: Callable[[], object] = lambda: None
 
     def use(self, device: Device, *, owned: bool) -> None:
-        """Take an open device; one that is owned is closed with the link, or with its last reference."""
+        """Take an open device; one that is owned is closed with the link."""
         self._device = device
         if owned:
-            self._close_device = weakref.finalize(self, device.close)
+            self._close_device = device.close
 
     def device(self, estimator: OPU) -> Device:
         """Return the device, opened, and check that its medium is the fitted one."""

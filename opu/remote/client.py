@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -165,6 +166,11 @@ class Link:
         self._ended = True
         self._waker.wake()
         self._thread.join()
+
+    def abandon(self) -> None:
+        """Have the thread end soon, without waiting and without a lock: the garbage collector may call it anywhere."""
+        self._ended = True
+        self._waker.wake()
 
     # The thread
 
@@ -318,6 +324,7 @@ class RemoteDevice(Device):
         self._link = link
         self._description = _describe_link(welcome.description)
         self._sessions: set[RemoteSession] = set()
+        weakref.finalize(self, link.abandon)  # a device that nobody closed
 
     def describe(self) -> DeviceDescription:
         """Return what the device is and offers, as far as it passes the link."""

@@ -1,5 +1,6 @@
 """A device behind a server is a device like any other."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -364,3 +365,14 @@ def test_no_thread_is_left(serve):
             session.project(pack(patterns(1, 10)))
     server.stop()
     wait_until(lambda: threading.active_count() <= before + 1)  # the toy's own worker
+
+
+def test_a_device_that_nobody_closed_ends_its_thread(sim_server):
+    device = opu.open(sim_server.uri)
+    session = device.open_session(opu.SessionConfig(n_features=4, n_outputs=4))
+    session.project([[1, 0, 1, 0]])
+    [thread] = [t for t in threading.enumerate() if t is device._link._thread]
+    del device, session
+    gc.collect()
+    thread.join(5)
+    assert not thread.is_alive()
