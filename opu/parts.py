@@ -30,8 +30,12 @@ __all__ = [
     "Laser",
     "MirrorLayout",
     "Optics",
+    "UNUSED_MIRROR",
     "selected_pixels",
 ]
+
+UNUSED_MIRROR = -1
+"""In a map from mirrors to features: the mirror shows none and stays off."""
 
 
 @dataclass(frozen=True)
