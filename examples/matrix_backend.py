@@ -36,7 +36,10 @@ class MeasuredTable:
         """Switch the light (laser)."""
         self.light = float(on)
 
-    def run(self, n_frames, frame_us):
+    def set_reference(self, use):
+        """Open or block the reference arm (laser): there is none."""
+
+    def run(self, plan):
         """Trigger DMD and camera (controller)."""
         field = self.mirrors @ self.matrix[:, self.settings.pixels]
         gain = 10 ** (self.settings.gain_db / 20) * self.dn_per_intensity_us * self.settings.exposure_us
@@ -46,7 +49,7 @@ class MeasuredTable:
         """Wait for the frames, and say how they went (camera)."""
         return CameraReport(saturated_fraction=float(np.mean(self.out == 255)), skipped_frames=0)
 
-    def compiled_bytes(self, n_features, n_outputs):
+    def compiled_bytes(self, layout, pixels):
         """Return the memory that a session takes (medium): light does the work."""
         return 0
 

@@ -7,7 +7,7 @@ import time
 import uuid
 from bisect import bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,7 +23,7 @@ from opu.device import (
     SessionDescription,
 )
 from opu.errors import CapacityError, ClosedError
-from opu.parts import CameraSettings, FrameNumbers, MirrorLayout, selected_pixels
+from opu.parts import CameraSettings, FrameNumbers, MirrorLayout, TriggerPlan, selected_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,16 +93,15 @@ class Bench(Device):
         return self._capability_objects
 
     def _open_session(self, config: SessionConfig) -> BenchSession:
-        layout = MirrorLayout(config.n_features, self._description.n_mirrors)
+        layout = MirrorLayout(config.n_features, *self._description.mirrors, config.layout)
         pixels = selected_pixels(config, self._description.pixels)
-        n_bytes = self.parts.optics.compiled_bytes(config.n_features, config.n_outputs)
+        n_bytes = self.parts.optics.compiled_bytes(layout, pixels)
         limit = self._description.max_session_bytes
         if limit is not None and n_bytes > limit:
             raise CapacityError(
                 f"A session of {config.n_features} features and {config.n_outputs} outputs needs {n_bytes / 2**20:.0f} "
                 f"MiB of compiled medium, and the limit is {limit / 2**20:.0f} MiB.",
-                f"Ask for fewer features or outputs: at {config.n_outputs} outputs "
-                f"{self._features_within(limit, config)} features fit.",
+                self._smaller_session(limit, layout, pixels),
             )
         with self._prepare_lock:
             prepared = self.parts.optics.prepare(layout, pixels)
@@ -112,7 +111,12 @@ class Bench(Device):
             session_id=uuid.uuid4().hex[:12],
             config=config,
             frame_dtype=self._description.frame_dtype,
-            frame_us=self._description.timing.frame_us(exposure_us),
+            frame_us=self._description.timing.frame_us(
+                exposure_us,
+                rows=_rows_read(pixels, self._description.pixels[1]),
+                n_features=config.n_features,
+                n_outputs=config.n_outputs,
+            ),
             mirrors_per_feature=layout.mirrors_per_feature,
             max_batch=max(1, min(self._description.max_batch, MAX_BATCH_BYTES // frame_bytes)),
             compiled_bytes=n_bytes,
@@ -120,11 +124,18 @@ class Bench(Device):
         settings = CameraSettings(pixels, exposure_us, config.gain_db)
         return BenchSession(description, self, layout, settings, prepared)
 
-    def _features_within(self, n_bytes: int, config: SessionConfig) -> int:
-        """Return the largest number of features that compile within a limit which `config` exceeds."""
-        fewer = range(1, config.n_features)
+    def _smaller_session(self, limit: int, layout: MirrorLayout, pixels: NDArray[np.int64]) -> str:
+        """Say what fits a memory limit which a session exceeds."""
+        fewer = range(1, layout.n_features)
         optics = self.parts.optics
-        return bisect_right(fewer, n_bytes, key=lambda n: optics.compiled_bytes(n, config.n_outputs))
+        fitting = bisect_right(
+            fewer, limit, key=lambda n: optics.compiled_bytes(replace(layout, n_features=n), pixels)
+        )
+        return f"Ask for fewer features or outputs: at {len(pixels)} outputs {fitting} features fit."
+
+    def _medium_epoch(self, device_start_us: float) -> int:  # noqa: ARG002 - for benches that know
+        """Return how often the medium has changed for good before a device time."""
+        return self._description.medium.epoch
 
     def enqueue(
         self,
@@ -151,17 +162,19 @@ class Bench(Device):
         n_frames = len(patterns)
         frames = np.empty((n_frames, config.n_outputs), description.frame_dtype) if out is None else out
         timing = self._description.timing
-        device_us = timing.call_overhead_us + n_frames * description.frame_us
+        lead_us = timing.call_overhead_us
         setting = msgspec.structs.replace(config, noise_key=0)  # a key is a name, not a setting
         if self._last_config is not None and setting != self._last_config:
-            device_us += timing.reconfigure_us
+            lead_us += timing.reconfigure_us
         self._last_config = setting
+        device_us = lead_us + n_frames * description.frame_us
         device_start_us = self._device_clock_us
         started_unix_s, started_s = time.time(), time.monotonic()
         self.parts.laser.switch(config.light == "on")
+        self.parts.laser.set_reference(config.reference)
         self.parts.dmd.load(patterns, session.layout)
         self.parts.camera.arm(session.settings, FrameNumbers(config.noise_key, first_frame_index), frames)
-        self.parts.controller.run(n_frames, description.frame_us)
+        self.parts.controller.run(TriggerPlan(n_frames, description.frame_us, device_start_us + lead_us))
         report = self.parts.camera.collect()
         self._device_clock_us += device_us
         if self._realtime:
@@ -169,7 +182,7 @@ class Bench(Device):
         provenance = Provenance(
             device_id=self._description.device_id,
             medium_id=self._description.medium.medium_id,
-            medium_epoch=self._description.medium.epoch,
+            medium_epoch=self._medium_epoch(device_start_us),
             session_id=description.session_id,
             config=config,
             calibration_id=self._description.calibration_id,
@@ -187,6 +200,11 @@ class Bench(Device):
 
     def _close(self) -> None:
         self._worker.shutdown(wait=True)
+
+
+def _rows_read(pixels: NDArray[np.int64], columns: int) -> int:
+    """Return how many rows of the sensor are read out: from the first pixel's to the last one's."""
+    return int(pixels[-1] // columns - pixels[0] // columns) + 1
 
 
 class BenchSession(Session):

@@ -49,17 +49,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTRACT_VERSION",
+    "NO_REFERENCE",
+    "REFERENCE_STEPS",
     "Device",
     "DeviceDescription",
     "GroundTruth",
     "Limits",
     "MediumDescription",
+    "MirrorDuty",
     "Projection",
     "Provenance",
     "Region",
     "Session",
     "SessionConfig",
     "SessionDescription",
+    "SpeedTier",
     "Timing",
     "check_frame_numbers",
     "check_out",
@@ -69,6 +73,9 @@ __all__ = [
 CONTRACT_VERSION = 1
 FRAME_INDEX_LIMIT = 2**62
 NOISE_KEY_LIMIT = 2**64
+NO_REFERENCE = "none"
+REFERENCE_STEPS = {NO_REFERENCE: 1, "pi": 2, "three_step": 3, "four_step": 4, "off_axis": 1}
+"""Ways to use a reference arm, and how many phases each goes through."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,11 +87,22 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     unit: str
 
 
+class SpeedTier(msgspec.Struct, frozen=True, kw_only=True):
+    """The shortest time from frame to frame for sessions up to a size: a device may slow down for larger ones."""
+
+    n_features: int
+    n_outputs: int
+    frame_us: float
+
+
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
     """What a call costs in device time.
 
-    A call of `n` frames takes `call_overhead_us + n * frame_us(exposure_us)`, and `reconfigure_us` more when the
+    A call of `n` frames takes `call_overhead_us + n * frame_us(...)`, and `reconfigure_us` more when the
     device last worked with another configuration. `latency_us` passes between a trigger and its exposure.
+
+    A camera reads out the rows of the region: `readout_us + rows * row_readout_us`. The mirrors need
+    `pattern_us` for each pattern. `tiers` are ordered from small to large; sessions beyond the last one take its time.
     """
 
     readout_us: float
@@ -92,10 +110,32 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
     call_overhead_us: float
     latency_us: float
     reconfigure_us: float
+    row_readout_us: float = 0.0
+    pattern_us: float = 0.0
+    tiers: tuple[SpeedTier, ...] = ()
 
-    def frame_us(self, exposure_us: float) -> float:
-        """Time from one frame to the next: `max(exposure, readout) + overhead`, in microseconds."""
-        return max(exposure_us, self.readout_us) + self.frame_overhead_us
+    def frame_us(self, exposure_us: float, *, rows: int = 0, n_features: int = 0, n_outputs: int = 0) -> float:
+        """Time from one frame to the next, in microseconds.
+
+        `max(exposure, readout) + overhead`, and no less than mirrors and tier allow.
+
+        Parameters
+        ----------
+        exposure_us : float
+            Exposure time.
+        rows : int
+            Height of the camera region.
+        n_features, n_outputs : int
+            Size of the session, for the tier.
+        """
+        camera_us = max(exposure_us, self.readout_us + rows * self.row_readout_us) + self.frame_overhead_us
+        return max(camera_us, self.pattern_us, self._tier_us(n_features, n_outputs))
+
+    def _tier_us(self, n_features: int, n_outputs: int) -> float:
+        for tier in self.tiers:
+            if n_features <= tier.n_features and n_outputs <= tier.n_outputs:
+                return tier.frame_us
+        return self.tiers[-1].frame_us if self.tiers else 0.0
 
 
 class MediumDescription(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,6 +157,8 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     Shapes are `(rows, columns)`. `full_scale_dn` is the largest value of a pixel in digital numbers (DN, counts).
     `dmd_contrast` is the intensity ratio of a mirror that is on to one that is off, None where it is infinite or
     unknown. `max_session_bytes` limits the memory that a session may compile on the device, None is no limit.
+    `references` are the ways in which a reference arm can be used (`REFERENCE_STEPS`), and `reference_carrier` is the
+    tilt of that arm in cycles per pixel, along rows and columns.
     """
 
     contract_version: int
@@ -139,6 +181,8 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int
     max_session_bytes: int | None = None
     dmd_contrast: float | None = None
+    references: tuple[str, ...] = (NO_REFERENCE,)
+    reference_carrier: tuple[float, float] | None = None
     calibration_id: str | None = None
     versions: dict[str, str] = {}
 
@@ -184,6 +228,9 @@ class SessionConfig(msgspec.Struct, frozen=True, kw_only=True):
         Camera gain in decibels of amplitude (20 dB multiply the counts by 10).
     light : str
         `on` or `off`. With finite DMD contrast all-mirrors-off is not dark; `off` is.
+    reference : str
+        How a reference arm meets the light, a key of `REFERENCE_STEPS`. Its phase is `2 pi / steps` times the frame
+        number: a pattern that is shown for as many frames, from a multiple of the steps on, sees each phase once.
     noise_key : int
         Names the noise of this session's frames, from 0 to 2**64 - 1: on a device with repeatable noise, equal keys
         and frame numbers give equal bytes. Give concurrent experiments different keys.
@@ -197,6 +244,7 @@ class SessionConfig(msgspec.Struct, frozen=True, kw_only=True):
     exposure_us: float | None = None
     gain_db: float = 0.0
     light: str = "on"
+    reference: str = NO_REFERENCE
     noise_key: int = 0
 
 
@@ -336,6 +384,7 @@ def resolve_config(config: SessionConfig, description: DeviceDescription) -> Ses
     )
     _require_choice("layout", config.layout, description.layouts)
     _require_choice("light", config.light, description.light)
+    _require_choice("reference", config.reference, description.references)
     rows, columns = description.pixels
     if config.n_features > description.n_mirrors:
         raise CapacityError(
@@ -519,11 +568,34 @@ class GroundTruth(ABC):
 
     @abstractmethod
     def transmission_matrix(self, config: SessionConfig) -> NDArray[np.complex64]:
-        """Return the matrix over features, shape (n_outputs, n_features), unit variance per lit mirror."""
+        """Return the matrix over features, shape (n_outputs, n_features), unit variance per lit mirror.
+
+        For the medium as it is before it drifts. Raises `UnsupportedError` where a pixel sees more than one field.
+        """
+
+    @abstractmethod
+    def entries(self, outputs: ArrayLike, mirrors: ArrayLike) -> NDArray[np.complex64]:
+        """Return any block of the medium itself: from mirrors to pixels, shape (len(outputs), len(mirrors)).
+
+        Unit variance; pixels and mirrors are counted row by row over sensor and DMD.
+        """
 
     @abstractmethod
     def photoelectrons(self, config: SessionConfig, patterns: ArrayLike) -> NDArray[np.float32]:
         """Return the mean photo-electrons of every pixel before any noise, shape (batch, n_outputs)."""
+
+
+class MirrorDuty(ABC):
+    """Capability `mirror_duty`: how long each mirror has been landed on.
+
+    Long one-sided landing harms the hinges; makers advise to keep near one half.
+    """
+
+    name: ClassVar[str] = "mirror_duty"
+
+    @abstractmethod
+    def landed_on_share(self) -> NDArray[np.float64]:
+        """Return the share of the pattern time that each mirror was on, shape (rows, columns); NaN before any pattern."""
 
 
 CapabilityT = TypeVar("CapabilityT")

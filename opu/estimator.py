@@ -359,7 +359,8 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         with link.lock:
             self._fit_linear_map(link)
             projector = link.projector(self)
-            patterns_at_once = max(1, projector.max_batch // (4 if encoder.signed_ else 2))
+            frames_each = self.linear_map_.frames_per_pattern * (2 if encoder.signed_ else 1)
+            patterns_at_once = max(1, projector.max_batch // frames_each)
             rows = max(1, patterns_at_once // encoder.n_bits)
             for start in range(0, len(samples), rows):
                 planes = encoder.transform(samples[start : start + rows])

@@ -1,7 +1,8 @@
 r"""Linear projections from intensities alone.
 
-A camera sees `I(x) = |a x + c|^2` (`c` the background that mirrors which are off still throw; zero for infinite DMD
-contrast). Show a pattern twice, alone and together with a fixed *anchor* `r` on mirrors of its own. Then
+Every OPU can do it with mirrors of its own. A camera sees `I(x) = |a x + c|^2` (`c` the background that mirrors which
+are off still throw; zero for infinite DMD contrast). Show a pattern twice, alone and together with a fixed *anchor* `r`
+on mirrors of its own. Then
 
     (I(x + r) - I(x) - I(r) + I(0)) / 2 = Re(conj(a r) (a x)),
 
@@ -9,6 +10,8 @@ exactly linear in `x`, with `I(r)` and the all-off frame `I(0)` measured once: t
 For a ternary pattern `x = p - n` the constants cancel and four frames, `p + r, p, n + r, n`, are enough.
 Divided by `|a r|` of each pixel the weights are independent real Gaussians. Pixels where the anchor is dark (below a
 tenth of its mean: 9.5 % of them) would divide by little and are left out, once and for all, in the saved `LinearMap`.
+
+A device with a reference arm does better, see `opu.interference`; the fit takes the best method that the device offers.
 """
 
 from __future__ import annotations
@@ -25,15 +28,16 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 import numpy as np
 
-from opu.device import Projection, SessionConfig
-from opu.errors import ConfigError, DataFileError, MediumChangedError, PatternShapeError, PatternValueError
+from opu.device import NO_REFERENCE, Projection, Region, SessionConfig
+from opu.errors import CapacityError, ConfigError, DataFileError, MediumChangedError, PatternShapeError, PatternValueError
 from opu.exposure import choose_exposure
+from opu.interference import ANCHOR, METHODS, Method, available_methods
 from opu.patterns import PackedPatterns, pack
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from opu.device import Device, Session
+    from opu.device import Device, DeviceDescription, Session
 
 __all__ = ["LinearMap", "LinearProjection", "LinearProjector", "fit_linear_map"]
 
@@ -43,8 +47,14 @@ BRIGHTNESS_RATIO = 2.0
 _BRIGHT_FRACTION = 1 / 10
 _ANCHOR_REPEATS = 128
 _EXPOSURE_PATTERNS = 32
+_SCALE_PATTERNS = 64
 _SPARE_PIXELS = 1.25
-_FORMAT = "openopu.linear_map/1"
+# Off-axis: the field is known at places this many pixels apart, and not near the edges of the region.
+_HOLOGRAM_STEP = 4
+_HOLOGRAM_MARGIN = 12
+# Frames of a binary or a ternary pattern, whatever the method, start at a multiple of this.
+_ALIGNMENT = 24
+_FORMAT = "openopu.linear_map/2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,17 +67,19 @@ class LinearMap:
     Parameters
     ----------
     config : SessionConfig
-        The session that measures it, its features being the pattern's followed by the anchor's.
+        The session that measures it; with the method `anchor` its features are the pattern's followed by the anchor's.
+    method : str
+        How the light interferes, a key of `opu.interference.METHODS`.
     n_features : int
         The width of a pattern.
-    pixels : ndarray of int32, shape (n_outputs,)
-        Which of the session's outputs are used: those where the anchor is bright enough.
-    anchor_dn : ndarray of float32, shape (n_outputs,)
-        Mean frame of the anchor alone, I(r), in DN.
-    background_dn : ndarray of float32, shape (n_outputs,)
-        Mean frame with all mirrors off, I(0), in DN.
-    feature_dn : float
-        Mean intensity that one lit feature adds, in DN: the scale of the output.
+    pixels : ndarray of int32, shape (n_places,)
+        Which of the session's outputs are used: those where the reference is bright enough.
+    offset_dn : ndarray of float32, shape (n_outputs,)
+        What the method gives for a pattern of zeros, in DN.
+    scale_per_dn : ndarray of float32, shape (n_outputs,)
+        From there to unit variance: output = scale_per_dn * (method's result - offset_dn).
+    carrier : tuple of two floats or None
+        Of the reference arm, for `off_axis`.
     medium_id, medium_epoch : str, int
         The medium through which it was measured.
     n_frames : int
@@ -75,11 +87,12 @@ class LinearMap:
     """
 
     config: SessionConfig
+    method: str
     n_features: int
     pixels: NDArray[np.int32]
-    anchor_dn: NDArray[np.float32]
-    background_dn: NDArray[np.float32]
-    feature_dn: float
+    offset_dn: NDArray[np.float32]
+    scale_per_dn: NDArray[np.float32]
+    carrier: tuple[float, float] | None
     medium_id: str
     medium_epoch: int
     n_frames: int
@@ -87,17 +100,12 @@ class LinearMap:
     @property
     def n_outputs(self) -> int:
         """The width of the output."""
-        return len(self.pixels)
+        return len(self.scale_per_dn)
 
     @property
-    def weights_scale(self) -> NDArray[np.float32]:
-        """Factor from `Re(conj(a r) (a x))` in DN to unit variance, shape (n_outputs,).
-
-        `1 / (|a r| sqrt(g / 2))`, with `g = feature_dn` the mean of `|a|^2` of a feature.
-        """
-        anchor = np.maximum(self.anchor_dn - self.background_dn.mean(), np.float32(1e-6))
-        scale: NDArray[np.float32] = (1 / np.sqrt(anchor * (self.feature_dn / 2))).astype(np.float32)
-        return scale
+    def frames_per_pattern(self) -> int:
+        """What a binary pattern costs; a ternary one costs twice as many."""
+        return METHODS[self.method].n_frames
 
     def to_bytes(self) -> bytes:
         """Return the map as the content of a `.npz` file."""
@@ -105,8 +113,9 @@ class LinearMap:
             {
                 "format": _FORMAT,
                 "config": self.config,
+                "method": self.method,
                 "n_features": self.n_features,
-                "feature_dn": self.feature_dn,
+                "carrier": self.carrier,
                 "medium_id": self.medium_id,
                 "medium_epoch": self.medium_epoch,
                 "n_frames": self.n_frames,
@@ -117,8 +126,8 @@ class LinearMap:
             buffer,
             meta=np.frombuffer(meta, np.uint8),
             pixels=self.pixels,
-            anchor_dn=self.anchor_dn,
-            background_dn=self.background_dn,
+            offset_dn=self.offset_dn,
+            scale_per_dn=self.scale_per_dn,
         )
         return buffer.getvalue()
 
@@ -138,11 +147,12 @@ class LinearMap:
                     raise DataFileError(f"The linear map has the format {meta['format']!r}.", f"Use {_FORMAT}.")
                 return cls(
                     msgspec.convert(meta["config"], SessionConfig),
+                    METHODS[meta["method"]].name,
                     meta["n_features"],
                     data["pixels"].astype(np.int32),
-                    data["anchor_dn"].astype(np.float32),
-                    data["background_dn"].astype(np.float32),
-                    meta["feature_dn"],
+                    data["offset_dn"].astype(np.float32),
+                    data["scale_per_dn"].astype(np.float32),
+                    None if meta["carrier"] is None else tuple(meta["carrier"]),
                     meta["medium_id"],
                     meta["medium_epoch"],
                     meta["n_frames"],
@@ -184,16 +194,28 @@ def _anchored(patterns: NDArray[np.bool_], n_anchor: int, anchor_on: bool) -> ND
     return np.concatenate([patterns, anchor], axis=1)
 
 
+def _shown(method: Method, patterns: NDArray[np.bool_], n_anchor: int) -> NDArray[np.bool_]:
+    """Return what the mirrors show for each pattern, shape (batch, frames of the method, features of the session)."""
+    if method.name == ANCHOR:
+        return np.stack([_anchored(patterns, n_anchor, anchor_on=on) for on in (True, False)], axis=1)
+    return patterns[:, np.newaxis].repeat(method.n_frames, axis=1)
+
+
+def _aligned(frame_index: int) -> int:
+    return -(-frame_index // _ALIGNMENT) * _ALIGNMENT
+
+
 def fit_linear_map(
     device: Device,
     n_features: int,
     n_outputs: int,
     *,
+    method: str | None = None,
     expected_ones: float | None = None,
     exposure_us: float | None = None,
     noise_key: int = 0,
 ) -> LinearMap:
-    """Fit a linear projection: choose anchor, exposure and pixels, and measure the anchor.
+    """Fit a linear projection: choose method, exposure and pixels, and measure the reference.
 
     Parameters
     ----------
@@ -203,9 +225,11 @@ def fit_linear_map(
         The width of the patterns that will be projected.
     n_outputs : int
         The width of the projection.
+    method : str, optional
+        A key of `opu.interference.METHODS`; default the best one that the device offers.
     expected_ones : float, optional
         How many features a pattern typically lights (for ternary patterns: its positive or its negative part);
-        default half of them. The anchor is made `2` times as bright, near the optimum of the signal-to-noise ratio.
+        default half of them. An anchor is made `2` times as bright, near the optimum of the signal-to-noise ratio.
     exposure_us : float, optional
         Exposure time in microseconds; by default it is chosen for a mean of a tenth of full scale in the
         brightest frames.
@@ -215,7 +239,7 @@ def fit_linear_map(
     Returns
     -------
     LinearMap
-        What `LinearProjector` needs.
+        What `LinearProjector` needs. `frames_per_pattern` says what a projection costs.
 
     Raises
     ------
@@ -232,6 +256,23 @@ def fit_linear_map(
         raise ConfigError(
             f"n_features is {n_features} and expected_ones is {ones}.", "Use 0 < expected_ones <= n_features."
         )
+    available = available_methods(device.describe())
+    chosen = available[0] if method is None else method
+    if chosen not in available:
+        raise ConfigError(f"The method is {chosen!r}.", f"This device offers {', '.join(available)}.")
+    fit = _fit_anchor if chosen == ANCHOR else _fit_arm
+    return fit(device, METHODS[chosen], n_features, n_outputs, ones, exposure_us, noise_key)
+
+
+def _fit_anchor(
+    device: Device,
+    method: Method,
+    n_features: int,
+    n_outputs: int,
+    ones: float,
+    exposure_us: float | None,
+    noise_key: int,
+) -> LinearMap:
     n_anchor = math.ceil(BRIGHTNESS_RATIO * ones)
     available = math.prod(device.describe().pixels)
     config = SessionConfig(
@@ -242,8 +283,9 @@ def fit_linear_map(
     )
     n_frames = 0
     if exposure_us is None:
-        bright = _bright_patterns(n_features, ones, n_anchor)
-        config, n_frames = choose_exposure(device, config, bright, target_fraction=_BRIGHT_FRACTION)
+        bright = _typical_patterns(n_features, ones, _EXPOSURE_PATTERNS)
+        shown = pack(_anchored(bright, n_anchor, anchor_on=True))
+        config, n_frames = choose_exposure(device, config, shown, target_fraction=_BRIGHT_FRACTION)
     with device.open_session(config) as session:
         constants = np.zeros((2 * _ANCHOR_REPEATS, config.n_features), dtype=np.bool_)
         constants[:_ANCHOR_REPEATS, n_features:] = True
@@ -252,30 +294,135 @@ def fit_linear_map(
     anchor = projection.frames[:_ANCHOR_REPEATS].mean(axis=0, dtype=np.float64)
     background = projection.frames[_ANCHOR_REPEATS:].mean(axis=0, dtype=np.float64)
     above = anchor - background.mean()
-    usable = np.flatnonzero(above >= DARK_FRACTION * above.mean())[:n_outputs]
-    if above.mean() <= 0 or len(usable) < n_outputs:
-        raise ConfigError(
-            f"Only {len(usable)} of {config.n_outputs} pixels see the anchor, at a mean of {above.mean():.3g} DN.",
-            f"Check the light, raise the exposure, or ask for fewer than {n_outputs} outputs.",
-        )
+    pixels = _bright_pixels(above, np.arange(len(above)), n_outputs)
+    feature_dn = above.mean() / n_anchor
     return LinearMap(
         config=config,
+        method=method.name,
         n_features=n_features,
-        pixels=usable.astype(np.int32),
-        anchor_dn=anchor[usable].astype(np.float32),
-        background_dn=background[usable].astype(np.float32),
-        feature_dn=float(above.mean() / n_anchor),
+        pixels=pixels,
+        offset_dn=((anchor - background)[pixels] / 2).astype(np.float32),
+        scale_per_dn=(1 / np.sqrt(above[pixels] * feature_dn / 2)).astype(np.float32),
+        carrier=None,
         medium_id=projection.provenance.medium_id,
         medium_epoch=projection.provenance.medium_epoch,
-        n_frames=n_frames + len(constants),
+        n_frames=_aligned(n_frames + len(constants)),
     )
 
 
-def _bright_patterns(n_features: int, ones: float, n_anchor: int) -> PackedPatterns:
-    """Patterns as bright as the brightest frames of a projection: typical ones, with the anchor."""
+def _fit_arm(
+    device: Device,
+    method: Method,
+    n_features: int,
+    n_outputs: int,
+    ones: float,
+    exposure_us: float | None,
+    noise_key: int,
+) -> LinearMap:
+    description = device.describe()
+    n_places = -(-n_outputs // 2) if method.is_complex else n_outputs
+    config, candidates = _arm_session(method, n_features, n_places, description, exposure_us, noise_key)
+    n_frames = 0
+    typical = _typical_patterns(n_features, ones, _SCALE_PATTERNS)
+    if exposure_us is None:
+        bright = pack(typical[:_EXPOSURE_PATTERNS])
+        config, n_frames = choose_exposure(device, config, bright, target_fraction=_BRIGHT_FRACTION)
+    # All mirrors off, for the brightness of the arm and for the offset; then each typical pattern twice.
+    still = np.zeros((_ANCHOR_REPEATS, n_features), dtype=np.bool_)
+    patterns = np.concatenate([still, typical, typical])
+    with device.open_session(msgspec.structs.replace(config, light="off", reference=NO_REFERENCE)) as session:
+        dark_dn = session.project(still, first_frame_index=n_frames).frames.mean(dtype=np.float64)
+        n_frames = _aligned(n_frames + len(still))
+    with device.open_session(config) as session:
+        shown = _shown(method, patterns, 0).reshape(-1, n_features)
+        projection = session.project(shown, first_frame_index=n_frames)
+        config = session.config
+    frames = projection.frames.reshape(len(patterns), method.n_frames, -1)
+    arm = frames[: len(still)].mean(axis=(0, 1), dtype=np.float64) - dark_dn
+    pixels = _bright_pixels(arm, candidates, n_places)
+    region = _known_region(config)
+    result = method.demodulate(frames, pixels, region, description.reference_carrier).astype(np.float64)
+    constant, once, again = np.split(result, [len(still), len(still) + len(typical)])
+    offset = constant.mean(axis=0)
+    # The product of two measurements of one pattern has no noise in its mean. The amplitude of the arm varies over the
+    # pixels, the scale of the medium does not.
+    amplitude = np.sqrt(arm[pixels])
+    amplitude = np.tile(amplitude, 2) if method.is_complex else amplitude
+    power = ((once - offset) * (again - offset) / amplitude**2).mean() / typical.sum(axis=1).mean()
+    if power <= 0:
+        raise ConfigError(
+            "The light of the mirrors cannot be told from noise.", "Check the light, or raise the exposure."
+        )
+    keep = slice(0, n_outputs) if method.is_complex else slice(None)
+    return LinearMap(
+        config=config,
+        method=method.name,
+        n_features=n_features,
+        pixels=pixels,
+        offset_dn=offset[keep].astype(np.float32),
+        scale_per_dn=(1 / (amplitude[keep] * np.sqrt(power))).astype(np.float32),
+        carrier=description.reference_carrier if method.name == "off_axis" else None,
+        medium_id=projection.provenance.medium_id,
+        medium_epoch=projection.provenance.medium_epoch,
+        n_frames=_aligned(n_frames + len(shown)),
+    )
+
+
+def _arm_session(
+    method: Method,
+    n_features: int,
+    n_places: int,
+    description: DeviceDescription,
+    exposure_us: float | None,
+    noise_key: int,
+) -> tuple[SessionConfig, NDArray[np.int64]]:
+    """Return the session of a method with a reference arm, and which of its outputs can be used."""
+    config = SessionConfig(
+        n_features=n_features, n_outputs=n_places, exposure_us=exposure_us, noise_key=noise_key, reference=method.reference
+    )
+    rows, columns = description.pixels
+    if method.name != "off_axis":
+        n_outputs = max(n_places, min(rows * columns, math.ceil(_SPARE_PIXELS * n_places) + 32))
+        return msgspec.structs.replace(config, n_outputs=n_outputs), np.arange(n_outputs)
+    wanted = math.ceil(_SPARE_PIXELS * n_places) + 32
+    height = min(rows, _HOLOGRAM_STEP * (math.isqrt(wanted) + 1) + 2 * _HOLOGRAM_MARGIN)
+    per_column = -(-(height - 2 * _HOLOGRAM_MARGIN) // _HOLOGRAM_STEP)
+    width = _HOLOGRAM_STEP * -(-wanted // max(1, per_column)) + 2 * _HOLOGRAM_MARGIN
+    if per_column < 1 or width > columns:
+        raise CapacityError(
+            f"{n_places} places of a hologram need {width} columns of {height} rows.",
+            f"The camera has {rows} rows and {columns} columns: ask for fewer outputs, or use another method.",
+        )
+    region = Region((rows - height) // 2, (columns - width) // 2, height, width)
+    row = np.arange(_HOLOGRAM_MARGIN, height - _HOLOGRAM_MARGIN, _HOLOGRAM_STEP)
+    column = np.arange(_HOLOGRAM_MARGIN, width - _HOLOGRAM_MARGIN, _HOLOGRAM_STEP)
+    candidates = (row[:, np.newaxis] * width + column).ravel()
+    return msgspec.structs.replace(config, n_outputs=height * width, region=region), candidates
+
+
+def _known_region(config: SessionConfig) -> Region:
+    if config.region is None:
+        raise ValueError("the configuration is not resolved: its region is None")
+    return config.region
+
+
+def _bright_pixels(above_dn: NDArray[np.float64], candidates: NDArray[np.int64], n_places: int) -> NDArray[np.int32]:
+    """Return the first pixels that the reference lights well enough."""
+    mean_dn = above_dn.mean()
+    usable = candidates[above_dn[candidates] >= DARK_FRACTION * mean_dn][:n_places]
+    if mean_dn <= 0 or len(usable) < n_places:
+        raise ConfigError(
+            f"Only {len(usable)} of {len(candidates)} pixels see the reference, at a mean of {mean_dn:.3g} DN.",
+            f"Check the light, raise the exposure, or ask for fewer than {n_places} outputs.",
+        )
+    return usable.astype(np.int32)
+
+
+def _typical_patterns(n_features: int, ones: float, n_patterns: int) -> NDArray[np.bool_]:
+    """Return random patterns that light as many features as expected."""
     generator = np.random.default_rng(0)
-    order = generator.random((_EXPOSURE_PATTERNS, n_features)).argsort(axis=1)
-    return pack(_anchored(order < round(ones), n_anchor, anchor_on=True))
+    order = generator.random((n_patterns, n_features)).argsort(axis=1)
+    return order < max(1, round(ones))
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,7 +480,8 @@ class LinearProjector:
             )
         self.linear_map = linear_map
         self._first_frame_index = linear_map.n_frames if first_frame_index is None else first_frame_index
-        self._scale = linear_map.weights_scale
+        self._method = METHODS[linear_map.method]
+        self._region = _known_region(linear_map.config)
         self._session: Session = device.open_session(linear_map.config)
 
     @property
@@ -347,8 +495,8 @@ class LinearProjector:
         return self._session.describe().max_batch
 
     def frames_for(self, patterns: NDArray[Any]) -> int:
-        """Return how many frames a batch costs: two a pattern, four where a value is negative."""
-        return len(patterns) * (4 if (patterns < 0).any() else 2)
+        """Return how many frames a batch costs: those of the method, twice where a value is negative."""
+        return len(patterns) * self.linear_map.frames_per_pattern * (2 if (patterns < 0).any() else 1)
 
     def project(self, patterns: ArrayLike, *, ternary: bool | None = None) -> LinearProjection:
         """Project patterns and wait: `submit(...).result()`."""
@@ -362,7 +510,7 @@ class LinearProjector:
         patterns : array_like, shape (batch, n_features)
             Values -1, 0 and 1.
         ternary : bool, optional
-            Use four frames a pattern even where no value is negative; default: where one is.
+            Treat the patterns as ternary even where no value is negative; default: where one is.
 
         Returns
         -------
@@ -375,15 +523,17 @@ class LinearProjector:
             The patterns cannot be used; nothing was queued.
         """
         positive, negative = self._split(patterns)
-        n_anchor = self.linear_map.config.n_features - self.linear_map.n_features
         parts = [positive]
         if ternary or (ternary is None and negative.any()):
             parts.append(negative)
         elif negative.any():
             raise PatternValueError("A value is -1 and ternary is False.", "Use ternary=True.")
-        shown = np.concatenate([_anchored(part, n_anchor, anchor_on=on) for part in parts for on in (True, False)])
-        frames = self._session.submit(shown, first_frame_index=self._first_frame_index)
-        self._first_frame_index += len(shown)
+        n_anchor = self.linear_map.config.n_features - self.linear_map.n_features
+        # The frames of a pattern stand side by side, so that slow changes of the light do not come between them.
+        shown = np.stack([_shown(self._method, part, n_anchor) for part in parts], axis=1)
+        flat = shown.reshape(-1, shown.shape[-1])
+        frames = self._session.submit(flat, first_frame_index=self._first_frame_index)
+        self._first_frame_index += len(flat)
         return _then(frames, lambda projection: self._combine(projection, len(parts)))
 
     def _split(self, patterns: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -401,14 +551,12 @@ class LinearProjector:
         return array.astype(np.bool_), np.zeros(array.shape, dtype=np.bool_)
 
     def _combine(self, projection: Projection, n_parts: int) -> LinearProjection:
-        used = projection.frames[:, self.linear_map.pixels].astype(np.float32)
-        with_anchor, alone, *negative = np.split(used, 2 * n_parts)
-        difference = with_anchor - alone
-        if negative:
-            difference -= negative[0] - negative[1]
-        else:
-            difference -= self.linear_map.anchor_dn - self.linear_map.background_dn
-        return LinearProjection(difference * (self._scale * np.float32(0.5)), projection)
+        linear_map = self.linear_map
+        frames = projection.frames.reshape(-1, self._method.n_frames, projection.frames.shape[1])
+        found = self._method.demodulate(frames, linear_map.pixels, self._region, linear_map.carrier)
+        parts = found.reshape(-1, n_parts, found.shape[1])[:, :, : linear_map.n_outputs]
+        difference = parts[:, 0] - (parts[:, 1] if n_parts == 2 else linear_map.offset_dn)
+        return LinearProjection(difference * linear_map.scale_per_dn, projection)
 
     def close(self) -> None:
         """Close the session; the device stays open."""

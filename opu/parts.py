@@ -7,7 +7,9 @@ assembles either into a device.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from opu.patterns import PackedPatterns
 
 __all__ = [
+    "LAYOUTS",
+    "UNUSED_MIRROR",
     "Camera",
     "CameraReport",
     "CameraSettings",
@@ -30,9 +34,12 @@ __all__ = [
     "Laser",
     "MirrorLayout",
     "Optics",
-    "UNUSED_MIRROR",
+    "TriggerPlan",
     "selected_pixels",
 ]
+
+LAYOUTS = ("lined", "macro_2d", "centred")
+"""How features can lie on mirrors, see `MirrorLayout`."""
 
 UNUSED_MIRROR = -1
 """In a map from mirrors to features: the mirror shows none and stays off."""
@@ -42,24 +49,70 @@ UNUSED_MIRROR = -1
 class MirrorLayout:
     """Which mirrors show which feature.
 
-    In the layout `lined` feature `f` has the mirrors `f * k` to `(f + 1) * k - 1`, counted row by row, with
-    `k = n_mirrors // n_features`. Mirrors that are left over stay off.
+    `lined`
+        Feature `f` has the mirrors `f * k` to `(f + 1) * k - 1`, counted row by row, with `k = n_mirrors // n_features`.
+    `macro_2d`
+        Each feature is a square of `k x k` mirrors, `k` as large as fits. The squares form a grid in the middle of the
+        DMD, as square as possible, row by row: 784 features are an image of 28 x 28.
+    `centred`
+        The same grid with `k = 1`: the smallest area, in the middle of the beam.
+
+    Mirrors that are left over stay off.
 
     Parameters
     ----------
     n_features : int
-        Features in a pattern.
-    n_mirrors : int
-        Mirrors of the DMD.
+        Features in a pattern, at most as many as mirrors.
+    rows, columns : int
+        Size of the DMD in mirrors.
+    kind : str
+        One of `LAYOUTS`.
     """
 
     n_features: int
-    n_mirrors: int
+    rows: int
+    columns: int
+    kind: str = "lined"
+
+    @property
+    def n_mirrors(self) -> int:
+        """Mirrors of the DMD."""
+        return self.rows * self.columns
 
     @property
     def mirrors_per_feature(self) -> int:
         """How many mirrors show one feature."""
-        return self.n_mirrors // self.n_features
+        return self.n_mirrors // self.n_features if self.kind == "lined" else self._side**2
+
+    @property
+    def _side(self) -> int:
+        """Mirrors along the side of a macropixel: the largest for which there are enough squares."""
+        if self.kind == "centred":
+            return 1
+        side = max(1, math.isqrt(self.n_mirrors // self.n_features))
+        while side > 1 and (self.rows // side) * (self.columns // side) < self.n_features:
+            side -= 1
+        return side
+
+    @cached_property
+    def features(self) -> NDArray[np.int32]:
+        """The feature that each mirror shows, shape (n_mirrors,); `UNUSED_MIRROR` for none."""
+        if self.kind == "lined":
+            used = self.n_features * self.mirrors_per_feature
+            lined = np.full(self.n_mirrors, UNUSED_MIRROR, dtype=np.int32)
+            lined[:used] = np.repeat(np.arange(self.n_features, dtype=np.int32), self.mirrors_per_feature)
+            return lined
+        side = self._side
+        fewest_columns = -(-self.n_features // (self.rows // side))
+        width = min(self.columns // side, max(math.isqrt(self.n_features - 1) + 1, fewest_columns))
+        height = -(-self.n_features // width)
+        grid = np.full(height * width, UNUSED_MIRROR, dtype=np.int32)
+        grid[: self.n_features] = np.arange(self.n_features)
+        image = np.full((self.rows, self.columns), UNUSED_MIRROR, dtype=np.int32)
+        top, left = (self.rows - height * side) // 2, (self.columns - width * side) // 2
+        squares = grid.reshape(height, width).repeat(side, axis=0).repeat(side, axis=1)
+        image[top : top + height * side, left : left + width * side] = squares
+        return image.ravel()
 
     def expand(self, patterns: PackedPatterns) -> NDArray[np.uint8]:
         """Return the state of every mirror, shape (batch, n_mirrors), 1 for on.
@@ -67,14 +120,14 @@ class MirrorLayout:
         Examples
         --------
         >>> from opu.patterns import pack
-        >>> MirrorLayout(n_features=2, n_mirrors=5).expand(pack([[1, 0], [0, 1]]))
+        >>> MirrorLayout(n_features=2, rows=1, columns=5).expand(pack([[1, 0], [0, 1]]))
         array([[1, 1, 0, 0, 0],
                [0, 0, 1, 1, 0]], dtype=uint8)
         """
-        mirrors = np.zeros((len(patterns), self.n_mirrors), dtype=np.uint8)
-        shown = np.repeat(unpack(patterns), self.mirrors_per_feature, axis=1)
-        mirrors[:, : shown.shape[1]] = shown
-        return mirrors
+        # A last column of zeros is what UNUSED_MIRROR, -1, picks.
+        padded = np.zeros((len(patterns), self.n_features + 1), dtype=np.uint8)
+        padded[:, : self.n_features] = unpack(patterns)
+        return padded[:, self.features]
 
 
 def selected_pixels(config: SessionConfig, sensor: tuple[int, int]) -> NDArray[np.int64]:
@@ -108,6 +161,19 @@ class FrameNumbers:
 
     noise_key: int
     first_frame_index: int
+
+
+@dataclass(frozen=True)
+class TriggerPlan:
+    """When the triggers of a sequence come: `n_frames` of them, every `frame_us`, the first one at `start_us`.
+
+    `start_us` is on the clock of the device that `Provenance.device_start_us` is on; a real controller, whose time comes
+    by itself, has no use for it.
+    """
+
+    n_frames: int
+    frame_us: float
+    start_us: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,18 +226,21 @@ class Laser(Protocol):
     def switch(self, on: bool) -> None:
         """Switch the light, or its shutter."""
 
+    def set_reference(self, use: str) -> None:
+        """Set the reference arm to a key of `opu.device.REFERENCE_STEPS`; "none" blocks it."""
+
 
 class Controller(Protocol):
     """What triggers DMD and camera together."""
 
-    def run(self, n_frames: int, frame_us: float) -> None:
-        """Send `n_frames` triggers, one every `frame_us` microseconds, and return when they are out."""
+    def run(self, plan: TriggerPlan) -> None:
+        """Send the triggers, and return when they are out."""
 
 
 class Optics(Protocol):
     """What stands between DMD and camera, as far as it must be prepared for a session."""
 
-    def compiled_bytes(self, n_features: int, n_outputs: int) -> int:
+    def compiled_bytes(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
         """Memory that preparing such a session takes, in bytes; 0 where light does the work."""
 
     def prepare(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> object:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from opu.errors import UriError
 from opu.registry import Backend, FoundDevice
+from opu.sim.media import MEDIA
 from opu.uri import Uri, UriOption
 
 if TYPE_CHECKING:
     from opu.device import Device
 
 __all__ = ["BACKEND"]
-
-_MEDIA = ("explicit",)
 
 
 def _seed(text: str) -> int:
@@ -33,8 +32,8 @@ def _switch(text: str) -> bool:
 
 
 def _medium(text: str) -> str:
-    if text not in _MEDIA:
-        raise ValueError(f"none of {', '.join(_MEDIA)}")
+    if text not in MEDIA:
+        raise ValueError(f"none of {', '.join(MEDIA)}")
     return text
 
 
@@ -44,7 +43,7 @@ def _make(uri: Uri, options: dict[str, Any]) -> Device:
 
     if uri.rest:
         raise UriError(f"{uri.rest!r} in {uri.text!r} means nothing.", f"Write {BACKEND.syntax}.")
-    return SimulatedBench(preset(options["preset"]), seed=options["seed"], realtime=options["realtime"], uri=uri.text)
+    return SimulatedBench(preset(options["preset"]), seed=options["seed"], medium=options["medium"], realtime=options["realtime"], uri=uri.text)
 
 
 def _find() -> list[FoundDevice]:
@@ -56,9 +55,9 @@ BACKEND = Backend(
     summary="simulated bench: DMD, laser, scattering medium, camera, timing",
     syntax="sim:?preset=aurora&seed=7",
     options=(
-        UriOption("preset", str, "aurora", "the bench, aurora or ideal"),
+        UriOption("preset", str, "aurora", "the bench: aurora, ideal, generation2, generation3, laboratory, interferometer, holography"),
         UriOption("seed", _seed, 0, "device seed from 0 to 2**64 - 1: names medium and noise"),
-        UriOption("medium", _medium, "explicit", "how the medium is computed, explicit"),
+        UriOption("medium", _medium, "explicit", f"how the medium is computed: {', '.join(MEDIA)}"),
         UriOption("realtime", _switch, False, "1: take as long as the device would"),
     ),
     make=_make,

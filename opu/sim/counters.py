@@ -19,7 +19,7 @@ from numba import njit
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["derive_key", "philox", "philox_words"]
+__all__ = ["derive_key", "frame_words", "philox", "philox_words"]
 
 _MULTIPLIER_0 = np.uint64(0xD2511F53)
 _MULTIPLIER_1 = np.uint64(0xCD9E8D57)
@@ -86,3 +86,15 @@ def philox_words(
     words = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
     result: tuple[NDArray[np.uint64], ...] = philox.py_func(*words, *key)
     return result
+
+
+def frame_words(key: tuple[np.uint64, np.uint64], first_frame_index: int, n_frames: int) -> NDArray[np.uint64]:
+    """Return four words for every frame, a function of its number: `philox((frame, frame >> 32, 0, 0), key)`.
+
+    Returns
+    -------
+    ndarray of uint64, shape (4, n_frames)
+        Words below 2**32.
+    """
+    numbers = np.arange(first_frame_index, first_frame_index + n_frames, dtype=np.uint64)
+    return np.stack(philox_words((numbers & _MASK, numbers >> _WORD, 0, 0), key))

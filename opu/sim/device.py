@@ -7,107 +7,47 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from opu.bench import Bench, BenchParts
 from opu.device import (
     CONTRACT_VERSION,
+    NO_REFERENCE,
     DeviceDescription,
     GroundTruth,
     MediumDescription,
+    MirrorDuty,
     SessionConfig,
     resolve_config,
 )
-from opu.errors import DeviceError
-from opu.parts import CameraReport, CameraSettings, FrameNumbers, MirrorLayout, selected_pixels
+from opu.errors import DeviceError, UnsupportedError
+from opu.parts import (
+    LAYOUTS,
+    CameraReport,
+    CameraSettings,
+    FrameNumbers,
+    MirrorLayout,
+    TriggerPlan,
+    selected_pixels,
+)
 from opu.patterns import PackedPatterns, pack, unpack
-from opu.sim.camera import Exposure, expose
-from opu.sim.counters import derive_key
-from opu.sim.medium import MIN_ONES, ExplicitMedium
+from opu.sim.media import MEDIA, make_medium
+from opu.sim.media.base import EpochTrack
+from opu.sim.mirrors import n_blocks
+from opu.sim.table import ArmedCamera, LightPath, OpticalTable
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from opu.sim.medium import CompiledMedium
+    from opu.sim.camera import Exposure
     from opu.sim.models import BenchModel
 
 __all__ = ["SimulatedBench"]
 
 MAX_BATCH = 20_000
 MAX_SESSION_BYTES = 2 * 2**30
-_CHUNK_BYTES = 32 * 2**20
-
-
-@dataclass(frozen=True, eq=False)
-class _ArmedCamera:
-    settings: CameraSettings
-    numbers: FrameNumbers
-    out: NDArray[Any]
-
-
-class OpticalTable:
-    """What the simulated parts share: the light path.
-
-    The parts only note what they are told to do; when the controller fires, one fused computation runs over the whole
-    sequence.
-    """
-
-    def __init__(self, model: BenchModel, seed: int) -> None:
-        self.model = model
-        self.seed = seed
-        self.medium = ExplicitMedium(seed)
-        self.light_on = False
-        self.loaded: tuple[PackedPatterns, MirrorLayout] | None = None
-        self.armed: _ArmedCamera | None = None
-        self.n_saturated = 0
-
-    def fire(self) -> None:
-        """Expose every frame of the armed sequence."""
-        if self.loaded is None or self.armed is None:
-            raise DeviceError("The controller fired before DMD and camera were ready.", "Load and arm them first.")
-        patterns, layout = self.loaded
-        armed = self.armed
-        if len(armed.out) != len(patterns):
-            raise DeviceError(
-                f"The camera is armed for {len(armed.out)} frames and the DMD holds {len(patterns)} patterns.",
-                "Arm the camera for as many frames as there are patterns.",
-            )
-        compiled = self.medium.prepare(layout, armed.settings.pixels)
-        features = unpack(patterns)
-        rows = max(1, _CHUNK_BYTES // (8 * armed.out.shape[1]))
-        self.n_saturated = 0
-        for start in range(0, len(features), rows):
-            chunk = slice(start, start + rows)
-            exposure = self.exposure(compiled, features[chunk], armed.settings, armed.numbers, start)
-            self.n_saturated += expose(exposure, armed.out[chunk])
-
-    def exposure(
-        self,
-        compiled: CompiledMedium,
-        features: NDArray[np.uint8],
-        settings: CameraSettings,
-        numbers: FrameNumbers,
-        offset: int,
-    ) -> Exposure:
-        """Compute the field of patterns, shape (n_frames, n_features), and bundle it with the camera's side."""
-        real, imag = compiled.matrix.multiply(features)
-        off = self.model.dmd.off_amplitude
-        return Exposure(
-            camera=self.model.camera,
-            field_real=real,
-            field_imag=imag,
-            background_real=compiled.background_real,
-            background_imag=compiled.background_imag,
-            on_amplitude=1 - off if self.light_on else 0.0,
-            off_amplitude=off if self.light_on else 0.0,
-            # The mean of |t|^2 of a mirror is 2.
-            electrons_per_intensity=self.model.laser.electrons_per_mirror_us * settings.exposure_us / 2,
-            exposure_us=settings.exposure_us,
-            gain_db=settings.gain_db,
-            pixels=settings.pixels,
-            first_frame_index=numbers.first_frame_index + offset,
-            key=derive_key("camera", self.seed, numbers.noise_key),
-        )
+_TRUTH_FEATURES = 512
 
 
 @dataclass(frozen=True)
@@ -129,14 +69,14 @@ class SimulatedCamera:
 
     def arm(self, settings: CameraSettings, numbers: FrameNumbers, out: NDArray[Any]) -> None:
         """Stand ready for `len(out)` triggers."""
-        self.table.armed = _ArmedCamera(settings, numbers, out)
+        self.table.armed = ArmedCamera(settings, numbers, out)
 
     def collect(self) -> CameraReport:
         """Report on the sequence; its frames are in the buffer already."""
         armed, self.table.armed = self.table.armed, None
         if armed is None:
             raise DeviceError("The camera was asked for frames and was not armed.", "Arm it first.")
-        return CameraReport(self.table.n_saturated / armed.out.size, skipped_frames=0)
+        return CameraReport(self.table.n_saturated / armed.out.size, self.table.n_dropped)
 
 
 @dataclass(frozen=True)
@@ -149,6 +89,10 @@ class SimulatedLaser:
         """Switch the light."""
         self.table.light_on = on
 
+    def set_reference(self, use: str) -> None:
+        """Open the reference arm, or block it."""
+        self.table.reference = use
+
 
 @dataclass(frozen=True)
 class SimulatedController:
@@ -156,9 +100,9 @@ class SimulatedController:
 
     table: OpticalTable
 
-    def run(self, n_frames: int, frame_us: float) -> None:  # noqa: ARG002 - the bench books the time
+    def run(self, plan: TriggerPlan) -> None:
         """Fire the table once for the whole sequence."""
-        self.table.fire()
+        self.table.fire(plan)
 
 
 class SimulatedBench(Bench):
@@ -170,6 +114,8 @@ class SimulatedBench(Bench):
         The parts, for example `opu.sim.models.preset("aurora")`.
     seed : int
         Device seed, from 0 to 2**64 - 1: names the medium and, with the noise key, the noise.
+    medium : str
+        How the medium is computed, one of `opu.sim.media.MEDIA`.
     realtime : bool
         Take as long as the device would.
     uri : str, optional
@@ -183,60 +129,123 @@ class SimulatedBench(Bench):
     500.0
     """
 
-    def __init__(self, model: BenchModel, *, seed: int = 0, realtime: bool = False, uri: str | None = None) -> None:
-        self.table = OpticalTable(model, seed)
+    def __init__(
+        self,
+        model: BenchModel,
+        *,
+        seed: int = 0,
+        medium: str = "explicit",
+        realtime: bool = False,
+        uri: str | None = None,
+    ) -> None:
+        self.table = OpticalTable(model, seed, medium)
         table = self.table
         super().__init__(
-            uri or f"sim:?preset={model.name}&seed={seed}",
-            _describe(model, seed, table.medium),
+            uri or f"sim:?preset={model.name}&seed={seed}&medium={medium}",
+            _describe(table),
             BenchParts(
                 dmd=SimulatedDmd(table),
                 camera=SimulatedCamera(table),
                 laser=SimulatedLaser(table),
                 controller=SimulatedController(table),
-                optics=table.medium,
+                optics=table,
             ),
-            {GroundTruth: SimulatedTruth(self)},
+            {GroundTruth: SimulatedTruth(self), MirrorDuty: SimulatedDuty(table)},
             realtime=realtime,
         )
 
+    def _smaller_session(self, limit: int, layout: MirrorLayout, pixels: NDArray[np.int64]) -> str:
+        """Say what fits a memory limit, other media included."""
+        smaller = super()._smaller_session(limit, layout, pixels)
+        sizes = self._description.mirrors, self._description.pixels
+        mirrors = self.table.mirrors(layout)
+        n_points = self.table.n_points(pixels)
+        others = [
+            f"medium={name} ({n_bytes / 2**20:.0f} MiB)"
+            for name in MEDIA
+            if (n_bytes := make_medium(name, self.table.seed, *sizes).session_bytes(mirrors, n_points)) <= limit
+        ]
+        return f"{smaller} Or open a device with {' or '.join(others)}." if others else smaller
+
+    def _medium_epoch(self, device_start_us: float) -> int:
+        """Return how often the medium has jumped before a device time."""
+        jumps_s = self.table.model.drift.jump_times_s
+        return sum(jump_s <= device_start_us * 1e-6 for jump_s in jumps_s)
+
+
+class SimulatedDuty(MirrorDuty):
+    """How long each simulated mirror has been landed on."""
+
+    def __init__(self, table: OpticalTable) -> None:
+        self._table = table
+
+    def landed_on_share(self) -> NDArray[np.float64]:
+        """Return the share of the pattern time that each mirror was on, shape (rows, columns)."""
+        return self._table.landed_on_share()
+
 
 class SimulatedTruth(GroundTruth):
-    """What the simulator knows and no camera sees."""
+    """What the simulator knows and no camera sees. It works on a table of its own, and disturbs no session."""
 
     def __init__(self, bench: SimulatedBench) -> None:
         self._bench = bench
 
-    def _compile(self, config: SessionConfig) -> tuple[SessionConfig, NDArray[np.int64], CompiledMedium]:
+    def _path(self, config: SessionConfig) -> tuple[OpticalTable, LightPath, SessionConfig, NDArray[np.int64]]:
         description = self._bench.describe()
+        table = self._bench.table.twin()
         complete = resolve_config(config, description)
         pixels = selected_pixels(complete, description.pixels)
-        layout = MirrorLayout(complete.n_features, description.n_mirrors)
-        return complete, pixels, self._bench.table.medium.compile(layout, pixels)
+        layout = MirrorLayout(complete.n_features, *description.mirrors, complete.layout)
+        return table, table.make_path(layout, pixels), complete, pixels
 
     def transmission_matrix(self, config: SessionConfig) -> NDArray[np.complex64]:
-        """Return the matrix over features, shape (n_outputs, n_features), unit variance per lit mirror."""
-        _, _, compiled = self._compile(config)
-        counts = (compiled.matrix.real + 1j * compiled.matrix.imag).T
-        matrix: NDArray[np.complex64] = (counts / np.sqrt(2)).astype(np.complex64)
+        """Return the matrix over features, shape (n_outputs, n_features), unit variance per fully lit mirror."""
+        table, path, complete, pixels = self._path(config)
+        if not path.sampling.is_plain:
+            raise UnsupportedError(
+                "A pixel of this bench sees more than one field: it has no transmission matrix.",
+                "Ask for entries() of the medium, or for photoelectrons().",
+            )
+        n_features = complete.n_features
+        still = np.zeros(n_blocks(path.mirrors.n_mirrors), np.uint32)
+        matrix = np.empty((len(pixels), n_features), np.complex64)
+        dark = path.medium.fields(np.zeros((1, n_features), np.uint8), EpochTrack.still(1, still))
+        for start in range(0, n_features, _TRUTH_FEATURES):
+            one_each = np.eye(min(_TRUTH_FEATURES, n_features - start), n_features, start, dtype=np.uint8)
+            fields = path.medium.fields(one_each, EpochTrack.still(len(one_each), still))
+            alone = (fields.real - dark.real) + 1j * (fields.imag - dark.imag)
+            matrix[:, start : start + len(one_each)] = alone.T
+        matrix /= np.float32(math.sqrt(table.medium.variance) * path.mirrors.full_level)
         return matrix
 
+    def entries(self, outputs: ArrayLike, mirrors: ArrayLike) -> NDArray[np.complex64]:
+        """Return any block of the medium, shape (len(outputs), len(mirrors)), unit variance."""
+        medium = self._bench.table.medium
+        block = medium.entries(np.asarray(mirrors, np.int64), np.asarray(outputs, np.int64))
+        scaled: NDArray[np.complex64] = block / np.float32(math.sqrt(medium.variance))
+        return scaled
+
     def photoelectrons(self, config: SessionConfig, patterns: ArrayLike) -> NDArray[np.float32]:
-        """Return the mean electrons of every pixel before any noise, shape (batch, n_outputs)."""
-        complete, pixels, compiled = self._compile(config)
-        table = OpticalTable(self._bench.table.model, self._bench.table.seed)
+        """Return the mean electrons of every pixel before any noise, shape (batch, n_outputs).
+
+        At device time 0, without the noise of the laser and errors of the trigger.
+        """
+        table, path, complete, pixels = self._path(config)
         table.light_on = complete.light == "on"
+        table.reference = complete.reference
         exposure_us = complete.exposure_us or self._bench.describe().exposure_us.default
         settings = CameraSettings(pixels, exposure_us, complete.gain_db)
         features = unpack(pack(patterns))
-        return table.exposure(compiled, features, settings, FrameNumbers(complete.noise_key, 0), 0).mean_electrons()
+        exposure: Exposure = table.mean_exposure(path, features, settings, FrameNumbers(complete.noise_key, 0))
+        return exposure.mean_electrons()
 
 
-def _describe(model: BenchModel, seed: int, medium: ExplicitMedium) -> DeviceDescription:
-    camera = model.camera
+def _describe(table: OpticalTable) -> DeviceDescription:
+    model, medium = table.model, table.medium
+    camera, reference = model.camera, model.reference
     return DeviceDescription(
         contract_version=CONTRACT_VERSION,
-        device_id=f"sim-{model.name}-{seed}",
+        device_id=f"sim-{model.name}-{table.seed}",
         model=f"simulated bench, preset {model.name}",
         backend="sim",
         mirrors=(model.dmd.rows, model.dmd.columns),
@@ -245,15 +254,17 @@ def _describe(model: BenchModel, seed: int, medium: ExplicitMedium) -> DeviceDes
         frame_dtype=camera.frame_dtype,
         full_scale_dn=camera.full_scale_dn,
         black_level_dn=camera.black_level_dn,
-        layouts=("lined",),
+        layouts=LAYOUTS,
         light=("on", "off"),
+        references=(NO_REFERENCE, *reference.uses),
+        reference_carrier=reference.carrier_cycles_per_px if reference.uses else None,
         exposure_us=model.exposure_us,
         gain_db=model.gain_db,
-        timing=model.timing,
-        medium=MediumDescription(
-            medium_id=medium.medium_id, epoch=0, law="circular complex Gaussian (sums of QPSK)", min_ones=MIN_ONES
+        timing=msgspec.structs.replace(
+            model.timing, latency_us=model.trigger.latency_us, pattern_us=model.dmd.pattern_us
         ),
-        capabilities=("ground_truth", "repeatable_noise"),
+        medium=MediumDescription(medium_id=medium.medium_id, epoch=0, law=medium.law, min_ones=medium.min_ones),
+        capabilities=("ground_truth", "mirror_duty", "repeatable_noise"),
         max_batch=MAX_BATCH,
         max_session_bytes=MAX_SESSION_BYTES,
         dmd_contrast=None if math.isinf(model.dmd.contrast) else model.dmd.contrast,

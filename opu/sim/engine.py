@@ -47,14 +47,14 @@ class IntegerMatrix:
 
     Parameters
     ----------
-    blocks : ndarray of int16, shape (n_blocks, padded_features, 128)
+    blocks : ndarray of int16 or int32, shape (n_blocks, padded_features, 128)
         `blocks[b, f]` holds the real parts of outputs `64 b` to `64 b + 63`, then the imaginary ones. What lies beyond
-        the last feature and the last output is 0.
+        the last feature and the last output is 0. 32 bits are slower: a batch does not share work then.
     n_features, n_outputs : int
         The size of the matrix.
     """
 
-    blocks: NDArray[np.int16]
+    blocks: NDArray[np.int16] | NDArray[np.int32]
     n_features: int
     n_outputs: int
 
@@ -88,7 +88,7 @@ class IntegerMatrix:
         real = np.empty((len(features), self.n_outputs), dtype=np.float32)
         imag = np.empty_like(real)
         with numba_lock:
-            if len(features) <= _SMALL_BATCH or self._bounds.max() > _LIMIT:
+            if len(features) <= _SMALL_BATCH or self.blocks.dtype != np.int16 or self._bounds.max() > _LIMIT:
                 _sum_rows(features, self.blocks, real, imag)  # in 32 bits
                 return real, imag
             for start in range(0, len(features), _LARGE_BATCH):

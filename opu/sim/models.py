@@ -1,56 +1,21 @@
-"""Models of the simulated parts that are not the medium or the camera, and the presets.
-
-Not modelled yet: illumination profile and stuck mirrors, speckle grain (neighbouring pixels are independent), drift of
-medium and laser, trigger latency and lost frames, fixed-pattern noise of the camera. `docs/physics.md` keeps the list.
-"""
+"""Complete benches: the models of their parts put together, and the presets."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from opu.device import Limits, Timing
+from opu.device import Limits, SpeedTier, Timing
 from opu.errors import UriError
 from opu.sim.camera import CameraModel
+from opu.sim.dmd import DMD_CHIPS, DmdModel
+from opu.sim.drift import DriftModel
+from opu.sim.laser import LaserModel
+from opu.sim.reference import ReferenceModel
+from opu.sim.speckle import SpeckleModel
+from opu.sim.trigger import TriggerModel
 
-__all__ = ["PRESETS", "BenchModel", "DmdModel", "LaserModel", "preset"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DmdModel:
-    """A DMD.
-
-    Parameters
-    ----------
-    rows, columns : int
-        Size in mirrors.
-    contrast : float
-        Ratio of the intensities that a mirror throws on and off. A mirror that is off throws the amplitude
-        `eps = 1 / sqrt(contrast)`, so all mirrors together make a constant background field. Infinite: none.
-    """
-
-    rows: int
-    columns: int
-    contrast: float = math.inf
-
-    @property
-    def off_amplitude(self) -> float:
-        """Field amplitude of a mirror that is off, relative to one that is on."""
-        return 0.0 if math.isinf(self.contrast) else 1 / math.sqrt(self.contrast)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaserModel:
-    """The light, with everything that weakens it on its way.
-
-    Parameters
-    ----------
-    electrons_per_mirror_us : float
-        Photo-electrons that one lit mirror adds to the mean of a pixel in a microsecond: power, losses and quantum
-        efficiency in one number, as a bench measures it.
-    """
-
-    electrons_per_mirror_us: float
+__all__ = ["PRESETS", "BenchModel", "preset"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +32,14 @@ class BenchModel:
         What calls and frames cost in device time.
     exposure_us, gain_db : Limits
         What the camera can be set to.
+    speckle : SpeckleModel
+        Grain and polarisation of the speckle on the camera.
+    drift : DriftModel
+        How the medium changes with time.
+    trigger : TriggerModel
+        The trigger line.
+    reference : ReferenceModel
+        The reference arm.
     """
 
     name: str
@@ -76,28 +49,34 @@ class BenchModel:
     timing: Timing
     exposure_us: Limits
     gain_db: Limits
+    speckle: SpeckleModel = field(default_factory=SpeckleModel)
+    drift: DriftModel = field(default_factory=DriftModel)
+    trigger: TriggerModel = field(default_factory=TriggerModel)
+    reference: ReferenceModel = field(default_factory=ReferenceModel)
 
     @property
     def n_mirrors(self) -> int:
         """Mirrors of the DMD."""
-        return self.dmd.rows * self.dmd.columns
+        return self.dmd.n_mirrors
 
 
-_AURORA_DMD = DmdModel(rows=1140, columns=912)
-_HALF_ON = _AURORA_DMD.rows * _AURORA_DMD.columns / 2
-_NO_GAIN = Limits(minimum=0.0, maximum=24.0, default=0.0, unit="dB")
+_AURORA_DMD = DMD_CHIPS["dlp4500"]
+_HALF_ON = _AURORA_DMD.n_mirrors / 2
+_GAIN = Limits(minimum=0.0, maximum=24.0, default=0.0, unit="dB")
+_GAIN_DN_PER_E = 0.0255
+_REFERENCE_USES = ("pi", "three_step", "four_step")
 
 _AURORA = BenchModel(
     name="aurora",
     dmd=_AURORA_DMD,
-    # 21 counts at 0.0255 counts per electron, with half of the mirrors on for 400 us.
-    laser=LaserModel(electrons_per_mirror_us=21 / 0.0255 / (400 * _HALF_ON)),
+    # 21 counts with half of the mirrors on for 400 us.
+    laser=LaserModel(electrons_per_mirror_us=21 / _GAIN_DN_PER_E / (400 * _HALF_ON)),
     camera=CameraModel(
         rows=1088,
         columns=2040,
         bit_depth=8,
         full_well_e=10_000,
-        gain_dn_per_e=0.0255,
+        gain_dn_per_e=_GAIN_DN_PER_E,
         read_noise_e=7.0,
         dark_current_e_per_s=20.0,
     ),
@@ -109,7 +88,7 @@ _AURORA = BenchModel(
         reconfigure_us=10_000.0,
     ),
     exposure_us=Limits(minimum=10.0, maximum=100_000.0, default=400.0, unit="us"),
-    gain_db=_NO_GAIN,
+    gain_db=_GAIN,
 )
 
 _IDEAL = BenchModel(
@@ -127,10 +106,106 @@ _IDEAL = BenchModel(
     ),
     timing=Timing(readout_us=0.0, frame_overhead_us=100.0, call_overhead_us=0.0, latency_us=0.0, reconfigure_us=0.0),
     exposure_us=Limits(minimum=1.0, maximum=1_000_000.0, default=400.0, unit="us"),
-    gain_db=_NO_GAIN,
+    gain_db=_GAIN,
 )
 
-PRESETS = {model.name: model for model in (_AURORA, _IDEAL)}
+_TIERS = tuple(
+    SpeedTier(n_features=n_features, n_outputs=n_outputs, frame_us=1e6 / rate_hz)
+    for n_features, n_outputs, rate_hz in (
+        (145_000, 81_000, 8000),
+        (290_000, 81_000, 6300),
+        (583_000, 163_000, 3800),
+        (1_048_576, 326_000, 1900),
+        (1_048_576, 600_000, 1000),
+        (1_048_576, 2_300_000, 340),
+    )
+)
+
+_GENERATION_2 = replace(
+    _AURORA,
+    name="generation2",
+    timing=Timing(
+        readout_us=400.0, frame_overhead_us=100.0, call_overhead_us=0.0, latency_us=0.0, reconfigure_us=10_000.0
+    ),
+)
+
+_GENERATION_3 = replace(
+    _AURORA,
+    name="generation3",
+    # As bright in 100 us as aurora in 400: the exposure must fit into 125 us.
+    laser=LaserModel(electrons_per_mirror_us=21 / _GAIN_DN_PER_E / (100 * _HALF_ON)),
+    timing=Timing(
+        readout_us=0.0,
+        frame_overhead_us=20.0,
+        call_overhead_us=0.0,
+        latency_us=0.0,
+        reconfigure_us=10_000.0,
+        tiers=_TIERS,
+    ),
+    exposure_us=Limits(minimum=10.0, maximum=100_000.0, default=100.0, unit="us"),
+)
+
+_LABORATORY = replace(
+    _AURORA,
+    name="laboratory",
+    dmd=replace(
+        _AURORA_DMD,
+        contrast=1000.0,
+        off_phase_rad=1.0,
+        beam_radius_mirrors=700.0,
+        stuck_on_fraction=2e-5,
+        stuck_off_fraction=5e-5,
+        settle_us=15.0,
+    ),
+    # The beam leaves 0.58 of the light of even illumination.
+    laser=LaserModel(
+        electrons_per_mirror_us=21 / _GAIN_DN_PER_E / (400 * _HALF_ON) / 0.58,
+        drift_rms=0.005,
+        drift_time_s=600.0,
+        rin=0.002,
+        warm_up_share=0.02,
+        warm_up_s=900.0,
+    ),
+    camera=replace(
+        _AURORA.camera,
+        bit_depth=10,
+        gain_dn_per_e=1023 / 10_000,
+        black_level_dn=16.0,
+        dsnu_e=2.0,
+        prnu=0.01,
+        hot_fraction=1e-4,
+        hot_current_e_per_s=20_000.0,
+        dead_fraction=2e-5,
+        quadratic_nonlinearity=-0.005,
+    ),
+    drift=DriftModel(
+        correlation_time_s=3600.0, plateau=0.1, warm_up_renewals=0.05, warm_up_s=1800.0, vibration_rms_rad=0.02
+    ),
+    speckle=SpeckleModel(grain_area_px=4.0, polarisation=0.98),
+    trigger=TriggerModel(latency_us=40.0, jitter_us=1.0, dropped_fraction=0.0, duplicated_fraction=0.0),
+)
+
+_INTERFEROMETER = replace(
+    _AURORA,
+    name="interferometer",
+    reference=ReferenceModel(uses=_REFERENCE_USES, electrons_per_us=21 / _GAIN_DN_PER_E / 400),
+)
+
+_HOLOGRAPHY = replace(
+    _AURORA,
+    name="holography",
+    speckle=SpeckleModel(grain_area_px=16.0),
+    reference=ReferenceModel(
+        uses=(*_REFERENCE_USES, "off_axis"),
+        electrons_per_us=2 * 21 / _GAIN_DN_PER_E / 400,
+        carrier_cycles_per_px=(0.0, 0.25),
+    ),
+)
+
+PRESETS = {
+    model.name: model
+    for model in (_AURORA, _IDEAL, _GENERATION_2, _GENERATION_3, _LABORATORY, _INTERFEROMETER, _HOLOGRAPHY)
+}
 """The simulated benches by name.
 
 `aurora` follows what is publicly known of a commercial OPU: 912 x 1140 mirrors, a sensor of 2040 x 1088 pixels, 8 bits,
@@ -141,6 +216,17 @@ those of a generic machine-vision camera; reconfiguration time, exposure and gai
 contrast is not published: it is infinite here.
 
 `ideal` has the same sizes and no imperfection but the 16 bits of its counts.
+
+`generation2` and `generation3` are `aurora` with the published speed model of two generations of the commercial device: 2 kHz
+flat, and 8 kHz to 340 Hz by the size of the session (code of collaborators of the maker, 2019; the model has no cost of a
+call).
+
+`laboratory` is a bench with everything that makes one real: contrast 1000, a Gaussian beam, stuck mirrors, speckle of four
+pixels, a medium that loses its memory in an hour, a laser that warms up, and a 10-bit camera with its fixed pattern. Its
+numbers are plausible and nobody's in particular.
+
+`interferometer` adds a reference arm whose phase steps, as bright as the speckle of half of the mirrors; `holography` one that
+is tilted by a quarter of a cycle per pixel, and speckle of 16 pixels, so that a single frame holds the complex field.
 """
 
 

@@ -169,6 +169,13 @@ def test_kernel_of_the_frames(bench):
         assert products.std() / np.sqrt(len(fx)) < 0.05 * expected
 
 
+def frames_of_nothing(device, linear_map):
+    """The mean frame with all mirrors off."""
+    with device.open_session(linear_map.config) as session:
+        frames = session.project(np.zeros((200, linear_map.config.n_features)), first_frame_index=10**6).frames
+    return frames[:, linear_map.pixels].mean(axis=0)
+
+
 def linear_error(device, patterns, *, subtract_background):
     linear_map = opu.fit_linear_map(device, 40, 200)
     n_anchor = linear_map.config.n_features - 40
@@ -179,8 +186,9 @@ def linear_error(device, patterns, *, subtract_background):
             anchored = np.block([[patterns, np.ones((len(patterns), n_anchor))], [patterns, np.zeros((60, n_anchor))]])
             with device.open_session(linear_map.config) as session:
                 frames = session.project(anchored).frames[:, linear_map.pixels].astype(np.float64)
-            difference = frames[:60] - frames[60:] - linear_map.anchor_dn
-            measured = difference * linear_map.weights_scale / 2
+            # Without the all-off frame, as if it were dark.
+            anchor = linear_map.offset_dn + frames_of_nothing(device, linear_map) / 2
+            measured = ((frames[:60] - frames[60:]) / 2 - anchor) * linear_map.scale_per_dn
     truth = patterns @ weights(device, linear_map)
     # Each pixel has a scale of its own: where the background adds to the anchor, its brightness is not |a r|^2.
     scale = (measured * truth).sum(axis=0) / (truth**2).sum(axis=0)

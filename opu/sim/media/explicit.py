@@ -1,0 +1,399 @@
+"""The explicit medium: compiled for a session into a matrix over features that is held in memory.
+
+The entries are `t = (+-1 +- 1j)`, four values with equal probability (QPSK), see `opu.sim.media.qpsk`: the mean of
+`|t|^2` is 2. Sums over many mirrors are circular complex Gaussian by the central limit theorem (contrast of the
+intensity: sqrt(1 - 1 / n_on)), and they are integers: sums below 2**24 are exact in float32, in any order, on any
+machine.
+
+Compiling sums the entries over the mirrors of each feature. When the medium drifts, a sequence of frames is
+computed with the matrix of its first frame and a correction: a matrix with one more row for every feature and frame
+in which blocks of mirrors renewed. Before the rows become many, the compiled matrix itself is brought up to date.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import njit, prange
+
+from opu.parts import UNUSED_MIRROR
+from opu.sim.counters import derive_key
+from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
+from opu.sim.media.base import EpochTrack, Fields, Medium, PreparedMedium
+from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount, sign_words
+from opu.sim.mirrors import BLOCK, STUCK_ON, MirrorMap, n_blocks
+from opu.sim.threads import numba_lock
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["CompiledMedium", "ExplicitMedium", "compile_with_numpy"]
+
+_CHUNK = 256
+_SAFE_DEVIATIONS = 7
+_ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
+_STUCK, _EVERYTHING = 0, 1
+
+
+def _block_dtype(mirrors: MirrorMap) -> type[np.signedinteger[Any]]:
+    """Return int16 where the entry of a feature, a sum of random signs, is seven deviations away from its range."""
+    used = mirrors.features >= 0
+    power = np.bincount(mirrors.features[used], weights=mirrors.levels[used].astype(np.float64) ** 2)
+    largest = _SAFE_DEVIATIONS * math.sqrt(power.max(initial=0.0))
+    return np.int16 if largest <= np.iinfo(np.int16).max else np.int32
+
+
+@njit(inline="always", cache=True)
+def _run_sum(words: Any, low: Any, high: Any) -> Any:  # pragma: no cover - compiled
+    """Sum the signs of the mirrors `low` to `high - 1`, counted from the first bit of `words`."""
+    first, last = low // BLOCK, (high - 1) // BLOCK
+    head = _ALL_BITS << np.uint64(low - first * BLOCK)
+    tail = _ALL_BITS >> np.uint64((last + 1) * BLOCK - high)
+    if first == last:
+        negative = popcount(words[first] & head & tail)
+    else:
+        negative = popcount(words[first] & head) + popcount(words[last] & tail)
+        for i in range(first + 1, last):
+            negative += popcount(words[i])
+    return high - low - 2 * np.int64(negative)
+
+
+@njit(parallel=True, cache=True)
+def _compile(
+    points: Any, runs: Any, epochs: Any, k0: Any, k1: Any, blocks: Any, rest: Any
+) -> None:  # pragma: no cover - compiled
+    # rest, shape (n_points, 2, 2), receives the sums over stuck and over all mirrors, real and imaginary.
+    n_words = len(epochs)
+    for output in prange(len(points)):
+        real_words = np.empty(_CHUNK, np.uint64)
+        imag_words = np.empty(_CHUNK, np.uint64)
+        block, column = output // OUTPUTS, output % OUTPUTS
+        run = 0
+        for start in range(0, n_words, _CHUNK):
+            size = min(_CHUNK, n_words - start)
+            sign_words(start, size, points[output], epochs, k0, k1, real_words, imag_words)
+            chunk_low, chunk_high = start * BLOCK, (start + size) * BLOCK
+            while run < len(runs) and runs[run, 0] < chunk_high:
+                low = max(runs[run, 0], chunk_low)
+                high = min(runs[run, 0] + runs[run, 1], chunk_high)
+                real = _run_sum(real_words, low - chunk_low, high - chunk_low) * runs[run, 3]
+                imag = _run_sum(imag_words, low - chunk_low, high - chunk_low) * runs[run, 3]
+                feature = runs[run, 2]
+                if feature >= 0:
+                    blocks[block, feature, column] += real
+                    blocks[block, feature, OUTPUTS + column] += imag
+                elif feature == STUCK_ON:
+                    rest[output, _STUCK, 0] += real
+                    rest[output, _STUCK, 1] += imag
+                rest[output, _EVERYTHING, 0] += real
+                rest[output, _EVERYTHING, 1] += imag
+                if runs[run, 0] + runs[run, 1] > chunk_high:
+                    break
+                run += 1
+
+
+@njit(cache=True)
+def _block_words_of_points(
+    block: Any, points: Any, epoch: Any, k0: Any, k1: Any, real: Any, imag: Any
+) -> None:  # pragma: no cover - compiled
+    for i in range(len(points)):
+        real[i], imag[i] = block_words(block, points[i], epoch, k0, k1)
+
+
+@njit(cache=True)
+def _add_difference(new: Any, old: Any, mask: Any, level: Any, out: Any) -> None:  # pragma: no cover - compiled
+    # The number of mirrors cancels in the difference of two sums of signs.
+    for i in range(len(new)):
+        out[i] += 2 * level * (np.int64(popcount(old[i] & mask)) - np.int64(popcount(new[i] & mask)))
+
+
+@njit(parallel=True, cache=True)
+def _add_changes(
+    points: Any, changed: Any, old: Any, new: Any, bounds: Any, pieces: Any, k0: Any, k1: Any, blocks: Any, last: Any
+) -> None:  # pragma: no cover - compiled
+    # What renewing blocks of mirrors adds. pieces[bounds[i]:bounds[i + 1]] are the runs within the changed block i: first
+    # and last bit + 1, level, row of `blocks` (none if negative), row of `last`, which collects all mirrors.
+    for block in prange(len(blocks)):
+        mine = points[block * OUTPUTS : (block + 1) * OUTPUTS]
+        size = len(mine)
+        words = np.empty((4, size), np.uint64)  # real and imaginary parts, of the old epoch and of the new one
+        for i in range(len(changed)):
+            _block_words_of_points(changed[i], mine, old[i], k0, k1, words[0], words[1])
+            _block_words_of_points(changed[i], mine, new[i], k0, k1, words[2], words[3])
+            for piece in range(bounds[i], bounds[i + 1]):
+                low, high, level, row, everything = pieces[piece]
+                mask = (_ALL_BITS << np.uint64(low)) & (_ALL_BITS >> np.uint64(BLOCK - high))
+                if row >= 0:
+                    _add_difference(words[2], words[0], mask, level, blocks[block, row, :size])
+                    _add_difference(words[3], words[1], mask, level, blocks[block, row, OUTPUTS : OUTPUTS + size])
+                _add_difference(words[2], words[0], mask, level, last[block, everything, :size])
+                _add_difference(words[3], words[1], mask, level, last[block, everything, OUTPUTS : OUTPUTS + size])
+
+
+@dataclass(frozen=True, eq=False)
+class _Changes:
+    """Blocks of mirrors that renew, and the runs of mirrors within them.
+
+    Parameters
+    ----------
+    frames, blocks : ndarray of int64, shape (n_changes,)
+        When, and which block.
+    old, new : ndarray of uint32, shape (n_changes,)
+        The epochs before and after.
+    bounds : ndarray of int64, shape (n_changes + 1,)
+        The pieces of change `i` are `bounds[i]` to `bounds[i + 1] - 1`.
+    low, high, features, levels : ndarray of int64, shape (n_pieces,)
+        Bits of the block, and what its mirrors show.
+    """
+
+    frames: NDArray[np.int64]
+    blocks: NDArray[np.int64]
+    old: NDArray[np.uint32]
+    new: NDArray[np.uint32]
+    bounds: NDArray[np.int64]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    features: NDArray[np.int64]
+    levels: NDArray[np.int64]
+
+    @property
+    def piece_frames(self) -> NDArray[np.int64]:
+        """When each piece renews."""
+        return np.repeat(self.frames, np.diff(self.bounds))
+
+
+def _find_changes(mirrors: MirrorMap, start: NDArray[np.uint32], track: EpochTrack) -> _Changes:
+    """List what differs from the epochs `start`, at the first frame and later."""
+    moved = np.flatnonzero(start != track.initial)
+    frames = np.concatenate([np.zeros(len(moved), np.int64), track.frames])
+    blocks = np.concatenate([moved, track.blocks])
+    new = np.concatenate([track.initial[moved], track.epochs])
+    old = np.empty_like(new)
+    current = start.copy()
+    for i, (block, epoch) in enumerate(zip(blocks, new, strict=True)):
+        old[i], current[block] = current[block], epoch
+    runs = mirrors.runs
+    ends = runs[:, 0] + runs[:, 1]
+    first = np.searchsorted(ends, blocks * BLOCK, side="right")
+    last = np.searchsorted(runs[:, 0], (blocks + 1) * BLOCK)
+    counts = last - first
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    which = np.arange(bounds[-1]) - np.repeat(bounds[:-1] - first, counts)
+    origin = np.repeat(blocks * BLOCK, counts)
+    return _Changes(
+        frames,
+        blocks,
+        old,
+        new,
+        bounds,
+        np.maximum(runs[which, 0] - origin, 0),
+        np.minimum(ends[which] - origin, BLOCK),
+        runs[which, 2],
+        runs[which, 3],
+    )
+
+
+class CompiledMedium(PreparedMedium):
+    """The medium over the features of a session.
+
+    Parameters
+    ----------
+    medium : ExplicitMedium
+        What it is compiled from.
+    mirrors : MirrorMap
+        What the mirrors show.
+    points : ndarray of int64, shape (n_points,)
+        Whose field is wanted.
+    epochs : ndarray of uint32, shape (n_blocks,)
+        The epochs to start with.
+    """
+
+    def __init__(
+        self, medium: ExplicitMedium, mirrors: MirrorMap, points: NDArray[np.int64], epochs: NDArray[np.uint32]
+    ) -> None:
+        self.mirrors = mirrors
+        self.points = points
+        self.epochs = epochs.copy()
+        self._key = medium.key
+        self._compile()
+
+    def _compile(self) -> None:
+        shape = block_shape(self.mirrors.n_features, len(self.points))
+        blocks = np.zeros(shape, dtype=_block_dtype(self.mirrors))
+        self.rest = np.zeros((len(self.points), 2, 2), dtype=np.int64)
+        with numba_lock:
+            _compile(self.points, self.mirrors.runs, self.epochs, *self._key, blocks, self.rest)
+        self.matrix = IntegerMatrix(blocks, self.mirrors.n_features, len(self.points))
+
+    def fields(self, features: NDArray[np.uint8], track: EpochTrack) -> Fields:
+        """Compute the fields of a sequence, see `PreparedMedium.fields`."""
+        changes = _find_changes(self.mirrors, self.epochs, track)
+        if len(changes.frames) == 0:
+            return self._still_fields(features)
+        if len(changes.blocks) - len(track.blocks) > self._most_rows:
+            self._move_to(track.initial)
+            return self.fields(features, track)
+        if len(features) > 1 and len(changes.low) > self._most_rows:
+            half = len(features) // 2
+            parts = [
+                self.fields(features[:half], track.part(0, half)),
+                self.fields(features[half:], track.part(half, len(features))),
+            ]
+            return Fields(
+                *(
+                    np.concatenate([_rows(getattr(part, name), part.real) for part in parts])
+                    for name in ("real", "imag", "all_real", "all_imag")
+                )
+            )
+        return self._changing_fields(features, changes)
+
+    @property
+    def _most_rows(self) -> int:
+        """How many rows a correction may have: as many as the matrix itself has."""
+        return max(BLOCK, self.mirrors.n_features)
+
+    def _still_fields(self, features: NDArray[np.uint8]) -> Fields:
+        real, imag = self.matrix.multiply(features)
+        rest = self.rest.astype(np.float32)
+        if self.mirrors.has_stuck_on:
+            real += rest[:, _STUCK, 0]
+            imag += rest[:, _STUCK, 1]
+        return Fields(real, imag, rest[np.newaxis, :, _EVERYTHING, 0], rest[np.newaxis, :, _EVERYTHING, 1])
+
+    def _changing_fields(self, features: NDArray[np.uint8], changes: _Changes) -> Fields:
+        # A row for every frame and feature that renews: it counts from that frame on, where the feature is lit.
+        frames = changes.piece_frames
+        shown = changes.features != UNUSED_MIRROR
+        keys, rows = np.unique(
+            np.stack([frames, changes.features])[:, shown], axis=1, return_inverse=True
+        )
+        row_of_piece = np.full(len(frames), -1, np.int64)
+        row_of_piece[shown] = rows.ravel()
+        when, everything = np.unique(frames, return_inverse=True)
+        correction, correction_of_all = self._correction(changes, row_of_piece, everything, keys.shape[1], len(when))
+        number = np.arange(len(features))[:, np.newaxis]
+        lit = np.ones((len(features), keys.shape[1]), np.uint8)
+        is_feature = keys[1] != STUCK_ON
+        lit[:, is_feature] = features[:, keys[1, is_feature]]
+        still = self._still_fields(features)
+        real, imag = correction.multiply(lit * (number >= keys[0]))
+        all_real, all_imag = correction_of_all.multiply((number >= when).astype(np.uint8))
+        return Fields(still.real + real, still.imag + imag, still.all_real + all_real, still.all_imag + all_imag)
+
+    def _correction(
+        self,
+        changes: _Changes,
+        row_of_piece: NDArray[np.int64],
+        everything: NDArray[np.int64],
+        n_rows: int,
+        n_frames: int,
+    ) -> tuple[IntegerMatrix, IntegerMatrix]:
+        n_points = len(self.points)
+        most_pieces = int(np.bincount(row_of_piece[row_of_piece >= 0], minlength=1).max())
+        largest = 2 * BLOCK * self.mirrors.full_level * most_pieces
+        dtype = np.int16 if largest <= np.iinfo(np.int16).max else np.int32
+        blocks = np.zeros(block_shape(n_rows, n_points), dtype)
+        last = np.zeros(block_shape(n_frames, n_points), np.int32)
+        self._add(changes, row_of_piece, everything, blocks, last)
+        return IntegerMatrix(blocks, n_rows, n_points), IntegerMatrix(last, n_frames, n_points)
+
+    def _add(
+        self,
+        changes: _Changes,
+        row_of_piece: NDArray[np.int64],
+        everything: NDArray[np.int64],
+        blocks: NDArray[Any],
+        last: NDArray[np.int32],
+    ) -> None:
+        pieces = np.stack([changes.low, changes.high, changes.levels, row_of_piece, everything], axis=1)
+        with numba_lock:
+            _add_changes(
+                self.points, changes.blocks, changes.old, changes.new, changes.bounds, pieces, *self._key, blocks, last
+            )
+
+    def _move_to(self, epochs: NDArray[np.uint32]) -> None:
+        """Bring the compiled matrix up to date, block by block where few of them have changed."""
+        changes = _find_changes(self.mirrors, self.epochs, EpochTrack.still(1, epochs))
+        self.epochs = epochs.copy()
+        if len(changes.blocks) > len(epochs) // 4 or self.mirrors.has_stuck_on:
+            self._compile()
+            return
+        everything = np.zeros(len(changes.low), np.int64)
+        last = np.zeros(block_shape(1, len(self.points)), np.int32)
+        self._add(changes, changes.features, everything, self.matrix.blocks, last)
+        # A new matrix, because an IntegerMatrix knows the range of its entries.
+        self.matrix = IntegerMatrix(self.matrix.blocks, self.mirrors.n_features, len(self.points))
+        total = IntegerMatrix(last, 1, len(self.points))
+        self.rest[:, _EVERYTHING, 0] += total.real[0].astype(np.int64)
+        self.rest[:, _EVERYTHING, 1] += total.imag[0].astype(np.int64)
+
+    def transmission_matrix(self) -> NDArray[np.complex64]:
+        """Return the matrix over features, shape (n_points, n_features), at the epochs of the last sequence."""
+        matrix: NDArray[np.complex64] = (self.matrix.real + 1j * self.matrix.imag).T.astype(np.complex64)
+        return matrix
+
+
+def _rows(background: NDArray[np.float32], like: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.broadcast_to(background, like.shape)
+
+
+def compile_with_numpy(
+    key: tuple[np.uint64, np.uint64], mirrors: MirrorMap, points: NDArray[np.int64], epochs: NDArray[np.uint32]
+) -> tuple[NDArray[np.complex128], NDArray[np.complex128], NDArray[np.complex128]]:
+    """Compile slowly, in NumPy: the twin of the kernel.
+
+    Returns
+    -------
+    tuple of three ndarray of complex128
+        The matrix over features, shape (n_points, n_features); the sums over stuck mirrors and over all mirrors,
+        shape (n_points,).
+    """
+    entries = entries_with_numpy(key, points, np.arange(mirrors.n_mirrors), epochs) * mirrors.levels
+    shows = mirrors.features == np.arange(mirrors.n_features)[:, np.newaxis]
+    return entries @ shows.T, entries[:, mirrors.features == STUCK_ON].sum(axis=1), entries.sum(axis=1)
+
+
+class ExplicitMedium(Medium):
+    """A medium whose matrix over features is compiled and held in memory.
+
+    Parameters
+    ----------
+    seed : int
+        Device seed, from 0 to 2**64 - 1.
+    """
+
+    law = QPSK_LAW
+    min_ones = QPSK_MIN_ONES
+    variance = QPSK_VARIANCE
+
+    def __init__(self, seed: int) -> None:
+        self.key = derive_key("medium", seed)
+
+    @property
+    def medium_id(self) -> str:
+        """A name for the matrix: equal for equal seeds."""
+        return f"qpsk-{int(self.key[1]):08x}{int(self.key[0]):08x}"
+
+    def session_bytes(self, mirrors: MirrorMap, n_points: int) -> int:
+        """Return the memory of a compiled medium: two integers of 16 or 32 bits for each feature and point."""
+        return self.compiled_bytes(mirrors.n_features, n_points, _block_dtype(mirrors))
+
+    @staticmethod
+    def compiled_bytes(n_features: int, n_points: int, dtype: type[np.signedinteger[Any]] = np.int16) -> int:
+        """Return the memory of a compiled medium of a given size, in bytes."""
+        return np.dtype(dtype).itemsize * math.prod(block_shape(n_features, n_points))
+
+    def prepare(self, mirrors: MirrorMap, points: NDArray[np.int64]) -> CompiledMedium:
+        """Compile the medium for a session."""
+        return CompiledMedium(self, mirrors, points, np.zeros(n_blocks(mirrors.n_mirrors), np.uint32))
+
+    def entries(
+        self, mirrors: NDArray[np.int64], points: NDArray[np.int64], epochs: NDArray[np.uint32] | None = None
+    ) -> NDArray[np.complex64]:
+        """Return a block of the transmission matrix, see `Medium.entries`."""
+        if epochs is None:
+            epochs = np.zeros(n_blocks(int(mirrors.max(initial=0)) + 1), np.uint32)
+        return entries_with_numpy(self.key, points, mirrors, epochs).astype(np.complex64)

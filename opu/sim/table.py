@@ -1,0 +1,332 @@
+"""The optical table: the light path from mirrors to counts, computed for a whole sequence at once."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from opu.device import NO_REFERENCE
+from opu.errors import DeviceError
+from opu.patterns import unpack
+from opu.sim.camera import Exposure, PixelMaps, expose, pixel_maps
+from opu.sim.counters import derive_key
+from opu.sim.dmd import mirror_map
+from opu.sim.drift import track, vibration_angle
+from opu.sim.laser import power_factors
+from opu.sim.light import light_electrons
+from opu.sim.media import make_medium
+from opu.sim.media.base import EpochTrack, Fields
+from opu.sim.mirrors import STUCK_ON, n_blocks
+from opu.sim.reference import reference_field
+from opu.sim.trigger import BLANK, delivery, window_shares
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from opu.parts import CameraSettings, FrameNumbers, MirrorLayout, TriggerPlan
+    from opu.patterns import PackedPatterns
+    from opu.sim.media.base import PreparedMedium
+    from opu.sim.mirrors import MirrorMap
+    from opu.sim.models import BenchModel
+    from opu.sim.speckle import SpeckleSampling
+
+__all__ = ["ArmedCamera", "LightPath", "OpticalTable"]
+
+_CHUNK_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class ArmedCamera:
+    """What the camera was told to do."""
+
+    settings: CameraSettings
+    numbers: FrameNumbers
+    out: NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class LightPath:
+    """What a session prepares.
+
+    Parameters
+    ----------
+    mirrors : MirrorMap
+        What the mirrors show.
+    sampling : SpeckleSampling
+        Where the field is computed, and how pixels see it.
+    medium : PreparedMedium
+        From mirrors to fields.
+    shaken : PreparedMedium or None
+        The independent medium that vibration mixes in.
+    maps : PixelMaps
+        The fixed pattern of the camera.
+    """
+
+    mirrors: MirrorMap
+    sampling: SpeckleSampling
+    medium: PreparedMedium
+    shaken: PreparedMedium | None
+    maps: PixelMaps
+
+
+class OpticalTable:
+    """What the simulated parts share.
+
+    The parts only note what they are told to do; when the controller fires, one computation runs over the whole
+    sequence.
+
+    Parameters
+    ----------
+    model : BenchModel
+        The parts.
+    seed : int
+        Device seed, from 0 to 2**64 - 1.
+    medium : str
+        One of `opu.sim.media.MEDIA`.
+    """
+
+    def __init__(self, model: BenchModel, seed: int, medium: str = "explicit") -> None:
+        sizes = (model.dmd.rows, model.dmd.columns), (model.camera.rows, model.camera.columns)
+        low, high = derive_key("vibration", seed)
+        self.model = model
+        self.seed = seed
+        self._medium_name = medium
+        self.medium = make_medium(medium, seed, *sizes)
+        self.shaken_medium = make_medium(medium, int(low) | int(high) << 32, *sizes)
+        self.light_on = False
+        self.reference = NO_REFERENCE
+        self.loaded: tuple[PackedPatterns, MirrorLayout] | None = None
+        self.armed: ArmedCamera | None = None
+        self.n_saturated = 0
+        self.n_dropped = 0
+        self.on_time_us: dict[MirrorLayout, NDArray[np.float64]] = {}
+        self._mirrors: tuple[MirrorLayout, MirrorMap] | None = None
+        self._paths: weakref.WeakValueDictionary[tuple[MirrorLayout, bytes], LightPath] = weakref.WeakValueDictionary()
+        # The last one stays, so that sessions that differ in exposure or light alone do not prepare again.
+        self._last_path: LightPath | None = None
+
+    def mirrors(self, layout: MirrorLayout) -> MirrorMap:
+        """Return what the mirrors show in a layout."""
+        if self._mirrors is None or self._mirrors[0] != layout:
+            self._mirrors = layout, mirror_map(self.model.dmd, layout, self.seed)
+        return self._mirrors[1]
+
+    def twin(self) -> OpticalTable:
+        """Return an equal table that shares nothing."""
+        return OpticalTable(self.model, self.seed, self._medium_name)
+
+    def n_points(self, pixels: NDArray[np.int64]) -> int:
+        """Return at how many points the field of some pixels is computed."""
+        return self.model.speckle.n_points(pixels, self.model.camera.columns)
+
+    def compiled_bytes(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
+        """Return the memory that preparing a session takes, in bytes."""
+        n_media = 2 if self._vibrates else 1
+        return n_media * self.medium.session_bytes(self.mirrors(layout), self.n_points(pixels))
+
+    def prepare(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> LightPath:
+        """Prepare a session, or return what another open session has prepared.
+
+        Parameters
+        ----------
+        layout : MirrorLayout
+            Which mirrors show which feature.
+        pixels : ndarray of int64, shape (n_outputs,)
+            The camera pixels.
+
+        Returns
+        -------
+        LightPath
+            Kept as long as somebody holds it.
+        """
+        identity = (layout, pixels.tobytes())
+        path = self._paths.get(identity)
+        if path is None:
+            path = self.make_path(layout, pixels)
+            self._paths[identity] = path
+        self._last_path = path
+        return path
+
+    def make_path(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> LightPath:
+        """Prepare a light path of one's own."""
+        mirrors = self.mirrors(layout)
+        sampling = self.model.speckle.arrange(pixels, self.model.camera.columns)
+        return LightPath(
+            mirrors=mirrors,
+            sampling=sampling,
+            medium=self.medium.prepare(mirrors, sampling.points),
+            shaken=self.shaken_medium.prepare(mirrors, sampling.points) if self._vibrates else None,
+            maps=pixel_maps(self.model.camera, self.seed, pixels),
+        )
+
+    @property
+    def _vibrates(self) -> bool:
+        return self.model.drift.vibration_rms_rad > 0
+
+    def fire(self, plan: TriggerPlan) -> None:
+        """Expose every frame of the armed sequence."""
+        if self.loaded is None or self.armed is None:
+            raise DeviceError("The controller fired before DMD and camera were ready.", "Load and arm them first.")
+        patterns, layout = self.loaded
+        armed = self.armed
+        if len(armed.out) != len(patterns):
+            raise DeviceError(
+                f"The camera is armed for {len(armed.out)} frames and the DMD holds {len(patterns)} patterns.",
+                "Arm the camera for as many frames as there are patterns.",
+            )
+        path = self.prepare(layout, armed.settings.pixels)
+        features = unpack(patterns)
+        self._note_duty(layout, features, plan.frame_us)
+        self._expose(path, features, armed, plan)
+        arrived = delivery(
+            self.model.trigger, self.seed, armed.numbers.noise_key, armed.numbers.first_frame_index, len(features)
+        )
+        self.n_dropped = arrived.n_dropped
+        if (arrived.sources != np.arange(len(features))).any():
+            armed.out[:] = armed.out[arrived.sources]
+            armed.out[arrived.sources == BLANK] = 0
+
+    def _expose(
+        self, path: LightPath, features: NDArray[np.uint8], armed: ArmedCamera, plan: TriggerPlan
+    ) -> None:
+        numbers, settings = armed.numbers, armed.settings
+        shares = window_shares(
+            self.model.trigger,
+            settle_us=self.model.dmd.settle_us,
+            frame_us=plan.frame_us,
+            exposure_us=settings.exposure_us,
+            seed=self.seed,
+            noise_key=numbers.noise_key,
+            first_frame_index=numbers.first_frame_index,
+            n_frames=len(features),
+        )
+        times_s = (plan.start_us + plan.frame_us * np.arange(len(features))) * 1e-6
+        power = power_factors(self.model.laser, self.seed, numbers.noise_key, numbers.first_frame_index, times_s)
+        n_rows = max(1, _CHUNK_BYTES // (8 * max(len(path.sampling.points), armed.out.shape[1])))
+        self.n_saturated = 0
+        for start in range(0, len(features), n_rows):
+            chunk = slice(start, min(start + n_rows, len(features)))
+            light_e = self._light_of_windows(path, features, settings, numbers, times_s, shares, chunk)
+            light_e *= power[chunk, np.newaxis]
+            self.n_saturated += expose(self._exposure(path, settings, numbers, light_e, start), armed.out[chunk])
+
+    def _exposure(
+        self,
+        path: LightPath,
+        settings: CameraSettings,
+        numbers: FrameNumbers,
+        light_e: NDArray[np.float32],
+        offset: int,
+    ) -> Exposure:
+        return Exposure(
+            camera=self.model.camera,
+            light_e=light_e,
+            maps=path.maps,
+            exposure_us=settings.exposure_us,
+            gain_db=settings.gain_db,
+            pixels=settings.pixels,
+            first_frame_index=numbers.first_frame_index + offset,
+            key=derive_key("camera", self.seed, numbers.noise_key),
+        )
+
+    def mean_exposure(
+        self, path: LightPath, features: NDArray[np.uint8], settings: CameraSettings, numbers: FrameNumbers
+    ) -> Exposure:
+        """Return the exposure of patterns at device time 0, without laser noise and trigger errors: ground truth."""
+        light_e = self._light(path, features, settings, numbers.first_frame_index, np.zeros(len(features)))
+        return self._exposure(path, settings, numbers, light_e, 0)
+
+    def _light_of_windows(
+        self,
+        path: LightPath,
+        features: NDArray[np.uint8],
+        settings: CameraSettings,
+        numbers: FrameNumbers,
+        times_s: NDArray[np.float64],
+        shares: NDArray[np.float32] | None,
+        chunk: slice,
+    ) -> NDArray[np.float32]:
+        """Return the mean photo-electrons of a chunk of frames, light of neighbouring patterns included."""
+        first = numbers.first_frame_index + chunk.start
+        if shares is None:
+            return self._light(path, features[chunk], settings, first, times_s[chunk])
+        # Before the first pattern all mirrors are off, and the last one stays.
+        around = np.concatenate([np.zeros_like(features[:1]), features, features[-1:]])[chunk.start : chunk.stop + 2]
+        frame_s = times_s[1] - times_s[0] if len(times_s) > 1 else 0.0
+        around_s = times_s[chunk.start] + frame_s * np.arange(-1, len(around) - 1)
+        light_e = self._light(path, around, settings, first - 1, around_s)
+        n_frames = chunk.stop - chunk.start
+        mixed = np.zeros((n_frames, light_e.shape[1]), np.float32)
+        for i in range(3):
+            mixed += shares[chunk, i : i + 1] * light_e[i : i + n_frames]
+        return mixed
+
+    def _light(
+        self,
+        path: LightPath,
+        features: NDArray[np.uint8],
+        settings: CameraSettings,
+        first_frame_index: int,
+        times_s: NDArray[np.float64],
+    ) -> NDArray[np.float32]:
+        """Return the mean photo-electrons that patterns give every pixel in an exposure, shape (n_frames, n_outputs)."""
+        n_frames = len(features)
+        out = np.zeros((n_frames, len(settings.pixels)), np.float32)
+        if not self.light_on:
+            return out
+        fields = self._fields(path, features, times_s)
+        scale = self._electrons_per_intensity(settings.exposure_us)
+        off = self.model.dmd.off_amplitude
+        arm = None
+        if self.reference != NO_REFERENCE:
+            rows, columns = path.sampling.places()
+            arm = reference_field(
+                self.model.reference, self.reference, rows, columns, first_frame_index, n_frames
+            ) * np.float32(np.sqrt(settings.exposure_us / scale))
+        if path.sampling.is_plain:
+            light_electrons(fields, off, arm, scale, out)
+            return out
+        real, imag = total_field(fields, off, arm)
+        np.multiply(path.sampling.intensity(real, imag), np.float32(scale), out=out)
+        return out
+
+    def _fields(self, path: LightPath, features: NDArray[np.uint8], times_s: NDArray[np.float64]) -> Fields:
+        blocks = n_blocks(path.mirrors.n_mirrors)
+        epochs = track(self.model.drift, self.seed, blocks, times_s)
+        fields = path.medium.fields(features, epochs)
+        if path.shaken is None:
+            return fields
+        angle = vibration_angle(self.model.drift, self.seed, times_s)[:, np.newaxis]
+        cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+        shaken = path.shaken.fields(features, EpochTrack.still(len(features), np.zeros(blocks, np.uint32)))
+        return Fields(
+            *(
+                cosine * getattr(fields, name) + sine * getattr(shaken, name)
+                for name in ("real", "imag", "all_real", "all_imag")
+            )
+        )
+
+    def _electrons_per_intensity(self, exposure_us: float) -> float:
+        """Mean photo-electrons for a squared field of 1."""
+        full_level = self.model.dmd.levels()[1]
+        per_mirror = self.model.laser.electrons_per_mirror_us * self.model.dmd.efficiency * exposure_us
+        return per_mirror / (self.medium.variance * full_level**2)
+
+    def _note_duty(self, layout: MirrorLayout, features: NDArray[np.uint8], frame_us: float) -> None:
+        # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
+        on_time_us = self.on_time_us.setdefault(layout, np.zeros(layout.n_features + 2))
+        on_time_us[: layout.n_features] += features.sum(axis=0, dtype=np.int64) * frame_us
+        on_time_us[STUCK_ON] += len(features) * frame_us
+
+    def landed_on_share(self) -> NDArray[np.float64]:
+        """Return the share of the pattern time that each mirror was on, shape (rows, columns); NaN before any pattern."""
+        times_us = dict(self.on_time_us)
+        total_us = sum(times_us[layout][STUCK_ON] for layout in times_us)
+        on_us = sum(
+            (times_us[layout][self.mirrors(layout).features] for layout in times_us), np.zeros(self.model.n_mirrors)
+        )
+        share: NDArray[np.float64] = on_us / total_us if total_us else np.full(self.model.n_mirrors, np.nan)
+        return share.reshape(self.model.dmd.rows, self.model.dmd.columns)

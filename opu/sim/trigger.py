@@ -1,0 +1,136 @@
+r"""When the camera looks, compared with when the mirrors stand still; and frames that are lost on the way to the host.
+
+A pattern's own time begins with its trigger. Its mirrors stand still from `settle_us` on, until the next trigger a
+frame time later; the camera integrates from `latency_us` plus jitter on, for the exposure time. What falls outside the
+pattern's own window is light of the pattern before or after, or none while mirrors move:
+
+    light_i = sum_j overlap(exposure window of i, still window of j) / exposure * light of pattern j,   j = i-1, i, i+1
+
+Before the first pattern of a sequence all mirrors are off; the last one stays until the next sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from opu.sim.camera import normal_quantile
+from opu.sim.counters import derive_key, frame_words
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["BLANK", "Delivery", "TriggerModel", "delivery", "window_shares"]
+
+BLANK = -1
+"""In `Delivery.sources`: the camera had no frame left to deliver."""
+
+_DROP_WORD, _DUPLICATE_WORD, _JITTER_WORD = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerModel:
+    """The trigger line between DMD and camera, and the line from camera to host.
+
+    Parameters
+    ----------
+    latency_us : float
+        From a pattern's trigger to the start of the exposure.
+    jitter_us : float
+        Standard deviation of that start, normal, from frame to frame.
+    dropped_fraction : float
+        Share of frames that the camera takes and the host never gets: later frames of the sequence move up, and blank
+        ones fill its end. The camera counts them (`CameraReport.skipped_frames`).
+    duplicated_fraction : float
+        Share of frames that the host gets twice: later ones move down. Nobody counts them.
+    """
+
+    latency_us: float = 0.0
+    jitter_us: float = 0.0
+    dropped_fraction: float = 0.0
+    duplicated_fraction: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Delivery:
+    """What the host gets.
+
+    Parameters
+    ----------
+    sources : ndarray of int64, shape (n_frames,)
+        Which frame of the sequence stands at each place, `BLANK` for none.
+    n_dropped : int
+        Frames that were lost.
+    """
+
+    sources: NDArray[np.int64]
+    n_dropped: int
+
+
+def delivery(model: TriggerModel, seed: int, noise_key: int, first_frame_index: int, n_frames: int) -> Delivery:
+    """Say which frames of a sequence arrive, as a function of their numbers.
+
+    Parameters
+    ----------
+    model : TriggerModel
+        How often frames are lost or doubled.
+    seed, noise_key, first_frame_index, n_frames : int
+        The device and the frames.
+
+    Returns
+    -------
+    Delivery
+        In order, as many places as frames.
+    """
+    numbers = np.arange(n_frames, dtype=np.int64)
+    if model.dropped_fraction == 0 and model.duplicated_fraction == 0:
+        return Delivery(numbers, 0)
+    uniform = frame_words(derive_key("trigger", seed, noise_key), first_frame_index, n_frames) * 2.0**-32
+    dropped = uniform[_DROP_WORD] < model.dropped_fraction
+    copies = np.where(dropped, 0, 1 + (uniform[_DUPLICATE_WORD] < model.duplicated_fraction))
+    arrived = np.repeat(numbers, copies)[:n_frames]
+    sources = np.full(n_frames, BLANK, dtype=np.int64)
+    sources[: len(arrived)] = arrived
+    return Delivery(sources, int(dropped.sum()))
+
+
+def window_shares(
+    model: TriggerModel,
+    *,
+    settle_us: float,
+    frame_us: float,
+    exposure_us: float,
+    seed: int,
+    noise_key: int,
+    first_frame_index: int,
+    n_frames: int,
+) -> NDArray[np.float32] | None:
+    """Return which share of each exposure falls on the pattern before, on its own and on the one after.
+
+    Parameters
+    ----------
+    model : TriggerModel
+        Latency and jitter.
+    settle_us, frame_us, exposure_us : float
+        How long mirrors move, from trigger to trigger, and the exposure, in microseconds.
+    seed, noise_key, first_frame_index, n_frames : int
+        The device and the frames, for the jitter.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_frames, 3), or None
+        None where every exposure falls on its own pattern alone.
+    """
+    start_us = np.full(n_frames, model.latency_us)
+    if model.jitter_us > 0:
+        words = frame_words(derive_key("trigger", seed, noise_key), first_frame_index, n_frames)
+        start_us += model.jitter_us * normal_quantile(words[_JITTER_WORD]).astype(np.float64)
+    pattern_us = frame_us * np.array([-1.0, 0.0, 1.0])
+    opened = np.maximum(start_us[:, np.newaxis], pattern_us + settle_us)
+    closed = np.minimum(start_us[:, np.newaxis] + exposure_us, pattern_us + frame_us)
+    shares = (np.maximum(closed - opened, 0.0) / exposure_us).astype(np.float32)
+    if (shares == np.float32([0, 1, 0])).all():
+        return None
+    return shares
