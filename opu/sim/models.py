@@ -198,7 +198,7 @@ _HOLOGRAPHY = replace(
     reference=ReferenceModel(
         uses=(*_REFERENCE_USES, "off_axis"),
         electrons_per_us=2 * 21 / _GAIN_DN_PER_E / 400,
-        carrier_cycles_per_px=(0.0, 0.25),
+        carrier_cycles_per_px=(0.34, 0.34),
     ),
 )
 
@@ -226,7 +226,8 @@ pixels, a medium that loses its memory in an hour, a laser that warms up, and a 
 numbers are plausible and nobody's in particular.
 
 `interferometer` adds a reference arm whose phase steps, as bright as the speckle of half of the mirrors; `holography` one that
-is tilted by a quarter of a cycle per pixel, and speckle of 16 pixels, so that a single frame holds the complex field.
+is tilted by 0.34 cycles per pixel in both directions, and speckle of 16 pixels, so that a single frame holds the complex
+field.
 """
 
 

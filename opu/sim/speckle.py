@@ -76,6 +76,8 @@ class Stencil:
         window. Their squares add up to 1; beyond the second dark ring they are 0.
     quadrature : ndarray of float32, shape (n_samples,)
         Weights of the samples in the mean over the pixel; they add up to 1.
+    nodes : ndarray of float64, shape (sqrt(n_samples),)
+        Where the samples lie along the side of the pixel, from 0 to 1.
     """
 
     period: int
@@ -83,6 +85,7 @@ class Stencil:
     first: NDArray[np.int64]
     weights: NDArray[np.float32]
     quadrature: NDArray[np.float32]
+    nodes: NDArray[np.float64]
 
     @property
     def width(self) -> int:
@@ -144,7 +147,7 @@ def _stencil(grain_area_px: float) -> Stencil:
     """Make the stencil of a grain area."""
     if grain_area_px == 0:
         one = np.ones((1, 1, 1, 1), np.float32)
-        return Stencil(1, 1, np.zeros(1, np.int64), one, one.ravel())
+        return Stencil(1, 1, np.zeros(1, np.int64), one, one.ravel(), np.full(1, 0.5))
     airy_length = np.sqrt(np.pi / 4 * grain_area_px)
     period, points = _spacing(_POINT_SPACING * airy_length)
     # The pixel spans 1 / airy_length cycles of the highest frequency of the intensity; nodes for all of them.
@@ -167,6 +170,7 @@ def _stencil(grain_area_px: float) -> Stencil:
         first,
         weights.reshape(period * period, n_samples, width, width).astype(np.float32),
         (np.outer(quadrature, quadrature) / 4).astype(np.float32).ravel(),
+        (nodes + 1) / 2,
     )
 
 
@@ -270,7 +274,7 @@ class SpeckleModel:
             points = np.concatenate([points, points + SECOND_POLARISATION])
         row, column = np.divmod(pixels, columns)
         phases = (row % stencil.period * stencil.period + column % stencil.period).astype(np.int32)
-        return SpeckleSampling(points, stencil, gains, phases, starts)
+        return SpeckleSampling(points, stencil, gains, phases, starts, row, column)
 
 
 class _Grid:
@@ -326,6 +330,8 @@ class SpeckleSampling:
         Which pixel of a period of the stencil each pixel is.
     starts : ndarray of int32, shape (n_outputs, width)
         Where in `points` each row of a pixel's window starts.
+    rows, columns : ndarray of int64, shape (n_outputs,)
+        The pixels.
     """
 
     points: NDArray[np.int64]
@@ -333,6 +339,8 @@ class SpeckleSampling:
     gains: NDArray[np.float32]
     phases: NDArray[np.int32]
     starts: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
 
     @property
     def is_plain(self) -> bool:
@@ -344,13 +352,25 @@ class SpeckleSampling:
         """Weight of each sample of each polarisation in the intensity, shape (n_polarisations, n_samples)."""
         return np.outer(self.gains, self.stencil.quadrature).astype(np.float32)
 
-    def intensity(self, real: NDArray[np.float32], imag: NDArray[np.float32]) -> NDArray[np.float32]:
+    def sample_places(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return row and column of each sample of each pixel, in pixels, shape (n_outputs * n_samples,)."""
+        rows, columns = np.meshgrid(self.stencil.nodes, self.stencil.nodes, indexing="ij")
+        return (
+            (self.rows[:, np.newaxis] + rows.ravel()).ravel(),
+            (self.columns[:, np.newaxis] + columns.ravel()).ravel(),
+        )
+
+    def intensity(
+        self, real: NDArray[np.float32], imag: NDArray[np.float32], arm: NDArray[np.complex64] | None = None
+    ) -> NDArray[np.float32]:
         """Return the mean intensity of each pixel.
 
         Parameters
         ----------
         real, imag : ndarray of float32, shape (n_frames, n_points)
             The field at the points.
+        arm : ndarray of complex64, shape (n_frames or 1, n_outputs * n_samples), optional
+            A field that is added at the samples, in the first polarisation: light that goes around the medium.
 
         Returns
         -------
@@ -370,13 +390,16 @@ class SpeckleSampling:
         out = np.empty((len(real), len(self.starts)), np.float32)
         coefficients = self.coefficients
         buffer = np.empty(2 * len(self.points) * min(_LANES, len(real)), np.float32)
+        shape = (-1, len(self.starts), len(self.stencil.quadrature))
+        light = np.zeros((0, 1, 1), np.complex64) if arm is None else arm.reshape(shape)
         with numba_lock:
             for start in range(0, len(real), _LANES):
                 frames = slice(start, start + _LANES)
                 width = 2 * len(real[frames])
                 lanes = buffer[: len(self.points) * width].reshape(len(self.points), width)
                 _interleave(real[frames], imag[frames], lanes)
-                _detect(lanes, self.starts, self.phases, *self.stencil.taps, coefficients, out[frames])
+                beside = light[frames] if len(light) > 1 else light
+                _detect(lanes, self.starts, self.phases, *self.stencil.taps, coefficients, beside, out[frames])
         return out
 
 
@@ -394,7 +417,7 @@ def _interleave(real: Any, imag: Any, lanes: Any) -> None:  # pragma: no cover -
 
 @njit(parallel=True, cache=True)
 def _detect(
-    lanes: Any, starts: Any, phases: Any, places: Any, weights: Any, coefficients: Any, out: Any
+    lanes: Any, starts: Any, phases: Any, places: Any, weights: Any, coefficients: Any, arm: Any, out: Any
 ) -> None:  # pragma: no cover - compiled
     n_frames, n_outputs = out.shape
     n_polarisations, n_samples = coefficients.shape
@@ -424,6 +447,11 @@ def _detect(
                         for lane in range(2 * n_frames):
                             half_sum = (field[lane] + w_a * a[lane]) + w_b * b[lane]
                             field[lane] = (half_sum + w_c * c[lane]) + w_d * d[lane]
+                    if len(arm) > 0 and polarisation == 0:
+                        for lane in range(n_frames):
+                            light = arm[lane % len(arm), output, sample]
+                            field[lane] += light.real
+                            field[n_frames + lane] += light.imag
                     coefficient = coefficients[polarisation, sample]
                     for lane in range(n_frames):
                         total[lane] += coefficient * (
@@ -434,7 +462,10 @@ def _detect(
 
 
 def intensity_with_numpy(
-    sampling: SpeckleSampling, real: NDArray[np.float32], imag: NDArray[np.float32]
+    sampling: SpeckleSampling,
+    real: NDArray[np.float32],
+    imag: NDArray[np.float32],
+    arm: NDArray[np.complex64] | None = None,
 ) -> NDArray[np.float32]:
     """Return the intensity as `SpeckleSampling.intensity`, slowly, in NumPy: the twin of the kernel."""
     stencil, coefficients = sampling.stencil, sampling.coefficients
@@ -448,5 +479,9 @@ def intensity_with_numpy(
                 points = sampling.starts[:, row] + column + polarisation * half
                 sum_real += weight * real[:, points]
                 sum_imag += weight * imag[:, points]
+            if arm is not None and polarisation == 0:
+                light = arm.reshape(len(arm), total.shape[1], -1)[:, :, sample]
+                sum_real += light.real
+                sum_imag += light.imag
             total += coefficient * (sum_real * sum_real + sum_imag * sum_imag)
     return total

@@ -16,7 +16,7 @@ from opu.sim.counters import derive_key
 from opu.sim.dmd import mirror_map
 from opu.sim.drift import track, vibration_angle
 from opu.sim.laser import power_factors
-from opu.sim.light import light_electrons
+from opu.sim.light import light_electrons, total_field
 from opu.sim.media import make_medium
 from opu.sim.media.base import EpochTrack, Fields
 from opu.sim.mirrors import STUCK_ON, n_blocks
@@ -280,18 +280,22 @@ class OpticalTable:
         fields = self._fields(path, features, times_s)
         scale = self._electrons_per_intensity(settings.exposure_us)
         off = self.model.dmd.off_amplitude
-        arm = None
-        if self.reference != NO_REFERENCE:
-            rows, columns = path.sampling.places()
-            arm = reference_field(
-                self.model.reference, self.reference, rows, columns, first_frame_index, n_frames
-            ) * np.float32(np.sqrt(settings.exposure_us / scale))
+        arm = self._arm(path, settings.exposure_us / scale, first_frame_index, n_frames)
         if path.sampling.is_plain:
             light_electrons(fields, off, arm, scale, out)
             return out
-        real, imag = total_field(fields, off, arm)
-        np.multiply(path.sampling.intensity(real, imag), np.float32(scale), out=out)
-        return out
+        real, imag = total_field(fields, off, None)
+        return np.multiply(path.sampling.intensity(real, imag, arm), np.float32(scale), out=out)
+
+    def _arm(
+        self, path: LightPath, intensity_per_electron_us: float, first_frame_index: int, n_frames: int
+    ) -> NDArray[np.complex64] | None:
+        """Return the field of the reference arm at the samples of the pixels, None where it is blocked."""
+        if self.reference == NO_REFERENCE:
+            return None
+        places = path.sampling.sample_places()
+        field = reference_field(self.model.reference, self.reference, *places, first_frame_index, n_frames)
+        return field * np.float32(np.sqrt(intensity_per_electron_us))
 
     def _fields(self, path: LightPath, features: NDArray[np.uint8], times_s: NDArray[np.float64]) -> Fields:
         blocks = n_blocks(path.mirrors.n_mirrors)

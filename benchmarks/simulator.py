@@ -1,0 +1,201 @@
+"""How fast the simulator is, beside what it replaces: `python -m benchmarks.simulator --json`.
+
+In one run, side by side and in turns, so that a busy machine is busy for all:
+
+openopu
+    patterns in, 8-bit camera frames out, of the preset `aurora`: photon and read noise, full well, quantisation.
+blas
+    two float32 products and the sum of their squares, in NumPy; no camera.
+abs2
+    `abs(X @ R)**2` in complex64, what the simulated device of the incumbent library does; no camera.
+sklearn
+    scikit-learn's GaussianRandomProjection; no camera.
+
+Then the structured medium at 2**20 mirrors and pixels with its camera, and the matrix-free one. Numbers are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from dataclasses import replace
+from importlib.metadata import version
+
+import numba
+import numpy as np
+from sklearn.random_projection import GaussianRandomProjection
+
+import opu
+from opu.sim.device import SimulatedBench
+from opu.sim.media.base import EpochTrack
+from opu.sim.mirrors import MirrorMap, n_blocks
+from opu.sim.models import preset
+
+SHAPES = ((512, 1000, 10_000), (128, 10_000, 10_000))
+SEED = 7
+ROUNDS = 9
+MEGA = 2**20
+
+
+def median_s(function, rounds):
+    """Return the median time of a call, after one that does not count."""
+    function()
+    return statistics.median(timed(function) for _ in range(rounds))
+
+
+def timed(function):
+    """Return the time of a call."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def compare(batch, n_features, n_outputs, rounds):
+    """Measure the four variants of a shape in turns."""
+    generator = np.random.default_rng(SEED)
+    patterns = generator.integers(0, 2, (batch, n_features), dtype=np.uint8)
+    real = patterns.astype(np.float32)
+    parts = generator.standard_normal((2, n_features, n_outputs), dtype=np.float32)
+    matrix = parts[0] + 1j * parts[1]
+    complex_patterns = patterns.astype(np.complex64)
+    projection = GaussianRandomProjection(n_outputs, random_state=SEED).fit(real)
+
+    def blas():
+        first, second = real @ parts[0], real @ parts[1]
+        return first * first + second * second
+
+    with opu.open(f"sim:?preset=aurora&seed={SEED}") as device:
+        config = opu.SessionConfig(n_features=n_features, n_outputs=n_outputs)
+        device.open_session(replace_outputs(config, 64)).close()  # kernels are loaded
+        started = time.perf_counter()
+        with device.open_session(config) as session:
+            compile_s = time.perf_counter() - started
+            packed = opu.pack(patterns)
+            out = np.empty((batch, n_outputs), np.uint8)
+            variants = {
+                "openopu": lambda: session.project(packed, out=out),
+                "blas": blas,
+                "abs2": lambda: np.abs(complex_patterns @ matrix) ** 2,
+                "sklearn": lambda: projection.transform(real),
+            }
+            for function in variants.values():
+                function()
+            times = {name: [] for name in variants}
+            for _ in range(rounds):
+                for name, function in variants.items():
+                    times[name].append(timed(function))
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    return [
+        {
+            "name": "projection",
+            "shape": [batch, n_features, n_outputs],
+            "variant": name,
+            "seconds": value,
+            "ratio_blas": seconds["blas"] / value,
+            "ratio_abs2": seconds["abs2"] / value,
+            **({"compile_seconds": compile_s} if name == "openopu" else {}),
+        }
+        for name, value in seconds.items()
+    ]
+
+
+def replace_outputs(config, n_outputs):
+    """Return the configuration with another number of outputs."""
+    return opu.SessionConfig(n_features=config.n_features, n_outputs=n_outputs)
+
+
+def mega_bench():
+    """Make a bench after `aurora` with 2**20 mirrors and pixels and the structured medium."""
+    aurora = preset("aurora")
+    side = 1024
+    model = replace(
+        aurora,
+        name="mega",
+        dmd=replace(aurora.dmd, rows=side, columns=side),
+        camera=replace(aurora.camera, rows=side, columns=side),
+    )
+    return SimulatedBench(model, seed=SEED, medium="structured")
+
+
+def structured_frames_per_s(rounds, batch=32):
+    """Measure frames of 2**20 mirrors and pixels, and the largest memory of the process."""
+    patterns = np.random.default_rng(SEED).integers(0, 2, (batch, MEGA), dtype=np.uint8)
+    packed = opu.pack(patterns)
+    out = np.empty((batch, MEGA), np.uint8)
+    with mega_bench() as bench, bench.open_session(opu.SessionConfig(n_features=MEGA, n_outputs=MEGA)) as session:
+        return batch / median_s(lambda: session.project(packed, out=out), rounds)
+
+
+def qpsk_entries_per_s(rounds, n_mirrors=MEGA, n_points=2048):
+    """Measure entries of the matrix-free medium, made and used for one frame, on one thread."""
+    from opu.sim.media.matrix_free import MatrixFreeMedium
+
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        mirrors = MirrorMap(n_mirrors, np.arange(n_mirrors, dtype=np.int32), np.ones(n_mirrors, np.uint8))
+        prepared = MatrixFreeMedium(SEED).prepare(mirrors, np.arange(n_points, dtype=np.int64))
+        features = np.random.default_rng(SEED).integers(0, 2, (1, n_mirrors), dtype=np.uint8)
+        still = EpochTrack.still(1, np.zeros(n_blocks(n_mirrors), np.uint32))
+        return n_mirrors * n_points / median_s(lambda: prepared.fields(features, still), rounds)
+    finally:
+        numba.set_num_threads(threads)
+
+
+def measure(rounds):
+    """Measure everything; the structured medium first, so that its memory is seen alone."""
+    structured = structured_frames_per_s(rounds)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "schema": "openopu.benchmarks.simulator/1",
+        "ok": True,
+        "error": None,
+        "seed": SEED,
+        "threads": numba.get_num_threads(),
+        "cases": [case for shape in SHAPES for case in compare(*shape, rounds)],
+        "structured_frames_per_s": structured,
+        "structured_peak_mib": peak_mib,
+        "qpsk_entries_per_s": qpsk_entries_per_s(rounds),
+        "versions": {name: version(name) for name in ("openopu", "numpy", "numba", "scikit-learn")},
+    }
+
+
+def show(result):
+    """Print the result for people."""
+    print(f"{'shape':>24}  {'variant':8} {'ms':>8} {'x blas':>7} {'x abs2':>7}")
+    for case in result["cases"]:
+        batch, n_features, n_outputs = case["shape"]
+        shape = f"{batch} x {n_features} -> {n_outputs}"
+        ratios = f"{case['ratio_blas']:7.2f} {case['ratio_abs2']:7.2f}"
+        print(f"{shape:>24}  {case['variant']:8} {case['seconds'] * 1e3:8.1f} {ratios}")
+        if "compile_seconds" in case:
+            print(f"{'':>24}  opening the session compiled for {case['compile_seconds']:.2f} s")
+    print(f"structured 2**20 -> 2**20: {result['structured_frames_per_s']:.0f} frames/s on {result['threads']} threads,")
+    print(f"    {result['structured_peak_mib']:.0f} MiB at most")
+    print(f"matrix-free QPSK: {result['qpsk_entries_per_s'] / 1e9:.1f} G entries/s on one thread")
+
+
+def main():
+    """Run as a command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.simulator", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or standard output")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"measurements of each number ({ROUNDS})")
+    options = parser.parse_args()
+    result = measure(options.rounds)
+    if options.json is None:
+        show(result)
+        return
+    text = json.dumps(result, indent=2) + "\n"
+    if options.json == "-":
+        sys.stdout.write(text)
+    else:
+        with open(options.json, "w", encoding="utf-8") as file:  # noqa: PTH123 - a name from the command line
+            file.write(text)
+
+
+if __name__ == "__main__":
+    main()
