@@ -52,8 +52,8 @@ class MirrorLayout:
     `lined`
         Feature `f` has the mirrors `f * k` to `(f + 1) * k - 1`, counted row by row, with `k = n_mirrors // n_features`.
     `macro_2d`
-        Each feature is a square of `k x k` mirrors, `k` as large as fits. The squares form a grid in the middle of the
-        DMD, as square as possible, row by row: 784 features are an image of 28 x 28.
+        The features are an image, row by row, as square as possible: 784 are 28 x 28. Each is a square of `k x k`
+        mirrors, `k` as large as fits, and the image lies in the middle of the DMD.
     `centred`
         The same grid with `k = 1`: the smallest area, in the middle of the beam.
 
@@ -82,17 +82,18 @@ class MirrorLayout:
     @property
     def mirrors_per_feature(self) -> int:
         """How many mirrors show one feature."""
-        return self.n_mirrors // self.n_features if self.kind == "lined" else self._side**2
+        return self.n_mirrors // self.n_features if self.kind == "lined" else self._grid[2] ** 2
 
     @property
-    def _side(self) -> int:
-        """Mirrors along the side of a macropixel: the largest for which there are enough squares."""
-        if self.kind == "centred":
-            return 1
-        side = max(1, math.isqrt(self.n_mirrors // self.n_features))
-        while side > 1 and (self.rows // side) * (self.columns // side) < self.n_features:
-            side -= 1
-        return side
+    def _grid(self) -> tuple[int, int, int]:
+        """Rows and columns of the grid of macropixels, and the mirrors along the side of one."""
+        width = math.isqrt(self.n_features - 1) + 1
+        height = -(-self.n_features // width)
+        side = min(self.rows // height, self.columns // width)
+        if side == 0:  # a square grid does not fit, though there are mirrors enough
+            width = min(self.columns, max(width, -(-self.n_features // self.rows)))
+            height, side = -(-self.n_features // width), 1
+        return height, width, 1 if self.kind == "centred" else side
 
     @cached_property
     def features(self) -> NDArray[np.int32]:
@@ -102,10 +103,7 @@ class MirrorLayout:
             lined = np.full(self.n_mirrors, UNUSED_MIRROR, dtype=np.int32)
             lined[:used] = np.repeat(np.arange(self.n_features, dtype=np.int32), self.mirrors_per_feature)
             return lined
-        side = self._side
-        fewest_columns = -(-self.n_features // (self.rows // side))
-        width = min(self.columns // side, max(math.isqrt(self.n_features - 1) + 1, fewest_columns))
-        height = -(-self.n_features // width)
+        height, width, side = self._grid
         grid = np.full(height * width, UNUSED_MIRROR, dtype=np.int32)
         grid[: self.n_features] = np.arange(self.n_features)
         image = np.full((self.rows, self.columns), UNUSED_MIRROR, dtype=np.int32)

@@ -57,7 +57,7 @@ __all__ = [
     "shorten",
 ]
 
-PROTOCOL_VERSION = (0, 1)
+PROTOCOL_VERSION = (0, 2)
 MAX_HEADER_BYTES = 2**16
 MAX_PAYLOAD_BYTES = 2**28
 MAX_NAME = 64

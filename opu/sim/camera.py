@@ -1,33 +1,47 @@
-r"""The camera: photo-electrons, noise, full well, gain, quantisation.
+r"""The camera: photo-electrons, noise, fixed pattern, full well, gain, quantisation.
 
 After EMVA 1288 (release 4.0, linear camera), for every pixel and frame:
 
-    electrons = Poisson(light + dark)              light, dark in mean photo-electrons
-    signal    = min(electrons + N(0, read_noise), full well)
-    counts    = clip(floor(gain * signal + black level + 1/2), 0, full scale)
+    electrons = Poisson(light * response + dark)          light, dark in mean photo-electrons
+    signal    = min(electrons + N(0, read_noise) + offset, full well)
+    y         = gain * signal
+    counts    = clip(floor(y (1 + a2 y / FS + a3 (y / FS)^2) + black level + 1/2), 0, FS)
 
-Every number is drawn from counters: word 0 of `philox((pixel, frame, frame >> 32, 0), key)` is the photon noise of a
-pixel in a frame and word 1 its read noise, so a frame does not depend on what is computed beside it.
+with FS the full scale. Light and dark current are one Poisson number, as the sum of two is. Response, offset and dark
+current of a pixel are its own where the camera is uneven; they depend on the device seed and the pixel alone.
 
-Arithmetic is float32 in a fixed order, with own series for logarithm and normal quantile, so that the compiled kernel
-and its NumPy twin agree to the bit.
+Every number is drawn from counters, so a frame does not depend on what is computed beside it. Two neighbours share
+`philox((pixel // 2, frame, frame >> 32, 0), key)`: words 0 and 1 make two normal numbers for the even pixel, words 2
+and 3 for the odd one. The first is its photon noise and the second its read noise. Where the mean is below 16
+electrons, the photon noise is word 0 of `philox((pixel, frame, frame >> 32, 1), key)` instead. See `opu.sim.variates`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit, prange
+from numba import get_num_threads, njit, prange
 
-from opu.sim.counters import philox, philox_words
+from opu.sim.counters import derive_key, philox, philox_words
 from opu.sim.threads import numba_lock
+from opu.sim.variates import (
+    BLOCK,
+    exponential,
+    fill_normal_pairs,
+    fill_poisson,
+    fill_small_poisson,
+    find_small,
+    normal_pairs,
+    poisson,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CameraModel", "Exposure", "expose", "expose_with_numpy", "normal_quantile", "poisson_quantile"]
+__all__ = ["CameraModel", "Exposure", "PixelMaps", "expose", "expose_with_numpy", "pixel_maps"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +61,28 @@ class CameraModel:
     read_noise_e : float
         Standard deviation of the temporal dark noise, in electrons.
     dark_current_e_per_s : float
-        Mean dark electrons per second of exposure.
+        Mean dark electrons per second of exposure, at the reference temperature.
     black_level_dn : float
         Counts that are added before quantisation.
     shot_noise : bool
         Whether photo-electrons are Poisson distributed; otherwise they are their mean.
+    dsnu_e : float
+        Standard deviation over the pixels of the constant offset of a pixel, in electrons (normal).
+    prnu : float
+        Relative standard deviation over the pixels of their response to light (normal, cut off at no response).
+    hot_fraction : float
+        Share of the pixels with extra dark current, from 0 to 1.
+    hot_current_e_per_s : float
+        Mean of the extra dark current over hot pixels, which is exponentially distributed, at the reference temperature.
+    dead_fraction : float
+        Share of the pixels that do not respond to light, from 0 to 1.
+    quadratic_nonlinearity, cubic_nonlinearity : float
+        Deviation from the straight line at full scale, relative to it, by a term of second and of third order: `a2` and
+        `a3` of `y (1 + a2 y / FS + a3 (y / FS)^2)`, with `y` the counts above the black level.
+    temperature_k, reference_temperature_k : float
+        Temperature of the sensor, and the one for which dark currents are given, in kelvin.
+    dark_current_doubling_k : float
+        By how much warmer dark currents double, in kelvin; 8 is usual for silicon.
     """
 
     rows: int
@@ -63,6 +94,16 @@ class CameraModel:
     dark_current_e_per_s: float = 0.0
     black_level_dn: float = 0.0
     shot_noise: bool = True
+    dsnu_e: float = 0.0
+    prnu: float = 0.0
+    hot_fraction: float = 0.0
+    hot_current_e_per_s: float = 0.0
+    dead_fraction: float = 0.0
+    quadratic_nonlinearity: float = 0.0
+    cubic_nonlinearity: float = 0.0
+    temperature_k: float = 293.15
+    reference_temperature_k: float = 293.15
+    dark_current_doubling_k: float = 8.0
 
     @property
     def full_scale_dn(self) -> int:
@@ -74,129 +115,165 @@ class CameraModel:
         """The dtype of a frame: one byte for 8 bits, otherwise two, right-justified."""
         return "uint8" if self.bit_depth == 8 else "uint16"
 
+    @property
+    def dark_current_factor(self) -> float:
+        """Dark currents at the temperature of the sensor, relative to those at the reference temperature."""
+        return float(2 ** ((self.temperature_k - self.reference_temperature_k) / self.dark_current_doubling_k))
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all pixels are alike."""
+        hot = self.hot_fraction * self.hot_current_e_per_s
+        return self.dsnu_e == self.prnu == hot == self.dead_fraction == 0
+
 
 _F = np.float32
 _HALF = _F(0.5)
 _ONE = _F(1.0)
-_TWO = _F(2.0)
-_LN2 = _F(0.6931471805599453)
-_SQRT_HALF_BITS = np.int32(0x3F3504F3)
-_ONE_BITS = np.int32(0x3F800000)
-_SIGN = np.uint64(0x80000000)
-_TAIL = np.uint64(0x7FFFFFFF)
-_TAIL_BITS = np.int32(0x7FFFFFFF)
-_TAIL_SCALE = _F(2.0**-32)
-_LN_3, _LN_5, _LN_7, _LN_9 = _F(1 / 3), _F(1 / 5), _F(1 / 7), _F(1 / 9)
-
-# z / (1 - 2 p) for the tail probability p, as a polynomial: of w = -log(4 p (1 - p)) around 2.5 for w < 5, of sqrt(w)
-# beyond. Least-squares fits at Chebyshev nodes; the largest error of z is 2e-6.
-_CENTRE = _F(2.5)
-_C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8 = (
-    _F(2.12331348e00),
-    _F(3.48802705e-01),
-    _F(-5.90772125e-03),
-    _F(-1.77306829e-03),
-    _F(3.08789168e-04),
-    _F(-6.19939125e-06),
-    _F(-4.89792526e-06),
-    _F(4.84403299e-07),
-    _F(3.29311571e-08),
-)
-_OUTER = _F(3.473877786627844)
-_T0, _T1, _T2, _T3, _T4, _T5, _T6, _T7, _T8 = (
-    _F(4.67987728e00),
-    _F(1.42437848e00),
-    _F(4.88465363e-03),
-    _F(-3.02053797e-03),
-    _F(1.59841696e-03),
-    _F(-1.20036296e-03),
-    _F(8.15126134e-04),
-    _F(-2.50214044e-04),
-    _F(6.25907777e-06),
-)
-
-SMALL_MEAN = _F(16.0)
-"""Below this mean, electrons are drawn by exact inversion, above by the expansion of `poisson_quantile`."""
-
-_Q_THIRD, _Q_SIXTH = _F(1 / 3), _F(1 / 6)
-_Q_W, _Q_W3 = _F(-1 / 36), _F(-1 / 72)
-_Q_0, _Q_W2, _Q_W4 = _F(-8 / 405), _F(7 / 810), _F(1 / 270)
+_U0 = np.uint64(0)
+_U1 = np.uint64(1)
+_MASK = np.uint64(0xFFFFFFFF)
+_WORD = np.uint64(32)
 
 
-@njit(inline="always", cache=True)
-def _log_parts(bits: Any) -> Any:  # pragma: no cover - compiled
-    """Split the bits of a positive float32 into exponent and mantissa bits, mantissa in [sqrt(1/2), sqrt(2))."""
-    shifted = bits - _SQRT_HALF_BITS
-    exponent = shifted >> np.int32(23)
-    return exponent, bits - (exponent << np.int32(23))
+@dataclass(frozen=True, eq=False)
+class PixelMaps:
+    """The pixels of a session, and what is a pixel's own.
+
+    Parameters
+    ----------
+    pixels : ndarray of int64, shape (n_outputs,)
+        Sensor pixels, below 2**32.
+    response : ndarray of float32, shape (n_outputs,)
+        Response to light, 1 on average, 0 for a dead pixel.
+    offset_e : ndarray of float32, shape (n_outputs,)
+        Constant offset, in electrons.
+    dark_current_e_per_s : ndarray of float32, shape (n_outputs,)
+        Mean dark electrons per second, at the temperature of the sensor.
+    is_even : bool
+        Whether all pixels are alike; then each array is a view of one number.
+    """
+
+    pixels: NDArray[np.int64]
+    response: NDArray[np.float32]
+    offset_e: NDArray[np.float32]
+    dark_current_e_per_s: NDArray[np.float32]
+    is_even: bool
+
+    @cached_property
+    def runs(self) -> NDArray[np.bool_]:
+        """Whether the pixels of a block of 512 follow one another, shape (n_blocks,)."""
+        steps = np.zeros(-(-len(self.pixels) // BLOCK) * BLOCK, bool)
+        steps[1 : len(self.pixels)] = np.diff(self.pixels) != 1
+        steps[::BLOCK] = False
+        runs: NDArray[np.bool_] = ~steps.reshape(-1, BLOCK).any(axis=1)
+        return runs
 
 
-@njit(inline="always", cache=True)
-def _log_series(exponent: Any, mantissa: Any) -> Any:  # pragma: no cover - compiled
-    s = (mantissa - _ONE) / (mantissa + _ONE)
-    s2 = s * s
-    return exponent * _LN2 + _TWO * s * (_ONE + s2 * (_LN_3 + s2 * (_LN_5 + s2 * (_LN_7 + s2 * _LN_9))))
+_MAP_CHUNK = 2**14
 
 
-@njit(inline="always", cache=True)
-def _centre_series(w: Any) -> Any:  # pragma: no cover - compiled
-    t = w - _CENTRE
-    return _C0 + t * (_C1 + t * (_C2 + t * (_C3 + t * (_C4 + t * (_C5 + t * (_C6 + t * (_C7 + t * _C8)))))))
+def pixel_maps(model: CameraModel, seed: int, pixels: NDArray[np.int64]) -> PixelMaps:
+    """Draw the fixed pattern of pixels, each from its own counter.
+
+    Parameters
+    ----------
+    model : CameraModel
+        The camera.
+    seed : int
+        Device seed, from 0 to 2**64 - 1.
+    pixels : ndarray of int64, shape (n_outputs,)
+        Sensor pixels.
+
+    Returns
+    -------
+    PixelMaps
+        The same for a pixel, whichever others are asked for.
+    """
+    dark = _F(model.dark_current_e_per_s * model.dark_current_factor)
+    if model.is_even:
+        return PixelMaps(pixels, *(np.broadcast_to(value, pixels.shape) for value in (_ONE, _F(0), dark)), is_even=True)
+    key = derive_key("pixels", seed)
+    response, offset, current = (np.empty(pixels.shape, _F) for _ in range(3))
+    for start in range(0, len(pixels), _MAP_CHUNK):  # many temporary arrays, which a cache should hold
+        chunk = slice(start, start + _MAP_CHUNK)
+        numbers = pixels[chunk].astype(np.uint64)
+        radius, angle, dead, hot = philox_words((numbers, 0, 0, 0), key)
+        gain, offset[chunk] = normal_pairs(radius, angle)
+        response[chunk] = np.maximum(_ONE + _F(model.prnu) * gain, _F(0))
+        response[chunk][dead < model.dead_fraction * 2.0**32] = 0
+        extra, _, _, _ = philox_words((numbers, 1, 0, 0), key)
+        mean = _F(model.hot_current_e_per_s * model.dark_current_factor)
+        current[chunk] = dark + mean * exponential(extra) * (hot < model.hot_fraction * 2.0**32)
+    return PixelMaps(pixels, response, _F(model.dsnu_e) * offset, current, is_even=False)
 
 
-@njit(inline="always", cache=True)
-def _outer_series(w: Any) -> Any:  # pragma: no cover - compiled
-    t = np.sqrt(w) - _OUTER
-    return _T0 + t * (_T1 + t * (_T2 + t * (_T3 + t * (_T4 + t * (_T5 + t * (_T6 + t * (_T7 + t * _T8)))))))
-
-
-@njit(inline="always", cache=True)
-def _poisson_series(mean: Any, z: Any) -> Any:  # pragma: no cover - compiled
-    root = np.sqrt(mean)
-    z2 = z * z
-    return (
-        (mean + root * z)
-        + (_Q_THIRD + z2 * _Q_SIXTH)
-        + (z * (_Q_W + z2 * _Q_W3)) / root
-        + (_Q_0 + z2 * (_Q_W2 + z2 * _Q_W4)) / mean
-    )
+_TASKS_PER_THREAD = 4
 
 
 @njit(cache=True)
-def _small_poisson(mean: Any, word: Any) -> Any:  # pragma: no cover - compiled
-    # exp(-mean) by a Taylor series of mean / 64 and six squarings, in float64.
-    x = -np.float64(mean) / 64.0
-    term = 1.0
-    total = 1.0
-    for i in range(1, 9):
-        term = term * x / i
-        total += term
-    for _ in range(6):
-        total = total * total
-    uniform = (np.float64(word) + 0.5) * 2.0**-32
-    probability = total
+def _draw_words(
+    pixels: Any, is_run: Any, low: Any, high: Any, k0: Any, k1: Any, first_words: Any, second_words: Any
+) -> Any:  # pragma: no cover - compiled
+    """Write two words for each pixel, from the place on that is returned."""
+    if not is_run:
+        for i in range(len(pixels)):
+            pixel = np.uint64(pixels[i])
+            a, b, c, d = philox(low, pixel >> _U1, high, _U0, k0, k1)
+            odd = pixel & _U1 != _U0
+            first_words[i] = c if odd else a
+            second_words[i] = d if odd else b
+        return 0
+    # Two streams of counters keep more of the processor busy than one. Words of neighbours are stored together, the
+    # even pixel's in the lower half.
+    offset = pixels[0] & 1
+    half = (offset + len(pixels) + 3) // 4
+    first, second = first_words.view(np.uint64), second_words.view(np.uint64)
+    later_first, later_second = first[half:], second[half:]
+    pair = np.uint64(pixels[0] >> 1)
+    later_pair = pair + np.uint64(half)
+    for i in range(half):
+        a, b, c, d = philox(low, pair + np.uint64(i), high, _U0, k0, k1)
+        first[i] = a | (c << _WORD)
+        second[i] = b | (d << _WORD)
+        a, b, c, d = philox(low, later_pair + np.uint64(i), high, _U0, k0, k1)
+        later_first[i] = a | (c << _WORD)
+        later_second[i] = b | (d << _WORD)
+    return offset
+
+
+@njit(cache=True)
+def _draw_small_words(
+    pixels: Any, found: Any, n: Any, low: Any, high: Any, k0: Any, k1: Any, numbers: Any, words: Any
+) -> None:  # pragma: no cover - compiled
+    for i in range(n):
+        numbers[i] = pixels[found[i]]
+    for i in range((n + 7) // 8 * 8):  # whole vectors
+        a, _b, _c, _d = philox(low, np.uint64(numbers[i]), high, _U1, k0, k1)
+        words[i] = a
+
+
+@njit(cache=True)
+def _count_equal(values: Any, number: Any) -> Any:  # pragma: no cover - compiled
+    largest = values[0]
+    for i in range(len(values)):
+        largest = max(largest, values[i])
     count = 0
-    while uniform > total and count < 200:
-        count += 1
-        probability = probability * np.float64(mean) / count
-        total += probability
-    return _F(count)
-
-
-_BLOCK = 512
+    if largest == number:  # seldom
+        for i in range(len(values)):
+            count += values[i] == number
+    return count
 
 
 @njit(parallel=True, cache=True, error_model="numpy")
 def _expose(
-    field_real: Any,
-    field_imag: Any,
-    background_real: Any,
-    background_imag: Any,
-    on_amplitude: Any,
-    off_amplitude: Any,
-    electrons_per_intensity: Any,
+    light_e: Any,
+    even: Any,
+    response: Any,
+    offset_e: Any,
     dark_e: Any,
     pixels: Any,
+    runs: Any,
     first_frame: Any,
     k0: Any,
     k1: Any,
@@ -204,110 +281,75 @@ def _expose(
     read_noise_e: Any,
     full_well_e: Any,
     gain: Any,
+    a2: Any,
+    a3: Any,
     black_level: Any,
     full_scale: Any,
+    most_tasks: Any,
     out: Any,
 ) -> Any:  # pragma: no cover - compiled
     n_frames, n_outputs = out.shape
-    n_blocks = (n_outputs + _BLOCK - 1) // _BLOCK
-    saturated = np.zeros(n_frames * n_blocks, np.int64)
-    for task in prange(n_frames * n_blocks):
-        frame = task // n_blocks
-        start = (task % n_blocks) * _BLOCK
-        size = min(_BLOCK, n_outputs - start)
-        number = first_frame + np.uint64(frame)
-        low = number & np.uint64(0xFFFFFFFF)
-        high = number >> np.uint64(32)
-        mean_e = np.empty(_BLOCK, _F)
-        signal = np.empty(_BLOCK, _F)
-        words = np.empty((2, _BLOCK), np.uint32)
-        for i in range(size):
-            real = field_real[frame, start + i] * on_amplitude + background_real[start + i] * off_amplitude
-            imag = field_imag[frame, start + i] * on_amplitude + background_imag[start + i] * off_amplitude
-            mean_e[i] = (real * real + imag * imag) * electrons_per_intensity + dark_e
-        if shot_noise or read_noise_e > 0:
-            for i in range(size):
-                a, b, _c, _d = philox(np.uint64(pixels[start + i]), low, high, np.uint64(0), k0, k1)
-                words[0, i] = a
-                words[1, i] = b
-        if shot_noise:
-            _normal_quantiles(words[0], signal, size)
-            for i in range(size):
-                signal[i] = np.floor(_poisson_series(mean_e[i], signal[i]))
-            for i in range(size):
-                if mean_e[i] < SMALL_MEAN:
-                    signal[i] = _small_poisson(mean_e[i], words[0, i])
-        else:
-            for i in range(size):
-                signal[i] = mean_e[i]
-        if read_noise_e > 0:
-            _normal_quantiles(words[1], mean_e, size)
-            for i in range(size):
-                signal[i] = signal[i] + read_noise_e * mean_e[i]
-        count = 0
-        for i in range(size):
-            value = np.floor((min(signal[i], full_well_e) * gain + black_level) + _HALF)
-            value = min(max(value, _F(0.0)), full_scale)
-            count += value == full_scale
-            out[frame, start + i] = np.int32(value)
-        saturated[task] = count
+    n_blocks = (n_outputs + BLOCK - 1) // BLOCK
+    n_all = n_frames * n_blocks
+    n_tasks = min(n_all, most_tasks)
+    straight = a2 == 0 and a3 == 0
+    inverse_full_scale = _ONE / full_scale
+    saturated = np.zeros(n_tasks, np.int64)
+    for task in prange(n_tasks):
+        first_words = np.empty(BLOCK + 8, np.uint32)
+        second_words = np.empty(BLOCK + 8, np.uint32)
+        mean = np.empty(BLOCK, _F)
+        signal = np.empty(BLOCK, _F)
+        noise = np.empty(BLOCK, _F)
+        scratch = np.empty(BLOCK, _F)
+        found = np.empty(BLOCK + 8, np.int64)
+        lanes = np.empty((4, BLOCK))
+        drawn = np.empty(BLOCK, np.int64)
+        for block in range(task * n_all // n_tasks, (task + 1) * n_all // n_tasks):
+            frame = block // n_blocks
+            start = (block % n_blocks) * BLOCK
+            stop = min(start + BLOCK, n_outputs)
+            size = stop - start
+            number = first_frame + np.uint64(frame)
+            low, high = number & _MASK, number >> _WORD
+            light = light_e[frame, start:stop]
+            counts = out[frame, start:stop]
+            mean[size:] = np.inf  # not small
+            if even:
+                for i in range(size):
+                    mean[i] = light[i] + dark_e[0]
+            else:
+                for i in range(size):
+                    mean[i] = light[i] * response[start + i] + dark_e[start + i]
+            if shot_noise or read_noise_e > 0:
+                first = _draw_words(pixels[start:stop], runs[block % n_blocks], low, high, k0, k1, first_words, second_words)
+                fill_normal_pairs(first_words[first:], second_words[first:], signal, noise, scratch, size)
+            else:
+                noise[:] = _F(0.0)
+            if shot_noise:
+                fill_poisson(mean, signal, size)
+                n = find_small(mean, found)
+                if n > 0:
+                    _draw_small_words(pixels[start:stop], found, n, low, high, k0, k1, drawn, first_words)
+                    fill_small_poisson(mean, first_words, found, n, lanes, drawn, signal)
+            else:
+                signal[:size] = mean[:size]
+            if not even:
+                for i in range(size):
+                    signal[i] = signal[i] + offset_e[start + i]
+            if straight:
+                for i in range(size):
+                    y = min(signal[i] + read_noise_e * noise[i], full_well_e) * gain
+                    value = (y + black_level) + _HALF
+                    counts[i] = np.int32(min(max(value, _F(0.0)), full_scale))  # rounds down
+            else:
+                for i in range(size):
+                    y = min(signal[i] + read_noise_e * noise[i], full_well_e) * gain
+                    x = y * inverse_full_scale
+                    value = (y * (_ONE + x * (a2 + x * a3)) + black_level) + _HALF
+                    counts[i] = np.int32(min(max(value, _F(0.0)), full_scale))
+            saturated[task] += _count_equal(counts, counts.dtype.type(full_scale))
     return saturated.sum()
-
-
-@njit(cache=True, error_model="numpy")
-def _normal_quantiles(words: Any, out: Any, size: Any) -> None:  # pragma: no cover - compiled
-    # One simple loop for each step, over arrays of one width: so the compiler uses vectors, which doubles the speed.
-    signed = words.view(np.int32)
-    tail = np.empty(_BLOCK, _F)
-    product = np.empty(_BLOCK, _F)
-    mantissa_bits = np.empty(_BLOCK, np.int32)
-    w = np.empty(_BLOCK, _F)
-    for i in range(size):
-        tail[i] = (_F(signed[i] & _TAIL_BITS) + _HALF) * _TAIL_SCALE
-        product[i] = _F(4.0) * tail[i] * (_ONE - tail[i])
-    bits = product.view(np.int32)
-    for i in range(size):
-        exponent, mantissa_bits[i] = _log_parts(bits[i])
-        w[i] = _F(exponent)
-    mantissa = mantissa_bits.view(_F)
-    for i in range(size):
-        positive = -_log_series(w[i], mantissa[i])
-        w[i] = positive if positive > _F(0.0) else _F(0.0)
-    for i in range(size):
-        centre = _centre_series(w[i])
-        outer = _outer_series(w[i])
-        out[i] = (centre if w[i] < _F(5.0) else outer) * (_ONE - _TWO * tail[i])
-    for i in range(size):
-        out[i] = out[i] if signed[i] < 0 else -out[i]
-
-
-def normal_quantile(words: NDArray[np.uint64]) -> NDArray[np.float32]:
-    """Turn 32-bit words into standard normal numbers, by inversion; the NumPy twin of the compiled one.
-
-    The lower 31 bits are the tail probability `p = (bits + 1/2) / 2**32`, the highest bit is the sign.
-    """
-    tail = ((words & _TAIL).astype(np.int32).astype(_F) + _HALF) * _TAIL_SCALE
-    product = _F(4.0) * tail * (_ONE - tail)
-    exponent, mantissa_bits = _log_parts.py_func(product.view(np.int32))
-    w = np.maximum(-_log_series.py_func(exponent.astype(_F), mantissa_bits.view(_F)), _F(0.0))
-    series = np.where(w < _F(5.0), _centre_series.py_func(w), _outer_series.py_func(w))
-    z = series * (_ONE - _TWO * tail)
-    signed: NDArray[np.float32] = np.where(words & _SIGN != 0, z, -z)
-    return signed
-
-
-def poisson_quantile(mean: NDArray[np.float32], words: NDArray[np.uint64]) -> NDArray[np.float32]:
-    """Turn 32-bit words into Poisson counts, by inversion; the NumPy twin of the compiled one.
-
-    From a mean of 16 on, the quantile is the floor of `m + sqrt(m) z + 1/3 + z^2/6 - (z/36 + z^3/72) / sqrt(m) +
-    (-8/405 + 7 z^2/810 + z^4/270) / m`, `z` the normal quantile of the same probability (M. B. Giles, ACM TOMS 42,
-    2016, algorithm 955). Below, the distribution function is summed up exactly.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        counts: NDArray[np.float32] = np.floor(_poisson_series.py_func(mean, normal_quantile(words)))
-    small = mean < SMALL_MEAN
-    counts[small] = [_small_poisson.py_func(m, w) for m, w in zip(mean[small], words[small], strict=True)]
-    return counts
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -318,19 +360,12 @@ class Exposure:
     ----------
     camera : CameraModel
         The camera.
-    field_real, field_imag : ndarray of float32, shape (n_frames, n_outputs)
-        The field of the mirrors that are on.
-    background_real, background_imag : ndarray of float32, shape (n_outputs,)
-        The field of all mirrors.
-    on_amplitude, off_amplitude : float
-        Factors of the field and of the background: `1 - eps` and `eps`, with `eps = 1 / sqrt(contrast)`; both 0 with
-        the light off.
-    electrons_per_intensity : float
-        Mean photo-electrons for a squared field of 1, during this exposure.
+    light_e : ndarray of float32, shape (n_frames, n_outputs)
+        Mean photo-electrons that the light would make in pixels of response 1, not negative.
+    maps : PixelMaps
+        The fixed pattern of the pixels.
     exposure_us, gain_db : float
         As in `opu.SessionConfig`.
-    pixels : ndarray of int64, shape (n_outputs,)
-        Sensor pixels, for the noise counters.
     first_frame_index : int
         The number of the first frame.
     key : tuple of two numpy.uint64
@@ -338,23 +373,19 @@ class Exposure:
     """
 
     camera: CameraModel
-    field_real: NDArray[np.float32]
-    field_imag: NDArray[np.float32]
-    background_real: NDArray[np.float32]
-    background_imag: NDArray[np.float32]
-    on_amplitude: float
-    off_amplitude: float
-    electrons_per_intensity: float
+    light_e: NDArray[np.float32]
+    maps: PixelMaps
     exposure_us: float
     gain_db: float
-    pixels: NDArray[np.int64]
     first_frame_index: int
     key: tuple[np.uint64, np.uint64]
 
     @property
-    def dark_e(self) -> np.float32:
-        """Mean dark electrons of a pixel."""
-        return _F(self.camera.dark_current_e_per_s * self.exposure_us * 1e-6)
+    def dark_e(self) -> NDArray[np.float32]:
+        """Mean dark electrons, shape (n_outputs,), or (1,) where all pixels are alike."""
+        current = self.maps.dark_current_e_per_s
+        dark: NDArray[np.float32] = (current[:1] if self.maps.is_even else current) * _F(self.exposure_us * 1e-6)
+        return dark
 
     @property
     def gain(self) -> np.float32:
@@ -363,9 +394,8 @@ class Exposure:
 
     def mean_electrons(self) -> NDArray[np.float32]:
         """Return the mean electrons of every pixel, light and dark, shape (n_frames, n_outputs)."""
-        real = self.field_real * _F(self.on_amplitude) + self.background_real * _F(self.off_amplitude)
-        imag = self.field_imag * _F(self.on_amplitude) + self.background_imag * _F(self.off_amplitude)
-        mean: NDArray[np.float32] = (real * real + imag * imag) * _F(self.electrons_per_intensity) + self.dark_e
+        light = self.light_e if self.maps.is_even else self.light_e * self.maps.response
+        mean: NDArray[np.float32] = light + self.dark_e
         return mean
 
 
@@ -384,26 +414,28 @@ def expose(exposure: Exposure, out: NDArray[Any]) -> int:
     int
         How many values are at full scale.
     """
-    camera = exposure.camera
+    camera, maps = exposure.camera, exposure.maps
+    nothing = np.zeros(0, _F)
     with numba_lock:
         saturated = _expose(
-            exposure.field_real,
-            exposure.field_imag,
-            exposure.background_real,
-            exposure.background_imag,
-            _F(exposure.on_amplitude),
-            _F(exposure.off_amplitude),
-            _F(exposure.electrons_per_intensity),
+            exposure.light_e,
+            maps.is_even,
+            nothing if maps.is_even else maps.response,
+            nothing if maps.is_even else maps.offset_e,
             exposure.dark_e,
-            exposure.pixels,
+            maps.pixels,
+            maps.runs,
             np.uint64(exposure.first_frame_index),
             *exposure.key,
             camera.shot_noise,
             _F(camera.read_noise_e),
             _F(camera.full_well_e),
             exposure.gain,
+            _F(camera.quadratic_nonlinearity),
+            _F(camera.cubic_nonlinearity),
             _F(camera.black_level_dn),
             _F(camera.full_scale_dn),
+            _TASKS_PER_THREAD * get_num_threads(),
             out,
         )
     return int(saturated)
@@ -412,16 +444,26 @@ def expose(exposure: Exposure, out: NDArray[Any]) -> int:
 def expose_with_numpy(exposure: Exposure, out: NDArray[Any]) -> int:
     """Take frames as `expose`, slowly, in NumPy: the twin of the kernel."""
     camera = exposure.camera
+    full_scale = _F(camera.full_scale_dn)
     first = exposure.first_frame_index
     frames = np.arange(first, first + len(out), dtype=np.uint64)[:, np.newaxis]
-    counter = (exposure.pixels.astype(np.uint64), frames & np.uint64(0xFFFFFFFF), frames >> np.uint64(32), 0)
-    words = philox_words(counter, exposure.key)
+    low, high = frames & _MASK, frames >> _WORD
+    pixels = exposure.maps.pixels.astype(np.uint64)
+    a, b, c, d = philox_words((low, pixels >> _U1, high, 0), exposure.key)
+    odd = pixels & _U1 != 0
+    photon, read = normal_pairs(np.where(odd, c, a), np.where(odd, d, b))
     signal = exposure.mean_electrons()
     if camera.shot_noise:
-        signal = poisson_quantile(signal, words[0])
+        small_word, _, _, _ = philox_words((low, pixels, high, 1), exposure.key)
+        signal = poisson(signal, photon, small_word)
+    if not exposure.maps.is_even:
+        signal = signal + exposure.maps.offset_e
     if camera.read_noise_e > 0:
-        signal = signal + _F(camera.read_noise_e) * normal_quantile(words[1])
-    held = np.minimum(signal, _F(camera.full_well_e))
-    value = np.floor((held * exposure.gain + _F(camera.black_level_dn)) + _HALF)
-    out[:] = np.clip(value, _F(0), _F(camera.full_scale_dn))
+        signal = signal + _F(camera.read_noise_e) * read
+    y = np.minimum(signal, _F(camera.full_well_e)) * exposure.gain
+    a2, a3 = _F(camera.quadratic_nonlinearity), _F(camera.cubic_nonlinearity)
+    if a2 != 0 or a3 != 0:
+        x = y * (_ONE / full_scale)
+        y = y * (_ONE + x * (a2 + x * a3))
+    out[:] = np.clip(np.floor((y + _F(camera.black_level_dn)) + _HALF), _F(0), full_scale)
     return int((out == camera.full_scale_dn).sum())

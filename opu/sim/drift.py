@@ -108,8 +108,12 @@ def _events(seed: int, blocks: NDArray[np.int64], cell: int) -> tuple[NDArray[np
     """Return how many events blocks have in a cell, shape (n,), and their places in operational time, shape (11, n)."""
     key = derive_key("drift", seed)
     index = blocks.astype(np.uint64)
-    words = np.concatenate([philox_words((index, cell, j, _CELL_STREAM), key) for j in range(3)])
+    words = np.zeros((_MOST_EVENTS + 1, len(blocks)), np.uint64)
+    words[:4] = philox_words((index, cell, 0, _CELL_STREAM), key)
     counts = np.searchsorted(_COUNT_LIMITS, words[0] * _WORD_RANGE)
+    for j in (1, 2):  # few blocks have more than three events
+        many = np.flatnonzero(counts >= 4 * j)
+        words[4 * j : 4 * j + 4, many] = philox_words((index[many], cell, j, _CELL_STREAM), key)
     return counts, cell + (words[1:] + 0.5) * _WORD_RANGE
 
 

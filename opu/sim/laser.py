@@ -20,6 +20,7 @@ import numpy as np
 
 from opu.errors import ConfigError
 from opu.sim.counters import derive_key, frame_words, philox_words
+from opu.sim.variates import normal_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,9 +89,8 @@ def power_factors(
     if model.drift_rms > 0:
         factors += _slow_drift(model, seed, times_s)
     if model.rin > 0:
-        first, second, _, _ = frame_words(derive_key("laser noise", seed, noise_key), first_frame_index, len(times_s))
-        radius = np.sqrt(-2 * np.log((first + 0.5) * _WORD_RANGE))
-        factors += model.rin * radius * np.cos(2 * np.pi * second * _WORD_RANGE)
+        words = frame_words(derive_key("laser noise", seed, noise_key), first_frame_index, len(times_s))
+        factors += model.rin * normal_pairs(words[0], words[1])[0].astype(np.float64)
     if model.warm_up_share:
         factors += model.warm_up_share * np.exp(-times_s / model.warm_up_s)
     return np.maximum(factors, 0).astype(np.float32)

@@ -227,7 +227,6 @@ class OpticalTable:
             maps=path.maps,
             exposure_us=settings.exposure_us,
             gain_db=settings.gain_db,
-            pixels=settings.pixels,
             first_frame_index=numbers.first_frame_index + offset,
             key=derive_key("camera", self.seed, numbers.noise_key),
         )

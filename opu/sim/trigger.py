@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opu.sim.camera import normal_quantile
 from opu.sim.counters import derive_key, frame_words
+from opu.sim.variates import normal_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,7 +27,7 @@ __all__ = ["BLANK", "Delivery", "TriggerModel", "delivery", "window_shares"]
 BLANK = -1
 """In `Delivery.sources`: the camera had no frame left to deliver."""
 
-_DROP_WORD, _DUPLICATE_WORD, _JITTER_WORD = 0, 1, 2
+_DROP_WORD, _DUPLICATE_WORD, _JITTER_WORDS = 0, 1, slice(2, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def window_shares(
     start_us = np.full(n_frames, model.latency_us)
     if model.jitter_us > 0:
         words = frame_words(derive_key("trigger", seed, noise_key), first_frame_index, n_frames)
-        start_us += model.jitter_us * normal_quantile(words[_JITTER_WORD]).astype(np.float64)
+        start_us += model.jitter_us * normal_pairs(*words[_JITTER_WORDS])[0].astype(np.float64)
     pattern_us = frame_us * np.array([-1.0, 0.0, 1.0])
     opened = np.maximum(start_us[:, np.newaxis], pattern_us + settle_us)
     closed = np.minimum(start_us[:, np.newaxis] + exposure_us, pattern_us + frame_us)

@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 
 from opu.sim.device import SimulatedBench
-from opu.sim.models import DmdModel, LaserModel, preset
+from opu.sim.dmd import DmdModel
+from opu.sim.laser import LaserModel
+from opu.sim.models import preset
 
 
 @pytest.fixture(scope="session")

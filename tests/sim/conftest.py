@@ -8,7 +8,9 @@ import pytest
 from opu.sim.camera import CameraModel, Exposure, expose
 from opu.sim.counters import derive_key
 from opu.sim.device import SimulatedBench
-from opu.sim.models import DmdModel, LaserModel, preset
+from opu.sim.dmd import DmdModel
+from opu.sim.laser import LaserModel
+from opu.sim.models import preset
 
 PLAIN = CameraModel(rows=1088, columns=2040, bit_depth=16, full_well_e=np.inf, gain_dn_per_e=1.0)
 
@@ -43,20 +45,32 @@ def take():
 
 @pytest.fixture(scope="session")
 def make_bench():
-    """Make a bench after `aurora` with 64 x 64 mirrors: `make_bench(camera={...}, seed=7, electrons=..., **fields)`.
+    """Make a bench after `aurora` with 64 x 64 mirrors, or what `dmd` says.
 
-    `electrons` is the mean of a pixel with half of the mirrors on for 400 us.
+    `make_bench(dmd={...}, camera={...}, laser={...}, medium="explicit", seed=7, electrons=..., **fields)`; `electrons` is
+    the mean of a pixel with half of the mirrors on, in full light, for 400 us.
     """
 
-    def make(*, camera=None, electrons=1000.0, contrast=np.inf, seed=7, realtime=False, **fields):
+    def make(
+        *,
+        dmd=None,
+        camera=None,
+        laser=None,
+        electrons=1000.0,
+        medium="explicit",
+        seed=7,
+        realtime=False,
+        **fields,
+    ):
         aurora = preset("aurora")
+        chip = DmdModel(**({"rows": 64, "columns": 64} | (dmd or {})))
         model = dataclasses.replace(
             aurora,
-            dmd=DmdModel(rows=64, columns=64, contrast=contrast),
-            laser=LaserModel(electrons_per_mirror_us=electrons / (400 * 64 * 64 / 2)),
+            dmd=chip,
+            laser=LaserModel(electrons_per_mirror_us=electrons / (400 * chip.n_mirrors / 2), **(laser or {})),
             camera=dataclasses.replace(aurora.camera, **(camera or {})),
             **fields,
         )
-        return SimulatedBench(model, seed=seed, realtime=realtime)
+        return SimulatedBench(model, seed=seed, medium=medium, realtime=realtime)
 
     return make

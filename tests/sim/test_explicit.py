@@ -106,7 +106,7 @@ def test_fields_of_a_drifting_sequence_are_exact_in_every_frame(kind, n_changes)
 
 def test_features_too_bright_for_16_bits_are_exact():
     medium = ExplicitMedium(0)
-    layout = MirrorLayout(2, 300, 400)
+    layout = MirrorLayout(2, 500, 800)
     mirrors = MirrorMap(2, layout.features, np.full(layout.n_mirrors, FULL_LEVEL, np.uint8), FULL_LEVEL)
     compiled = medium.prepare(mirrors, POINTS)
     assert compiled.matrix.blocks.dtype == np.int32

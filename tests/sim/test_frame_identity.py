@@ -60,7 +60,7 @@ def test_the_split_into_batches_changes_nothing(name, split):
 def test_the_chunks_of_a_long_batch_change_nothing(monkeypatch):
     with opu.open("sim:?preset=aurora&seed=7") as device, device.open_session(CONFIG) as session:
         whole = session.project(PATTERNS, first_frame_index=2**32 - 7)
-        monkeypatch.setattr("opu.sim.device._CHUNK_BYTES", 5 * 8 * 1300)
+        monkeypatch.setattr("opu.sim.table._CHUNK_BYTES", 5 * 8 * 1300)
         chunked = session.project(PATTERNS, first_frame_index=2**32 - 7)
     np.testing.assert_array_equal(chunked.frames, whole.frames)
     assert chunked.provenance.saturated_fraction == whole.provenance.saturated_fraction

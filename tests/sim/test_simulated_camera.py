@@ -166,7 +166,7 @@ def test_saturated_values_are_counted(make_bench, bit_depth):
 def test_light_off_is_dark_and_all_mirrors_off_is_not(make_bench):
     camera = {"dark_current_e_per_s": 50_000.0, "black_level_dn": 12.0, "gain_dn_per_e": 0.5, "bit_depth": 12}
     patterns = np.repeat([[0], [1]], [200, 200], axis=0) * np.ones((1, 20), int)
-    with make_bench(camera=camera, contrast=100, electrons=1000) as device:
+    with make_bench(camera=camera, dmd={"contrast": 100}, electrons=1000) as device:
         assert device.describe().black_level_dn == 12.0
         frames = {
             light: device.open_session(opu.SessionConfig(n_features=20, n_outputs=1000, light=light)).project(patterns)

@@ -352,8 +352,10 @@ def compile_with_numpy(
         shape (n_points,).
     """
     entries = entries_with_numpy(key, points, np.arange(mirrors.n_mirrors), epochs) * mirrors.levels
-    shows = mirrors.features == np.arange(mirrors.n_features)[:, np.newaxis]
-    return entries @ shows.T, entries[:, mirrors.features == STUCK_ON].sum(axis=1), entries.sum(axis=1)
+    matrix = np.zeros((mirrors.n_features, len(points)), np.complex128)
+    used = mirrors.features >= 0
+    np.add.at(matrix, mirrors.features[used], entries[:, used].T)
+    return matrix.T, entries[:, mirrors.features == STUCK_ON].sum(axis=1), entries.sum(axis=1)
 
 
 class ExplicitMedium(Medium):
