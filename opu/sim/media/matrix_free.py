@@ -1,0 +1,264 @@
+"""The matrix-free medium: the matrix of the explicit medium, made anew from its counters whenever it is used.
+
+Nothing is stored, so that a session may have as many features and points as DMD and camera allow. The field of a
+pattern is a sum over words of 64 mirrors. With `s` the states of the mirrors as bits and `w` the word of signs, a set
+bit for -1,
+
+    sum = popcount(s) - 2 popcount(s & w),
+
+and where the light has levels, the same for each bit plane of the levels, times its power of two. The words of a
+point are made once for all frames of a part of the sequence, and drawn anew for a block from the frame on in which its
+epoch changes. Sums are whole numbers, exact in float32 below 2**24, and so independent of their order.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import njit, prange
+
+from opu.sim.counters import _MASK, _WORD, derive_key
+from opu.sim.media.base import EpochTrack, Fields, Medium
+from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount
+from opu.sim.media.qpsk_vectors import CHUNK, N_SHARED, begin_words, end_words
+from opu.sim.media.sequence import Changes, SummedMedium
+from opu.sim.mirrors import BLOCK, STUCK_ON, MirrorMap, n_blocks
+from opu.sim.threads import numba_lock
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["MatrixFreeMedium"]
+
+_GROUP = 16
+"""Points that share a task: enough that what they share costs little, and a whole cache line of results."""
+
+_ROWS = 128
+"""Rows of words, one for each frame and level plane, that are worked on together: those of a chunk fit a cache."""
+
+_ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
+_NO_HIGH_WORD = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@njit(cache=True)
+def _set_bits(words: Any, low: Any, high: Any) -> None:  # pragma: no cover - compiled
+    """Set the bits `low` to `high - 1`, counted from the first of `words`."""
+    first, last = low // BLOCK, (high - 1) // BLOCK
+    head = _ALL_BITS << np.uint64(low - first * BLOCK)
+    tail = _ALL_BITS >> np.uint64((last + 1) * BLOCK - high)
+    if first == last:
+        words[first] |= head & tail
+        return
+    words[first] |= head
+    for i in range(first + 1, last):
+        words[i] = _ALL_BITS
+    words[last] |= tail
+
+
+@njit(cache=True)
+def _light_frame(pattern: Any, runs: Any, planes: Any, lit: Any) -> Any:  # pragma: no cover - compiled
+    """Set the level planes of the mirrors that are on, in zeros, and return the sum of their levels."""
+    for run in range(len(runs)):
+        start, end, feature = runs[run]
+        if feature == STUCK_ON or pattern[feature] == 1:
+            _set_bits(lit[0], start, end)
+    levels = np.int64(0)
+    for plane in range(len(planes) - 1, -1, -1):
+        count = np.uint64(0)
+        for i in range(planes.shape[1]):
+            word = lit[0, i] & planes[plane, i]
+            lit[plane, i] = word
+            count += popcount(word)
+        levels += np.int64(count) << plane
+    return levels
+
+
+@njit(parallel=True, cache=True)
+def _light_frames(patterns: Any, runs: Any, planes: Any, lit: Any, levels: Any) -> None:  # pragma: no cover - compiled
+    for frame in prange(len(patterns)):
+        levels[frame] = _light_frame(patterns[frame], runs, planes, lit[frame])
+
+
+@njit(cache=True)
+def _add_negative_levels(lit: Any, start: Any, size: Any, words: Any, sums: Any) -> None:  # pragma: no cover - compiled
+    """Add the levels of the lit mirrors of a chunk whose sign is -1 to the sums of the frames, shape (n_frames, 2)."""
+    for frame in range(len(lit)):
+        for plane in range(lit.shape[1]):
+            states = lit[frame, plane, start : start + size]
+            real = np.uint64(0)
+            imag = np.uint64(0)
+            for i in range(len(states)):
+                real += popcount(states[i] & words[0, i])
+                imag += popcount(states[i] & words[1, i])
+            sums[frame, 0] += np.int64(real) << plane
+            sums[frame, 1] += np.int64(imag) << plane
+
+
+@njit(cache=True)
+def _sum_group(
+    points: Any,
+    epochs: Any,
+    bounds: Any,
+    frames: Any,
+    blocks: Any,
+    new_epochs: Any,
+    lit: Any,
+    everything: Any,
+    k0: Any,
+    k1: Any,
+    sums: Any,
+    all_sums: Any,
+) -> None:  # pragma: no cover - compiled
+    """Add up the negative levels for some points, in sums of shape (n_points, n_frames, 2)."""
+    n_frames = len(lit)
+    shared = np.empty((N_SHARED, CHUNK), np.uint64)
+    words = np.empty((2, CHUNK), np.uint64)
+    negative = np.empty((1, 2), np.int64)
+    for start in range(0, len(epochs), CHUNK):
+        size = min(CHUNK, len(epochs) - start)
+        last_change = bounds[start // CHUNK + 1]
+        shared_high = _NO_HIGH_WORD
+        for i in range(len(points)):
+            point = np.uint64(points[i])
+            if point >> _WORD != shared_high:
+                shared_high = point >> _WORD
+                begin_words(start, shared_high, epochs[start : start + size], k0, k1, shared)
+            end_words(size, point & _MASK, shared, k0, k1, words)
+            change = bounds[start // CHUNK]
+            frame = 0
+            while frame < n_frames:
+                stop = frames[change] if change < last_change else n_frames
+                _add_negative_levels(lit[frame:stop], start, size, words, sums[i, frame:stop])
+                if frame < all_sums.shape[1]:
+                    negative[0, 0] = 0
+                    negative[0, 1] = 0
+                    _add_negative_levels(everything, start, size, words, negative)
+                    for j in range(frame, min(stop, all_sums.shape[1])):
+                        all_sums[i, j, 0] += negative[0, 0]
+                        all_sums[i, j, 1] += negative[0, 1]
+                while change < last_change and frames[change] == stop:
+                    block = blocks[change]
+                    real, imag = block_words(block, point, new_epochs[change], k0, k1)
+                    words[0, block - start] = real
+                    words[1, block - start] = imag
+                    change += 1
+                frame = stop
+
+
+@njit(cache=True)
+def _write_fields(levels: Any, negative: Any, real: Any, imag: Any) -> None:  # pragma: no cover - compiled
+    for frame in range(len(real)):
+        for i in range(real.shape[1]):
+            real[frame, i] = levels[frame] - 2 * negative[i, frame, 0]
+            imag[frame, i] = levels[frame] - 2 * negative[i, frame, 1]
+
+
+@njit(parallel=True, cache=True)
+def _sum_up(
+    points: Any,
+    epochs: Any,
+    bounds: Any,
+    frames: Any,
+    blocks: Any,
+    new_epochs: Any,
+    lit: Any,
+    lit_levels: Any,
+    everything: Any,
+    all_levels: Any,
+    k0: Any,
+    k1: Any,
+    real: Any,
+    imag: Any,
+    all_real: Any,
+    all_imag: Any,
+) -> None:  # pragma: no cover - compiled
+    # bounds, frames, blocks, new_epochs are `Changes`. lit, shape (n_frames, n_planes, n_blocks), are the level planes
+    # of the lit mirrors, and lit_levels the sums of their levels; everything and all_levels are the same for a frame
+    # with all mirrors. all_real has a row for each frame, for the first one, or none.
+    n_points = len(points)
+    for group in prange((n_points + _GROUP - 1) // _GROUP):
+        low = group * _GROUP
+        high = min(low + _GROUP, n_points)
+        sums = np.zeros((_GROUP, len(real), 2), np.int64)
+        all_sums = np.zeros((_GROUP, len(all_real), 2), np.int64)
+        _sum_group(
+            points[low:high], epochs, bounds, frames, blocks, new_epochs, lit, everything, k0, k1, sums, all_sums
+        )
+        _write_fields(lit_levels, sums, real[:, low:high], imag[:, low:high])
+        _write_fields(all_levels, all_sums, all_real[:, low:high], all_imag[:, low:high])
+
+
+def _frames_at_once(mirrors: MirrorMap) -> int:
+    return max(1, _ROWS // len(mirrors.level_planes))
+
+
+class _MatrixFreeFields(SummedMedium):
+    """The medium for a session, see `MatrixFreeMedium.prepare`."""
+
+    def sum_up(self, features: NDArray[np.uint8], track: EpochTrack, out: Fields) -> None:
+        """Fill the fields of a part of a sequence, see `SummedMedium.sum_up`."""
+        planes = self.mirrors.level_planes
+        lit = np.zeros((len(features), *planes.shape), np.uint64)
+        lit_levels = np.empty(len(features), np.int64)
+        with numba_lock:
+            _light_frames(features, self.runs, planes, lit, lit_levels)
+            _sum_up(
+                self.points,
+                track.initial,
+                *Changes.of(track, CHUNK),
+                lit,
+                lit_levels,
+                planes[np.newaxis],
+                np.full(len(out.all_real), self._all_levels),
+                *self.key,
+                out.real,
+                out.imag,
+                out.all_real,
+                out.all_imag,
+            )
+
+    @cached_property
+    def _all_levels(self) -> np.int64:
+        levels: np.int64 = self.mirrors.levels.sum(dtype=np.int64)
+        return levels
+
+
+class MatrixFreeMedium(Medium):
+    """A medium whose entries are made when they are used: the matrix of `ExplicitMedium`, without its memory.
+
+    Parameters
+    ----------
+    seed : int
+        Device seed, from 0 to 2**64 - 1.
+    """
+
+    law = QPSK_LAW
+    min_ones = QPSK_MIN_ONES
+    variance = QPSK_VARIANCE
+
+    def __init__(self, seed: int) -> None:
+        self.key = derive_key("medium", seed)
+
+    @property
+    def medium_id(self) -> str:
+        """A name for the matrix: equal for equal seeds, and that of the explicit medium."""
+        return f"qpsk-{int(self.key[1]):08x}{int(self.key[0]):08x}"
+
+    def session_bytes(self, mirrors: MirrorMap, n_points: int) -> int:
+        """Return the memory of a session: the words of some frames, and the field of all mirrors at each point."""
+        n_words = _frames_at_once(mirrors) * len(mirrors.level_planes) * n_blocks(mirrors.n_mirrors)
+        return 8 * n_words + 16 * n_points
+
+    def prepare(self, mirrors: MirrorMap, points: NDArray[np.int64]) -> SummedMedium:
+        """Make ready for a session, see `Medium.prepare`; this takes no time."""
+        return _MatrixFreeFields(self.key, mirrors, points, _frames_at_once(mirrors))
+
+    def entries(
+        self, mirrors: NDArray[np.int64], points: NDArray[np.int64], epochs: NDArray[np.uint32] | None = None
+    ) -> NDArray[np.complex64]:
+        """Return a block of the transmission matrix, see `Medium.entries`."""
+        if epochs is None:
+            epochs = np.zeros(n_blocks(int(mirrors.max(initial=0)) + 1), np.uint32)
+        return entries_with_numpy(self.key, points, mirrors, epochs).astype(np.complex64)
