@@ -259,7 +259,7 @@ def projecting(answer):
     return lambda request: answer(request) if isinstance(request, protocol.Project) else polite(request)
 
 
-@pytest.mark.parametrize("version", [(0, 2), (1, 0)])
+@pytest.mark.parametrize("version", [(0, 3), (1, 0)])
 def test_a_server_of_another_version_is_refused(version):
     with (
         Impostor(lambda request: [welcome(request, version=version, news=1)]) as server,

@@ -73,7 +73,7 @@ SESSION = SessionDescription(
 FRAMES = np.array([[0, 1, 256], [4095, 2, 65535]], np.uint16)
 
 MESSAGES = {
-    "hello": (protocol.Hello(request_id=1, version=(0, 1), software="openopu 0.1.0", name="train 4711"), None),
+    "hello": (protocol.Hello(request_id=1, version=(0, 2), software="openopu 0.1.0", name="train 4711"), None),
     "open_session": (protocol.OpenSession(request_id=2, config=CONFIG), None),
     "project": (
         protocol.Project(request_id=3, session=5, first_frame_index=2**62 - 1, n_features=9, batch=2),
@@ -86,7 +86,7 @@ MESSAGES = {
     "welcome": (
         protocol.Welcome(
             request_id=1,
-            version=(0, 1),
+            version=(0, 2),
             software="openopu 0.1.0",
             server_id="0123abcd",
             description=TOY_DESCRIPTION,
@@ -230,19 +230,19 @@ def test_payloads_are_views():
 # Versions
 
 
-@pytest.mark.parametrize(("version", "older"), [((0, 2), "server"), ((1, 0), "server"), ((0, 0), "client")])
+@pytest.mark.parametrize(("version", "older"), [((0, 3), "server"), ((1, 0), "server"), ((0, 1), "client")])
 def test_a_hello_in_another_version_names_both_and_the_side_to_update(version, older):
     hello = header_of(type="hello", request_id=1, version=version, software="x", name="y")
     with pytest.raises(VersionMismatchError) as caught:
         protocol.decode_request([hello])
-    found = f"version {version[0]}.{version[1]} of the protocol, the server version 0.1"
+    found = f"version {version[0]}.{version[1]} of the protocol, the server version 0.2"
     assert f"The client speaks {found}" in caught.value.problem
     assert f"side of the {older}" in caught.value.remedy
 
 
 def test_a_welcome_in_another_version_names_both():
     welcome = header_of(type="welcome", request_id=1, version=(7, 3))
-    with pytest.raises(VersionMismatchError, match=r"The server speaks version 7\.3 .* the client version 0\.1"):
+    with pytest.raises(VersionMismatchError, match=r"The server speaks version 7\.3 .* the client version 0\.2"):
         protocol.decode_reply([welcome])
 
 
@@ -287,7 +287,7 @@ PROJECT = {"type": "project", "request_id": 3, "session": 5, "first_frame_index"
         ([header_of(type="ping", request_id=1) + b"\x00"], "trailing"),
         ([header_of(type="ping", request_id=2**64 - 1)[:-1]], "truncated"),
         ([b"\x83\xa4type\xa4ping\xaarequest_id\x01\xa1x" + b"\x91" * 60000], "cannot be read"),
-        ([header_of(type="hello", request_id=1, version=(0, 1), software="x", name="y" * 65)], "name"),
+        ([header_of(type="hello", request_id=1, version=(0, 2), software="x", name="y" * 65)], "name"),
         ([b"\x82\xa4type\xa4ping\xaarequest_id\xa2\xff\xfe"], "cannot be read"),
     ],
 )

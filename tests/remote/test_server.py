@@ -131,12 +131,12 @@ def test_strangers_are_told_to_open_the_device_again(serve, raw):
 def test_another_version_is_answered_with_both(serve, raw):
     server = serve()
     client = raw(server.uri)
-    hello = {"type": "hello", "request_id": 9, "version": (0, 2), "software": "later", "name": "x", "new": [1]}
+    hello = {"type": "hello", "request_id": 9, "version": (0, 3), "software": "later", "name": "x", "new": [1]}
     client.socket.send(msgspec.msgpack.encode(hello))
     reply, _ = client.receive()
     assert (reply.request_id, reply.code) == (9, "version")
+    assert "0.3" in reply.problem
     assert "0.2" in reply.problem
-    assert "0.1" in reply.problem
     assert server.snapshot().clients == ()
     assert isinstance(client.hello(), protocol.Welcome)
 

@@ -34,7 +34,7 @@ def make_medium(name: str, seed: int, mirrors: tuple[int, int], pixels: tuple[in
 
         return MatrixFreeMedium(seed)
     if name == "gaussian":
-        from opu.sim.media.matrix_free import GaussianMedium
+        from opu.sim.media.gaussian import GaussianMedium
 
         return GaussianMedium(seed)
     if name == "structured":
