@@ -23,7 +23,8 @@ from opu.parts import UNUSED_MIRROR
 from opu.sim.counters import derive_key
 from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
 from opu.sim.media.base import EpochTrack, Fields, Medium, PreparedMedium
-from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount, sign_words
+from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount
+from opu.sim.media.qpsk_vectors import CHUNK, N_SHARED, begin_words, end_words
 from opu.sim.mirrors import BLOCK, STUCK_ON, MirrorMap, n_blocks
 from opu.sim.threads import numba_lock
 
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CompiledMedium", "ExplicitMedium", "compile_with_numpy"]
 
-_CHUNK = 256
 _SAFE_DEVIATIONS = 7
 _ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
+_NO_HIGH_WORD = np.uint64(0xFFFFFFFFFFFFFFFF)
+_MASK = np.uint64(0xFFFFFFFF)
+_WORD = np.uint64(32)
 _STUCK, _EVERYTHING = 0, 1
 
 
@@ -61,38 +64,49 @@ def _run_sum(words: Any, low: Any, high: Any) -> Any:  # pragma: no cover - comp
     return high - low - 2 * np.int64(negative)
 
 
+@njit(cache=True)
+def _add_runs(
+    runs: Any, first: Any, start: Any, size: Any, words: Any, column: Any, block: Any, rest: Any
+) -> None:  # pragma: no cover - compiled
+    """Add what the runs of mirrors, from `first` on, sum up to in a chunk of words of one point."""
+    chunk_low, chunk_high = start * BLOCK, (start + size) * BLOCK
+    run = first
+    while run < len(runs) and runs[run, 0] < chunk_high:
+        low = max(runs[run, 0] - chunk_low, 0)
+        high = min(runs[run, 0] + runs[run, 1], chunk_high) - chunk_low
+        real = _run_sum(words[0], low, high) * runs[run, 3]
+        imag = _run_sum(words[1], low, high) * runs[run, 3]
+        feature = runs[run, 2]
+        if feature >= 0:
+            block[feature, column] += real
+            block[feature, OUTPUTS + column] += imag
+        elif feature == STUCK_ON:
+            rest[_STUCK, 0] += real
+            rest[_STUCK, 1] += imag
+        rest[_EVERYTHING, 0] += real
+        rest[_EVERYTHING, 1] += imag
+        run += 1
+
+
 @njit(parallel=True, cache=True)
 def _compile(
-    points: Any, runs: Any, epochs: Any, k0: Any, k1: Any, blocks: Any, rest: Any
+    points: Any, runs: Any, firsts: Any, epochs: Any, k0: Any, k1: Any, blocks: Any, rest: Any
 ) -> None:  # pragma: no cover - compiled
-    # rest, shape (n_points, 2, 2), receives the sums over stuck and over all mirrors, real and imaginary.
-    n_words = len(epochs)
-    for output in prange(len(points)):
-        real_words = np.empty(_CHUNK, np.uint64)
-        imag_words = np.empty(_CHUNK, np.uint64)
-        block, column = output // OUTPUTS, output % OUTPUTS
-        run = 0
-        for start in range(0, n_words, _CHUNK):
-            size = min(_CHUNK, n_words - start)
-            sign_words(start, size, points[output], epochs, k0, k1, real_words, imag_words)
-            chunk_low, chunk_high = start * BLOCK, (start + size) * BLOCK
-            while run < len(runs) and runs[run, 0] < chunk_high:
-                low = max(runs[run, 0], chunk_low)
-                high = min(runs[run, 0] + runs[run, 1], chunk_high)
-                real = _run_sum(real_words, low - chunk_low, high - chunk_low) * runs[run, 3]
-                imag = _run_sum(imag_words, low - chunk_low, high - chunk_low) * runs[run, 3]
-                feature = runs[run, 2]
-                if feature >= 0:
-                    blocks[block, feature, column] += real
-                    blocks[block, feature, OUTPUTS + column] += imag
-                elif feature == STUCK_ON:
-                    rest[output, _STUCK, 0] += real
-                    rest[output, _STUCK, 1] += imag
-                rest[output, _EVERYTHING, 0] += real
-                rest[output, _EVERYTHING, 1] += imag
-                if runs[run, 0] + runs[run, 1] > chunk_high:
-                    break
-                run += 1
+    # firsts: the first run of mirrors that reaches into each chunk of words. rest, shape (n_points, 2, 2), receives the
+    # sums over stuck and over all mirrors, real and imaginary.
+    for block in prange(len(blocks)):
+        shared = np.empty((N_SHARED, CHUNK), np.uint64)
+        words = np.empty((2, CHUNK), np.uint64)
+        for start in range(0, len(epochs), CHUNK):
+            size = min(CHUNK, len(epochs) - start)
+            shared_high = _NO_HIGH_WORD
+            for output in range(block * OUTPUTS, min((block + 1) * OUTPUTS, len(points))):
+                point = np.uint64(points[output])
+                if point >> _WORD != shared_high:
+                    shared_high = point >> _WORD
+                    begin_words(start, shared_high, epochs[start : start + size], k0, k1, shared)
+                end_words(size, point & _MASK, shared, k0, k1, words)
+                _add_runs(runs, firsts[start // CHUNK], start, size, words, output % OUTPUTS, blocks[block], rest[output])
 
 
 @njit(cache=True)
@@ -224,8 +238,10 @@ class CompiledMedium(PreparedMedium):
         shape = block_shape(self.mirrors.n_features, len(self.points))
         blocks = np.zeros(shape, dtype=_block_dtype(self.mirrors))
         self.rest = np.zeros((len(self.points), 2, 2), dtype=np.int64)
+        runs = self.mirrors.runs
+        firsts = np.searchsorted(runs[:, 0] + runs[:, 1], np.arange(0, len(self.epochs), CHUNK) * BLOCK, side="right")
         with numba_lock:
-            _compile(self.points, self.mirrors.runs, self.epochs, *self._key, blocks, self.rest)
+            _compile(self.points, runs, firsts, self.epochs, *self._key, blocks, self.rest)
         self.matrix = IntegerMatrix(blocks, self.mirrors.n_features, len(self.points))
 
     def fields(self, features: NDArray[np.uint8], track: EpochTrack) -> Fields:

@@ -26,7 +26,6 @@ __all__ = [
     "block_words",
     "entries_with_numpy",
     "popcount",
-    "sign_words",
 ]
 
 QPSK_LAW = "circular complex Gaussian (sums of QPSK)"
@@ -54,15 +53,6 @@ def block_words(block: Any, point: Any, epoch: Any, k0: Any, k1: Any) -> Any:  #
     """Return the words of the real and of the imaginary parts of a block."""
     a, b, c, d = philox(np.uint64(block), np.uint64(point) & _MASK, np.uint64(epoch), np.uint64(point) >> _WORD, k0, k1)
     return a | (b << _WORD), c | (d << _WORD)
-
-
-@njit(cache=True)
-def sign_words(
-    first: Any, size: Any, point: Any, epochs: Any, k0: Any, k1: Any, real: Any, imag: Any
-) -> None:  # pragma: no cover - compiled
-    """Fill the first `size` elements of `real` and `imag` with the words of the blocks from `first` on."""
-    for i in range(size):
-        real[i], imag[i] = block_words(first + i, point, epochs[first + i], k0, k1)
 
 
 def entries_with_numpy(
