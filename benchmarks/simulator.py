@@ -174,7 +174,9 @@ def show(result):
         print(f"{shape:>24}  {case['variant']:8} {case['seconds'] * 1e3:8.1f} {ratios}")
         if "compile_seconds" in case:
             print(f"{'':>24}  opening the session compiled for {case['compile_seconds']:.2f} s")
-    print(f"structured 2**20 -> 2**20: {result['structured_frames_per_s']:.0f} frames/s on {result['threads']} threads,")
+    print(
+        f"structured 2**20 -> 2**20: {result['structured_frames_per_s']:.0f} frames/s on {result['threads']} threads,"
+    )
     print(f"    {result['structured_peak_mib']:.0f} MiB at most")
     print(f"matrix-free QPSK: {result['qpsk_entries_per_s'] / 1e9:.1f} G entries/s on one thread")
 

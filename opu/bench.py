@@ -128,9 +128,7 @@ class Bench(Device):
         """Say what fits a memory limit which a session exceeds."""
         fewer = range(1, layout.n_features)
         optics = self.parts.optics
-        fitting = bisect_right(
-            fewer, limit, key=lambda n: optics.compiled_bytes(replace(layout, n_features=n), pixels)
-        )
+        fitting = bisect_right(fewer, limit, key=lambda n: optics.compiled_bytes(replace(layout, n_features=n), pixels))
         return f"Ask for fewer features or outputs: at {len(pixels)} outputs {fitting} features fit."
 
     def _medium_epoch(self, device_start_us: float) -> int:  # noqa: ARG002 - for benches that know

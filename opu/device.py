@@ -595,7 +595,7 @@ class MirrorDuty(ABC):
 
     @abstractmethod
     def landed_on_share(self) -> NDArray[np.float64]:
-        """Return the share of the pattern time that each mirror was on, shape (rows, columns); NaN before any pattern."""
+        """Return the share of the pattern time that mirrors were on, shape (rows, columns); NaN before any pattern."""
 
 
 CapabilityT = TypeVar("CapabilityT")

@@ -17,7 +17,8 @@ method         frames   the reference                               result
 `three_step`   3        an arm whose phase steps by 2 pi / 3        complex
 =============  =======  ==========================================  ===========================================
 
-Best first: the fewest frames for an output, then the best ratio of signal to noise. With photon noise alone that ratio is
+Best first: the fewest frames for an output, then the best ratio of signal to noise. With photon noise alone that
+ratio is
 `4 S / ((1 + rho)(1 + 1 / rho))` for `pi` and `2 S / ((1 + rho)(1 + 2 / rho))` for `anchor`, `S` the photo-electrons of
 the pattern and `rho` the brightness of the reference relative to it.
 """
@@ -108,8 +109,8 @@ def off_axis_field(
     """Reconstruct complex fields from off-axis holograms.
 
     The side band around the carrier is moved to the middle of the spectrum and cut out. A speckle whose pupil has the
-    radius `b` in cycles per pixel needs `|carrier| >= 3 b`, so that the side band does not touch the spectrum of `|E|^2`,
-    which reaches to `2 b`.
+    radius `b` in cycles per pixel needs `|carrier| >= 3 b`, so that the side band does not touch the spectrum of
+    `|E|^2`, which reaches to `2 b`.
 
     Parameters
     ----------

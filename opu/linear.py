@@ -29,10 +29,17 @@ import msgspec
 import numpy as np
 
 from opu.device import NO_REFERENCE, Projection, Region, SessionConfig
-from opu.errors import CapacityError, ConfigError, DataFileError, MediumChangedError, PatternShapeError, PatternValueError
+from opu.errors import (
+    CapacityError,
+    ConfigError,
+    DataFileError,
+    MediumChangedError,
+    PatternShapeError,
+    PatternValueError,
+)
 from opu.exposure import choose_exposure
 from opu.interference import ANCHOR, METHODS, Method, available_methods
-from opu.patterns import PackedPatterns, pack
+from opu.patterns import pack
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -260,29 +267,34 @@ def fit_linear_map(
     chosen = available[0] if method is None else method
     if chosen not in available:
         raise ConfigError(f"The method is {chosen!r}.", f"This device offers {', '.join(available)}.")
-    fit = _fit_anchor if chosen == ANCHOR else _fit_arm
-    return fit(device, METHODS[chosen], n_features, n_outputs, ones, exposure_us, noise_key)
+    wish = _Wish(METHODS[chosen], n_features, n_outputs, ones, exposure_us, noise_key)
+    return _fit_anchor(device, wish) if chosen == ANCHOR else _fit_arm(device, wish)
 
 
-def _fit_anchor(
-    device: Device,
-    method: Method,
-    n_features: int,
-    n_outputs: int,
-    ones: float,
-    exposure_us: float | None,
-    noise_key: int,
-) -> LinearMap:
+@dataclass(frozen=True)
+class _Wish:
+    """What a fit is asked for."""
+
+    method: Method
+    n_features: int
+    n_outputs: int
+    ones: float
+    exposure_us: float | None
+    noise_key: int
+
+
+def _fit_anchor(device: Device, wish: _Wish) -> LinearMap:
+    n_features, n_outputs, ones = wish.n_features, wish.n_outputs, wish.ones
     n_anchor = math.ceil(BRIGHTNESS_RATIO * ones)
     available = math.prod(device.describe().pixels)
     config = SessionConfig(
         n_features=n_features + n_anchor,
         n_outputs=max(n_outputs, min(available, math.ceil(_SPARE_PIXELS * n_outputs) + 32)),
-        exposure_us=exposure_us,
-        noise_key=noise_key,
+        exposure_us=wish.exposure_us,
+        noise_key=wish.noise_key,
     )
     n_frames = 0
-    if exposure_us is None:
+    if wish.exposure_us is None:
         bright = _typical_patterns(n_features, ones, _EXPOSURE_PATTERNS)
         shown = pack(_anchored(bright, n_anchor, anchor_on=True))
         config, n_frames = choose_exposure(device, config, shown, target_fraction=_BRIGHT_FRACTION)
@@ -298,7 +310,7 @@ def _fit_anchor(
     feature_dn = above.mean() / n_anchor
     return LinearMap(
         config=config,
-        method=method.name,
+        method=wish.method.name,
         n_features=n_features,
         pixels=pixels,
         offset_dn=((anchor - background)[pixels] / 2).astype(np.float32),
@@ -310,21 +322,14 @@ def _fit_anchor(
     )
 
 
-def _fit_arm(
-    device: Device,
-    method: Method,
-    n_features: int,
-    n_outputs: int,
-    ones: float,
-    exposure_us: float | None,
-    noise_key: int,
-) -> LinearMap:
+def _fit_arm(device: Device, wish: _Wish) -> LinearMap:
+    method, n_features, n_outputs = wish.method, wish.n_features, wish.n_outputs
     description = device.describe()
     n_places = -(-n_outputs // 2) if method.is_complex else n_outputs
-    config, candidates = _arm_session(method, n_features, n_places, description, exposure_us, noise_key)
+    config, candidates = _arm_session(wish, n_places, description)
     n_frames = 0
-    typical = _typical_patterns(n_features, ones, _SCALE_PATTERNS)
-    if exposure_us is None:
+    typical = _typical_patterns(n_features, wish.ones, _SCALE_PATTERNS)
+    if wish.exposure_us is None:
         bright = pack(typical[:_EXPOSURE_PATTERNS])
         config, n_frames = choose_exposure(device, config, bright, target_fraction=_BRIGHT_FRACTION)
     # All mirrors off, for the brightness of the arm and for the offset; then each typical pattern twice.
@@ -368,20 +373,17 @@ def _fit_arm(
     )
 
 
-def _arm_session(
-    method: Method,
-    n_features: int,
-    n_places: int,
-    description: DeviceDescription,
-    exposure_us: float | None,
-    noise_key: int,
-) -> tuple[SessionConfig, NDArray[np.int64]]:
+def _arm_session(wish: _Wish, n_places: int, description: DeviceDescription) -> tuple[SessionConfig, NDArray[np.int64]]:
     """Return the session of a method with a reference arm, and which of its outputs can be used."""
     config = SessionConfig(
-        n_features=n_features, n_outputs=n_places, exposure_us=exposure_us, noise_key=noise_key, reference=method.reference
+        n_features=wish.n_features,
+        n_outputs=n_places,
+        exposure_us=wish.exposure_us,
+        noise_key=wish.noise_key,
+        reference=wish.method.reference,
     )
     rows, columns = description.pixels
-    if method.name != "off_axis":
+    if wish.method.name != "off_axis":
         n_outputs = max(n_places, min(rows * columns, math.ceil(_SPARE_PIXELS * n_places) + 32))
         return msgspec.structs.replace(config, n_outputs=n_outputs), np.arange(n_outputs)
     wanted = math.ceil(_SPARE_PIXELS * n_places) + 32
@@ -415,7 +417,8 @@ def _bright_pixels(above_dn: NDArray[np.float64], candidates: NDArray[np.int64],
             f"Only {len(usable)} of {len(candidates)} pixels see the reference, at a mean of {mean_dn:.3g} DN.",
             f"Check the light, raise the exposure, or ask for fewer than {n_places} outputs.",
         )
-    return usable.astype(np.int32)
+    pixels: NDArray[np.int32] = usable.astype(np.int32)
+    return pixels
 
 
 def _typical_patterns(n_features: int, ones: float, n_patterns: int) -> NDArray[np.bool_]:

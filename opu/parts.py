@@ -50,7 +50,8 @@ class MirrorLayout:
     """Which mirrors show which feature.
 
     `lined`
-        Feature `f` has the mirrors `f * k` to `(f + 1) * k - 1`, counted row by row, with `k = n_mirrors // n_features`.
+        Feature `f` has the mirrors `f * k` to `(f + 1) * k - 1`, counted row by row, with `k = n_mirrors //
+        n_features`.
     `macro_2d`
         The features are an image, row by row, as square as possible: 784 are 28 x 28. Each is a square of `k x k`
         mirrors, `k` as large as fits, and the image lies in the middle of the DMD.
@@ -165,8 +166,8 @@ class FrameNumbers:
 class TriggerPlan:
     """When the triggers of a sequence come: `n_frames` of them, every `frame_us`, the first one at `start_us`.
 
-    `start_us` is on the clock of the device that `Provenance.device_start_us` is on; a real controller, whose time comes
-    by itself, has no use for it.
+    `start_us` is on the clock of the device that `Provenance.device_start_us` is on; a real controller, whose time
+    comes by itself, has no use for it.
     """
 
     n_frames: int

@@ -43,7 +43,13 @@ def _make(uri: Uri, options: dict[str, Any]) -> Device:
 
     if uri.rest:
         raise UriError(f"{uri.rest!r} in {uri.text!r} means nothing.", f"Write {BACKEND.syntax}.")
-    return SimulatedBench(preset(options["preset"]), seed=options["seed"], medium=options["medium"], realtime=options["realtime"], uri=uri.text)
+    return SimulatedBench(
+        preset(options["preset"]),
+        seed=options["seed"],
+        medium=options["medium"],
+        realtime=options["realtime"],
+        uri=uri.text,
+    )
 
 
 def _find() -> list[FoundDevice]:
@@ -55,7 +61,12 @@ BACKEND = Backend(
     summary="simulated bench: DMD, laser, scattering medium, camera, timing",
     syntax="sim:?preset=aurora&seed=7",
     options=(
-        UriOption("preset", str, "aurora", "the bench: aurora, ideal, generation2, generation3, laboratory, interferometer, holography"),
+        UriOption(
+            "preset",
+            str,
+            "aurora",
+            "the bench: aurora, ideal, generation2, generation3, laboratory, interferometer, holography",
+        ),
         UriOption("seed", _seed, 0, "device seed from 0 to 2**64 - 1: names medium and noise"),
         UriOption("medium", _medium, "explicit", f"how the medium is computed: {', '.join(MEDIA)}"),
         UriOption("realtime", _switch, False, "1: take as long as the device would"),

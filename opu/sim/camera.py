@@ -73,7 +73,8 @@ class CameraModel:
     hot_fraction : float
         Share of the pixels with extra dark current, from 0 to 1.
     hot_current_e_per_s : float
-        Mean of the extra dark current over hot pixels, which is exponentially distributed, at the reference temperature.
+        Mean of the extra dark current over hot pixels, which is exponentially distributed, at the reference
+        temperature.
     dead_fraction : float
         Share of the pixels that do not respond to light, from 0 to 1.
     quadratic_nonlinearity, cubic_nonlinearity : float
@@ -322,7 +323,9 @@ def _expose(
                 for i in range(size):
                     mean[i] = light[i] * response[start + i] + dark_e[start + i]
             if shot_noise or read_noise_e > 0:
-                first = _draw_words(pixels[start:stop], runs[block % n_blocks], low, high, k0, k1, first_words, second_words)
+                first = _draw_words(
+                    pixels[start:stop], runs[block % n_blocks], low, high, k0, k1, first_words, second_words
+                )
                 fill_normal_pairs(first_words[first:], second_words[first:], signal, noise, scratch, size)
             else:
                 noise[:] = _F(0.0)

@@ -74,8 +74,8 @@ class DmdModel:
     off_phase_rad : float
         Phase of that amplitude.
     beam_radius_mirrors : float
-        Radius at which the amplitude of a Gaussian beam, centred, falls to 1/e: `exp(-r**2 / w**2)`. Infinite: even light.
-        The amplitude is rounded to whole sixteenths of the full one, see `opu.sim.mirrors`.
+        Radius at which the amplitude of a Gaussian beam, centred, falls to 1/e: `exp(-r**2 / w**2)`. Infinite: even
+        light. The amplitude is rounded to whole sixteenths of the full one, see `opu.sim.mirrors`.
     stuck_on_fraction, stuck_off_fraction : float
         Shares of mirrors that do not move.
     settle_us : float
@@ -163,6 +163,6 @@ DMD_CHIPS = {
     "dlp9000": DmdModel(rows=1600, columns=2560, pattern_us=105.0),
     "dlp9500": DmdModel(rows=1080, columns=1920),
 }
-"""Real chips, as far as their numbers were found in public: sizes by the maker's data sheets. The times are those that the
-maker's engineers state: 30.72 us of loading and about 13 us of settling for the whole of a DLP7000, and 105 us for a DLP9000
-with its usual controller. Where nothing was found a time is 0."""
+"""Real chips, as far as their numbers were found in public: sizes by the maker's data sheets. The times are those
+that the maker's engineers state: 30.72 us of loading and about 13 us of settling for the whole of a DLP7000, and 105
+us for a DLP9000 with its usual controller. Where nothing was found a time is 0."""

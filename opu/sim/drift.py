@@ -13,8 +13,9 @@ renews. The field at a later time then keeps the share of the light whose blocks
 between any two times: a stationary Ornstein-Uhlenbeck process with a plateau, as far as second moments go (and by the
 central limit theorem beyond). The intensity has the correlation `g1**2`.
 
-Every event is drawn from counters: cell `c` of operational time and block `b` have a Poisson number of events at uniform
-places, from `philox((b, c, j, 0), key)`. The state at a time is a function of that time; nothing has to be lived through.
+Every event is drawn from counters: cell `c` of operational time and block `b` have a Poisson number of events at
+uniform places, from `philox((b, c, j, 0), key)`. The state at a time is a function of that time; nothing has to be
+lived through.
 
 *Jumps* renew a share of all blocks at once. *Vibration* is reversible: the field is `cos(theta) E1 + sin(theta) E2`,
 `E2` that of an independent medium, with the angle `theta(t)` a sum of sines.
@@ -110,11 +111,11 @@ def _events(seed: int, blocks: NDArray[np.int64], cell: int) -> tuple[NDArray[np
     index = blocks.astype(np.uint64)
     words = np.zeros((_MOST_EVENTS + 1, len(blocks)), np.uint64)
     words[:4] = philox_words((index, cell, 0, _CELL_STREAM), key)
-    counts = np.searchsorted(_COUNT_LIMITS, words[0] * _WORD_RANGE)
+    counts: NDArray[np.int64] = np.searchsorted(_COUNT_LIMITS, words[0] * _WORD_RANGE)
     for j in (1, 2):  # few blocks have more than three events
         many = np.flatnonzero(counts >= 4 * j)
         words[4 * j : 4 * j + 4, many] = philox_words((index[many], cell, j, _CELL_STREAM), key)
-    return counts, cell + (words[1:] + 0.5) * _WORD_RANGE
+    return counts, cell + (words[1:].astype(np.float64) + 0.5) * _WORD_RANGE
 
 
 def _moving(model: DriftModel, seed: int, n_blocks: int) -> NDArray[np.int64]:
@@ -209,8 +210,8 @@ def track(model: DriftModel, seed: int, n_blocks: int, times_s: NDArray[np.float
     for jump, jump_s in enumerate(model.jump_times_s):
         if times_s[0] < jump_s <= times_s[-1]:
             blocks = _jumping(model, seed, n_blocks, jump)
-            place = float(model.operational_time(np.array(jump_s)))
-            columns = (np.searchsorted(times_s, jump_s), place, blocks, _FIRST_JUMP_EPOCH + jump)
+            jump_place = float(model.operational_time(np.array(jump_s)))
+            columns = (np.searchsorted(times_s, jump_s), jump_place, blocks, _FIRST_JUMP_EPOCH + jump)
             rows.append(np.stack(np.broadcast_arrays(*columns), axis=1))
     events = np.concatenate(rows)
     events = events[np.lexsort((events[:, 1], events[:, 0]))]

@@ -2,13 +2,13 @@ r"""The laser: its power, and how it changes.
 
     P(t, i) = P0 [1 + slow(t) + rin z_i + a exp(-t / T)],    never below 0
 
-`slow` is a stationary Gaussian process of device time with the correlation `exp(-|t - t'| / tau)` (Ornstein-Uhlenbeck), as
-a sum of cosines whose frequencies follow its Lorentzian spectrum:
+`slow` is a stationary Gaussian process of device time with the correlation `exp(-|t - t'| / tau)`
+(Ornstein-Uhlenbeck), as a sum of cosines whose frequencies follow its Lorentzian spectrum:
 
     slow(t) = rms sqrt(2 / n) sum_k cos(tan(pi (k + 1/2) / n - pi / 2) t / tau + phi_k)
 
-`z_i` is the relative intensity noise of frame `i`: normal, from the frame's number, so that a frame repeated is the same.
-The last term is the warm-up.
+`z_i` is the relative intensity noise of frame `i`: normal, from the frame's number, so that a frame repeated is the
+same. The last term is the warm-up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""From the fields of the medium to the field on the camera, and its photo-electrons.
 
-Mirrors that are off still throw the amplitude `eps` (complex), so with `F` the field of the mirrors that are on, `G` that
-of all mirrors and `r` a reference arm the camera sees
+Mirrors that are off still throw the amplitude `eps` (complex), so with `F` the field of the mirrors that are on, `G`
+that of all mirrors and `r` a reference arm the camera sees
 
     E = (1 - eps) F + eps G + r.
 
@@ -104,7 +104,9 @@ def light_electrons(
     beside = beside_the_pattern(fields, off_amplitude, arm)
     rows = np.zeros((0, 1), np.complex64) if beside is None else beside
     with numba_lock:
-        _light_electrons(fields.real, fields.imag, np.complex64(1 - off_amplitude), rows, _F(electrons_per_intensity), out)
+        _light_electrons(
+            fields.real, fields.imag, np.complex64(1 - off_amplitude), rows, _F(electrons_per_intensity), out
+        )
 
 
 def light_electrons_with_numpy(

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opu.parts import UNUSED_MIRROR
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -86,7 +84,7 @@ class MirrorMap:
         The level of a mirror is the sum over the planes `p` of its bit times `2**p`.
         """
         n_planes = max(1, int(self.full_level).bit_length())
-        return np.stack([_words((self.levels >> plane) & 1) for plane in range(n_planes)])
+        return np.stack([_words((self.levels >> np.uint8(plane)) & np.uint8(1)) for plane in range(n_planes)])
 
     def states(self, features: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the state of every mirror, 1 for on, shape (n_frames, n_mirrors).

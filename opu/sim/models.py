@@ -217,17 +217,17 @@ contrast is not published: it is infinite here.
 
 `ideal` has the same sizes and no imperfection but the 16 bits of its counts.
 
-`generation2` and `generation3` are `aurora` with the published speed model of two generations of the commercial device: 2 kHz
-flat, and 8 kHz to 340 Hz by the size of the session (code of collaborators of the maker, 2019; the model has no cost of a
-call).
+`generation2` and `generation3` are `aurora` with the published speed model of two generations of the commercial
+device: 2 kHz flat, and 8 kHz to 340 Hz by the size of the session (code of collaborators of the maker, 2019; the
+model has no cost of a call).
 
-`laboratory` is a bench with everything that makes one real: contrast 1000, a Gaussian beam, stuck mirrors, speckle of four
-pixels, a medium that loses its memory in an hour, a laser that warms up, and a 10-bit camera with its fixed pattern. Its
-numbers are plausible and nobody's in particular.
+`laboratory` is a bench with everything that makes one real: contrast 1000, a Gaussian beam, stuck mirrors, speckle of
+four pixels, a medium that loses its memory in an hour, a laser that warms up, and a 10-bit camera with its fixed
+pattern. Its numbers are plausible and nobody's in particular.
 
-`interferometer` adds a reference arm whose phase steps, as bright as the speckle of half of the mirrors; `holography` one that
-is tilted by 0.34 cycles per pixel in both directions, and speckle of 16 pixels, so that a single frame holds the complex
-field.
+`interferometer` adds a reference arm whose phase steps, as bright as the speckle of half of the mirrors; `holography`
+one that is tilted by 0.34 cycles per pixel in both directions, and speckle of 16 pixels, so that a single frame holds
+the complex field.
 """
 
 

@@ -2,8 +2,8 @@ r"""The reference arm: light that goes around the medium and meets the speckle o
 
     I = |E + r exp(i (phi_i + 2 pi k . u))|^2
 
-with `u` the place of the pixel (row, column), `k` the carrier in cycles per pixel, and the phase `phi_i = 2 pi i / n` of
-frame number `i`, for `n` steps. A session chooses how it is used:
+with `u` the place of the pixel (row, column), `k` the carrier in cycles per pixel, and the phase `phi_i = 2 pi i / n`
+of frame number `i`, for `n` steps. A session chooses how it is used:
 
 =============  ========================================================================
 `pi`           two phases, 0 and pi: `(I_0 - I_1) / (4 |r|) = Re(E conj(r)) / |r|`

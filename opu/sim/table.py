@@ -189,9 +189,7 @@ class OpticalTable:
             armed.out[:] = armed.out[arrived.sources]
             armed.out[arrived.sources == BLANK] = 0
 
-    def _expose(
-        self, path: LightPath, features: NDArray[np.uint8], armed: ArmedCamera, plan: TriggerPlan
-    ) -> None:
+    def _expose(self, path: LightPath, features: NDArray[np.uint8], armed: ArmedCamera, plan: TriggerPlan) -> None:
         numbers, settings = armed.numbers, armed.settings
         shares = window_shares(
             self.model.trigger,
@@ -203,7 +201,7 @@ class OpticalTable:
             first_frame_index=numbers.first_frame_index,
             n_frames=len(features),
         )
-        times_s = (plan.start_us + plan.frame_us * np.arange(len(features))) * 1e-6
+        times_s = (plan.start_us + plan.frame_us * np.arange(len(features), dtype=np.float64)) * 1e-6
         power = power_factors(self.model.laser, self.seed, numbers.noise_key, numbers.first_frame_index, times_s)
         n_rows = max(1, _CHUNK_BYTES // (8 * max(len(path.sampling.points), armed.out.shape[1])))
         self.n_saturated = 0
@@ -271,7 +269,7 @@ class OpticalTable:
         first_frame_index: int,
         times_s: NDArray[np.float64],
     ) -> NDArray[np.float32]:
-        """Return the mean photo-electrons that patterns give every pixel in an exposure, shape (n_frames, n_outputs)."""
+        """Return the mean photo-electrons that patterns give pixels in an exposure, shape (n_frames, n_outputs)."""
         n_frames = len(features)
         out = np.zeros((n_frames, len(settings.pixels)), np.float32)
         if not self.light_on:
@@ -325,7 +323,7 @@ class OpticalTable:
         on_time_us[STUCK_ON] += len(features) * frame_us
 
     def landed_on_share(self) -> NDArray[np.float64]:
-        """Return the share of the pattern time that each mirror was on, shape (rows, columns); NaN before any pattern."""
+        """Return the share of the pattern time that mirrors were on, shape (rows, columns); NaN before any pattern."""
         times_us = dict(self.on_time_us)
         total_us = sum(times_us[layout][STUCK_ON] for layout in times_us)
         on_us = sum(

@@ -130,7 +130,5 @@ def window_shares(
     pattern_us = frame_us * np.array([-1.0, 0.0, 1.0])
     opened = np.maximum(start_us[:, np.newaxis], pattern_us + settle_us)
     closed = np.minimum(start_us[:, np.newaxis] + exposure_us, pattern_us + frame_us)
-    shares = (np.maximum(closed - opened, 0.0) / exposure_us).astype(np.float32)
-    if (shares == np.float32([0, 1, 0])).all():
-        return None
-    return shares
+    shares: NDArray[np.float32] = (np.maximum(closed - opened, 0.0) / exposure_us).astype(np.float32)
+    return None if (shares == [0, 1, 0]).all() else shares

@@ -47,8 +47,8 @@ def take():
 def make_bench():
     """Make a bench after `aurora` with 64 x 64 mirrors, or what `dmd` says.
 
-    `make_bench(dmd={...}, camera={...}, laser={...}, medium="explicit", seed=7, electrons=..., **fields)`; `electrons` is
-    the mean of a pixel with half of the mirrors on, in full light, for 400 us.
+    `make_bench(dmd={...}, camera={...}, laser={...}, medium="explicit", seed=7, electrons=..., **fields)`;
+    `electrons` is the mean of a pixel with half of the mirrors on, in full light, for 400 us.
     """
 
     def make(

@@ -100,7 +100,13 @@ def test_vibration_has_its_strength_and_its_band():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"correlation_time_s": 0.0}, {"plateau": 1.5}, {"jump_share": -1.0}, {"jump_times_s": (2.0, 1.0)}, {"warm_up_s": 0}],
+    [
+        {"correlation_time_s": 0.0},
+        {"plateau": 1.5},
+        {"jump_share": -1.0},
+        {"jump_times_s": (2.0, 1.0)},
+        {"warm_up_s": 0},
+    ],
 )
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(ConfigError):

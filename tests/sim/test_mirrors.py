@@ -107,7 +107,8 @@ def test_stuck_mirrors_throw_light_into_dark_frames(make_bench):
 def test_finite_contrast_costs_sparse_patterns_most(make_bench, contrast):
     """Acceptance A8: correlation of the intensity with that at infinite contrast, for 50, 10 and 2 % of the mirrors on.
 
-    In closed form: the fields `A x` and `A x + eps A (1 - x)` have the correlation `1 / sqrt(1 + (1 / f - 1) / contrast)`.
+    In closed form: the fields `A x` and `A x + eps A (1 - x)` have the correlation `1 / sqrt(1 + (1 / f - 1) /
+    contrast)`.
     """
     n_features = 4096
     patterns = np.repeat([0.5, 0.1, 0.02], 12)[:, np.newaxis] * n_features

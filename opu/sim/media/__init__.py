@@ -1,8 +1,8 @@
 """Scattering media: random complex matrices from mirrors to points of the camera plane, defined by counters.
 
 `explicit` and `matrix_free` are the same matrix, computed in two ways; `gaussian` has Gaussian entries at the price of
-speed; `structured` takes n log n operations for a million mirrors and points; `layered` is a stack of phase screens, for
-the memory effect.
+speed; `structured` takes n log n operations for a million mirrors and points; `layered` is a stack of phase screens,
+for the memory effect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every medium is: a transmission matrix from mirrors to points, exact at any entry, and what it does for a session.
+"""What every medium is: a transmission matrix from mirrors to points, exact at any entry, made ready for sessions.
 
 A *point* is a sample of the field in the camera plane, named by a number below 2**62; without speckle grain point `p`
 is pixel `p`. The field at a point is
@@ -73,14 +73,12 @@ class EpochTrack:
         first, last = np.searchsorted(self.frames, (start + 1, stop))
         initial[self.blocks[:first]] = self.epochs[:first]
         inside = slice(first, last)
-        return EpochTrack(
-            stop - start, initial, self.frames[inside] - start, self.blocks[inside], self.epochs[inside]
-        )
+        return EpochTrack(stop - start, initial, self.frames[inside] - start, self.blocks[inside], self.epochs[inside])
 
 
 @dataclass(frozen=True, eq=False)
 class Fields:
-    """The fields of a sequence, in units in which a full level of light on one mirror adds `Medium.variance` to E|E|^2.
+    """The fields of a sequence, in units in which one mirror of level 1 adds `Medium.variance` to the mean of `|E|^2`.
 
     Parameters
     ----------

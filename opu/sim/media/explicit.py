@@ -106,7 +106,9 @@ def _compile(
                     shared_high = point >> _WORD
                     begin_words(start, shared_high, epochs[start : start + size], k0, k1, shared)
                 end_words(size, point & _MASK, shared, k0, k1, words)
-                _add_runs(runs, firsts[start // CHUNK], start, size, words, output % OUTPUTS, blocks[block], rest[output])
+                _add_runs(
+                    runs, firsts[start // CHUNK], start, size, words, output % OUTPUTS, blocks[block], rest[output]
+                )
 
 
 @njit(cache=True)
@@ -128,8 +130,8 @@ def _add_difference(new: Any, old: Any, mask: Any, level: Any, out: Any) -> None
 def _add_changes(
     points: Any, changed: Any, old: Any, new: Any, bounds: Any, pieces: Any, k0: Any, k1: Any, blocks: Any, last: Any
 ) -> None:  # pragma: no cover - compiled
-    # What renewing blocks of mirrors adds. pieces[bounds[i]:bounds[i + 1]] are the runs within the changed block i: first
-    # and last bit + 1, level, row of `blocks` (none if negative), row of `last`, which collects all mirrors.
+    # What renewing blocks of mirrors adds. pieces[bounds[i]:bounds[i + 1]] are the runs within the changed block i:
+    # first # and last bit + 1, level, row of `blocks` (none if negative), row of `last`, which collects all mirrors.
     for block in prange(len(blocks)):
         mine = points[block * OUTPUTS : (block + 1) * OUTPUTS]
         size = len(mine)
@@ -283,9 +285,7 @@ class CompiledMedium(PreparedMedium):
         # A row for every frame and feature that renews: it counts from that frame on, where the feature is lit.
         frames = changes.piece_frames
         shown = changes.features != UNUSED_MIRROR
-        keys, rows = np.unique(
-            np.stack([frames, changes.features])[:, shown], axis=1, return_inverse=True
-        )
+        keys, rows = np.unique(np.stack([frames, changes.features])[:, shown], axis=1, return_inverse=True)
         row_of_piece = np.full(len(frames), -1, np.int64)
         row_of_piece[shown] = rows.ravel()
         when, everything = np.unique(frames, return_inverse=True)

@@ -1,6 +1,7 @@
 """Entries `t = (+-1 +- 1j)`, four values with equal probability (QPSK), as words of random bits.
 
-Mirror `n` and point `p` have bit `n % 64` of two words, for the real and the imaginary part, which are the four words of
+Mirror `n` and point `p` have bit `n % 64` of two words, for the real and the imaginary part, which are the four words
+of
 `philox((n // 64, p mod 2**32, epoch of the block n // 64, p // 2**32), key)`, two and two, the lower half first. A bit
 that is set means -1.
 """
