@@ -19,14 +19,26 @@ from numba import njit
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["derive_key", "frame_words", "philox", "philox_words"]
+__all__ = [
+    "MULTIPLIER_0",
+    "MULTIPLIER_1",
+    "WEYL_0",
+    "WEYL_1",
+    "WORD_BITS",
+    "WORD_MASK",
+    "derive_key",
+    "frame_words",
+    "philox",
+    "philox_words",
+]
 
-_MULTIPLIER_0 = np.uint64(0xD2511F53)
-_MULTIPLIER_1 = np.uint64(0xCD9E8D57)
-_WEYL_0 = np.uint64(0x9E3779B9)
-_WEYL_1 = np.uint64(0xBB67AE85)
-_MASK = np.uint64(0xFFFFFFFF)
-_WORD = np.uint64(32)
+# Of the ten rounds; and a word is the low half of 64 bits, in which the products of two words fit.
+MULTIPLIER_0 = np.uint64(0xD2511F53)
+MULTIPLIER_1 = np.uint64(0xCD9E8D57)
+WEYL_0 = np.uint64(0x9E3779B9)
+WEYL_1 = np.uint64(0xBB67AE85)
+WORD_MASK = np.uint64(0xFFFFFFFF)
+WORD_BITS = np.uint64(32)
 
 
 def derive_key(purpose: str, *numbers: int) -> tuple[np.uint64, np.uint64]:
@@ -53,16 +65,16 @@ def derive_key(purpose: str, *numbers: int) -> tuple[np.uint64, np.uint64]:
 def philox(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> Any:  # pragma: no cover - compiled
     """Return four 32-bit words, held in uint64, for a counter of four 32-bit words and a key of two."""
     for _ in range(10):
-        product_0 = _MULTIPLIER_0 * c0
-        product_1 = _MULTIPLIER_1 * c2
+        product_0 = MULTIPLIER_0 * c0
+        product_1 = MULTIPLIER_1 * c2
         c0, c1, c2, c3 = (
-            (product_1 >> _WORD) ^ c1 ^ k0,
-            product_1 & _MASK,
-            (product_0 >> _WORD) ^ c3 ^ k1,
-            product_0 & _MASK,
+            (product_1 >> WORD_BITS) ^ c1 ^ k0,
+            product_1 & WORD_MASK,
+            (product_0 >> WORD_BITS) ^ c3 ^ k1,
+            product_0 & WORD_MASK,
         )
-        k0 = (k0 + _WEYL_0) & _MASK
-        k1 = (k1 + _WEYL_1) & _MASK
+        k0 = (k0 + WEYL_0) & WORD_MASK
+        k1 = (k1 + WEYL_1) & WORD_MASK
     return c0, c1, c2, c3
 
 
@@ -97,4 +109,4 @@ def frame_words(key: tuple[np.uint64, np.uint64], first_frame_index: int, n_fram
         Words below 2**32.
     """
     numbers = np.arange(first_frame_index, first_frame_index + n_frames, dtype=np.uint64)
-    return np.stack(philox_words((numbers & _MASK, numbers >> _WORD, 0, 0), key))
+    return np.stack(philox_words((numbers & WORD_MASK, numbers >> WORD_BITS, 0, 0), key))

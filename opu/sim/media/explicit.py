@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit, prange
 
 from opu.parts import UNUSED_MIRROR
-from opu.sim.counters import derive_key
+from opu.sim.counters import WORD_BITS, WORD_MASK, derive_key
 from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
 from opu.sim.media.base import EpochTrack, Fields, Medium, PreparedMedium
 from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount
@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 __all__ = ["CompiledMedium", "ExplicitMedium", "compile_with_numpy"]
 
 _SAFE_DEVIATIONS = 7
+_ENTRIES_AT_ONCE = 2**31
+"""Compiled while other kernels wait: a quarter of a second."""
+
 _ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
 _NO_HIGH_WORD = np.uint64(0xFFFFFFFFFFFFFFFF)
-_MASK = np.uint64(0xFFFFFFFF)
-_WORD = np.uint64(32)
 _STUCK, _EVERYTHING = 0, 1
 
 
@@ -102,10 +103,10 @@ def _compile(
             shared_high = _NO_HIGH_WORD
             for output in range(block * OUTPUTS, min((block + 1) * OUTPUTS, len(points))):
                 point = np.uint64(points[output])
-                if point >> _WORD != shared_high:
-                    shared_high = point >> _WORD
+                if point >> WORD_BITS != shared_high:
+                    shared_high = point >> WORD_BITS
                     begin_words(start, shared_high, epochs[start : start + size], k0, k1, shared)
-                end_words(size, point & _MASK, shared, k0, k1, words)
+                end_words(size, point & WORD_MASK, shared, k0, k1, words)
                 _add_runs(
                     runs, firsts[start // CHUNK], start, size, words, output % OUTPUTS, blocks[block], rest[output]
                 )
@@ -242,8 +243,13 @@ class CompiledMedium(PreparedMedium):
         self.rest = np.zeros((len(self.points), 2, 2), dtype=np.int64)
         runs = self.mirrors.runs
         firsts = np.searchsorted(runs[:, 0] + runs[:, 1], np.arange(0, len(self.epochs), CHUNK) * BLOCK, side="right")
-        with numba_lock:
-            _compile(self.points, runs, firsts, self.epochs, *self._key, blocks, self.rest)
+        # In slices, so that projections of other sessions come in between.
+        step = max(1, _ENTRIES_AT_ONCE // (OUTPUTS * self.mirrors.n_mirrors))
+        for start in range(0, len(blocks), step):
+            some = slice(start, start + step)
+            points = slice(start * OUTPUTS, (start + step) * OUTPUTS)
+            with numba_lock:
+                _compile(self.points[points], runs, firsts, self.epochs, *self._key, blocks[some], self.rest[points])
         self.matrix = IntegerMatrix(blocks, self.mirrors.n_features, len(self.points))
 
     def fields(self, features: NDArray[np.uint8], track: EpochTrack) -> Fields:

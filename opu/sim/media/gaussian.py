@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit, prange
 
-from opu.sim.counters import _MASK, _WORD, derive_key, philox, philox_words
+from opu.sim.counters import WORD_MASK, WORD_BITS, derive_key, philox, philox_words
 from opu.sim.media.base import EpochTrack, Fields, Medium
 from opu.sim.media.sequence import Changes, SummedMedium
 from opu.sim.mirrors import BLOCK, STUCK_ON, MirrorMap, n_blocks
@@ -48,8 +48,10 @@ def _draw_half_blocks(
     block: Any, epoch: Any, point: Any, k0: Any, k1: Any, radii: Any, angles: Any
 ) -> None:  # pragma: no cover - compiled
     for i in range(_HALF_BLOCK):
-        counter = np.uint64(block * _HALF_BLOCK + i) & _MASK
-        a, b, c, d = philox(counter, point & _MASK, np.uint64(epoch), point >> _WORD, k0 & _MASK, k1 & _MASK)
+        counter = np.uint64(block * _HALF_BLOCK + i) & WORD_MASK
+        a, b, c, d = philox(
+            counter, point & WORD_MASK, np.uint64(epoch), point >> WORD_BITS, k0 & WORD_MASK, k1 & WORD_MASK
+        )
         radii[i] = a
         angles[i] = b
         radii[_HALF_BLOCK + i] = c
@@ -214,7 +216,7 @@ def gaussian_entries_with_numpy(
     blocks, places = np.divmod(mirrors, BLOCK)
     rows = points.astype(np.uint64)[:, np.newaxis]
     counters = (blocks * _HALF_BLOCK + places % _HALF_BLOCK).astype(np.uint64)
-    a, b, c, d = philox_words((counters, rows & _MASK, epochs[blocks].astype(np.uint64), rows >> _WORD), key)
+    a, b, c, d = philox_words((counters, rows & WORD_MASK, epochs[blocks].astype(np.uint64), rows >> WORD_BITS), key)
     is_first = places < _HALF_BLOCK
     pair = normal_pairs(np.where(is_first, a, c), np.where(is_first, b, d))
     real, imag = (np.floor(part * _STEPS_PER_UNIT + _HALF) * _UNITS_PER_STEP for part in pair)

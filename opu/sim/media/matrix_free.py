@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit, prange
 
-from opu.sim.counters import _MASK, _WORD, derive_key
+from opu.sim.counters import WORD_MASK, WORD_BITS, derive_key
 from opu.sim.media.base import EpochTrack, Fields, Medium
 from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount
 from opu.sim.media.qpsk_vectors import CHUNK, N_SHARED, begin_words, end_words
@@ -122,10 +122,10 @@ def _sum_group(
         shared_high = _NO_HIGH_WORD
         for i in range(len(points)):
             point = np.uint64(points[i])
-            if point >> _WORD != shared_high:
-                shared_high = point >> _WORD
+            if point >> WORD_BITS != shared_high:
+                shared_high = point >> WORD_BITS
                 begin_words(start, shared_high, epochs[start : start + size], k0, k1, shared)
-            end_words(size, point & _MASK, shared, k0, k1, words)
+            end_words(size, point & WORD_MASK, shared, k0, k1, words)
             change = bounds[start // CHUNK]
             frame = 0
             while frame < n_frames:

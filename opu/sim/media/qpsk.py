@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from opu.sim.counters import philox, philox_words
+from opu.sim.counters import WORD_BITS, WORD_MASK, philox, philox_words
 from opu.sim.mirrors import BLOCK
 
 if TYPE_CHECKING:
@@ -35,9 +35,6 @@ QPSK_MIN_ONES = 50
 QPSK_VARIANCE = 2.0
 """Mean of `|t|^2`."""
 
-_WORD = np.uint64(32)
-_MASK = np.uint64(0xFFFFFFFF)
-
 
 @intrinsic
 def popcount(typing_context: Any, word: Any) -> Any:  # noqa: ARG001 - the signature of an intrinsic
@@ -52,8 +49,10 @@ def popcount(typing_context: Any, word: Any) -> Any:  # noqa: ARG001 - the signa
 @njit(inline="always", cache=True)
 def block_words(block: Any, point: Any, epoch: Any, k0: Any, k1: Any) -> Any:  # pragma: no cover - compiled
     """Return the words of the real and of the imaginary parts of a block."""
-    a, b, c, d = philox(np.uint64(block), np.uint64(point) & _MASK, np.uint64(epoch), np.uint64(point) >> _WORD, k0, k1)
-    return a | (b << _WORD), c | (d << _WORD)
+    a, b, c, d = philox(
+        np.uint64(block), np.uint64(point) & WORD_MASK, np.uint64(epoch), np.uint64(point) >> WORD_BITS, k0, k1
+    )
+    return a | (b << WORD_BITS), c | (d << WORD_BITS)
 
 
 def entries_with_numpy(
@@ -76,9 +75,11 @@ def entries_with_numpy(
     blocks, places = np.divmod(mirrors, BLOCK)
     used, which = np.unique(blocks, return_inverse=True)
     rows = points.astype(np.uint64)[:, np.newaxis]
-    words = philox_words((used.astype(np.uint64), rows & _MASK, epochs[used].astype(np.uint64), rows >> _WORD), key)
+    words = philox_words(
+        (used.astype(np.uint64), rows & WORD_MASK, epochs[used].astype(np.uint64), rows >> WORD_BITS), key
+    )
     signs = [
-        1 - 2 * (((low | (high << _WORD))[:, which] >> places.astype(np.uint64)) & np.uint64(1)).astype(np.float64)
+        1 - 2 * (((low | (high << WORD_BITS))[:, which] >> places.astype(np.uint64)) & np.uint64(1)).astype(np.float64)
         for low, high in (words[:2], words[2:])
     ]
     entries: NDArray[np.complex128] = signs[0] + 1j * signs[1]

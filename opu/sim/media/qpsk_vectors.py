@@ -25,7 +25,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from opu.sim.counters import _MASK, _MULTIPLIER_0, _MULTIPLIER_1, _WEYL_0, _WEYL_1, _WORD
+from opu.sim.counters import WORD_MASK, MULTIPLIER_0, MULTIPLIER_1, WEYL_0, WEYL_1, WORD_BITS
 
 __all__ = ["CHUNK", "N_SHARED", "begin_words", "end_words"]
 
@@ -61,20 +61,20 @@ def begin_words(
     shared : ndarray of uint64, shape (N_SHARED, CHUNK)
         Receives the words.
     """
-    k0_1, k1_1 = (k0 + _WEYL_0) & _MASK, (k1 + _WEYL_1) & _MASK
-    k0_2, k1_2 = (k0_1 + _WEYL_0) & _MASK, (k1_1 + _WEYL_1) & _MASK
-    k1_3 = (k1_2 + _WEYL_1) & _MASK
+    k0_1, k1_1 = (k0 + WEYL_0) & WORD_MASK, (k1 + WEYL_1) & WORD_MASK
+    k0_2, k1_2 = (k0_1 + WEYL_0) & WORD_MASK, (k1_1 + WEYL_1) & WORD_MASK
+    k1_3 = (k1_2 + WEYL_1) & WORD_MASK
     for i in range(len(epochs)):
-        product_0 = _MULTIPLIER_0 * np.uint64(first + i)
-        product_1 = _MULTIPLIER_1 * np.uint64(epochs[i])
-        shared[0, i] = (product_1 >> _WORD) ^ k0
-        shared[1, i] = (product_0 & _MASK) ^ k1_1
-        right = product_1 & _MASK
-        product_1 = _MULTIPLIER_1 * ((product_0 >> _WORD) ^ high ^ k1)
-        shared[2, i] = (product_1 & _MASK) ^ k0_2
-        product_0 = _MULTIPLIER_0 * ((product_1 >> _WORD) ^ right ^ k0_1)
-        shared[3, i] = (product_0 >> _WORD) ^ k1_2
-        shared[4, i] = (product_0 & _MASK) ^ k1_3
+        product_0 = MULTIPLIER_0 * np.uint64(first + i)
+        product_1 = MULTIPLIER_1 * np.uint64(epochs[i])
+        shared[0, i] = (product_1 >> WORD_BITS) ^ k0
+        shared[1, i] = (product_0 & WORD_MASK) ^ k1_1
+        right = product_1 & WORD_MASK
+        product_1 = MULTIPLIER_1 * ((product_0 >> WORD_BITS) ^ high ^ k1)
+        shared[2, i] = (product_1 & WORD_MASK) ^ k0_2
+        product_0 = MULTIPLIER_0 * ((product_1 >> WORD_BITS) ^ right ^ k0_1)
+        shared[3, i] = (product_0 >> WORD_BITS) ^ k1_2
+        shared[4, i] = (product_0 & WORD_MASK) ^ k1_3
 
 
 class _Vectors(NamedTuple):
@@ -91,19 +91,19 @@ class _Vectors(NamedTuple):
         return self._replace(values=tuple(values))
 
     def times(self, multiplier: np.uint64) -> _Vectors:
-        words = [self.builder.and_(value, _splat_constant(_MASK)) for value in self.values]
+        words = [self.builder.and_(value, _splat_constant(WORD_MASK)) for value in self.values]
         return self._with(self.builder.mul(word, _splat_constant(multiplier)) for word in words)
 
     def high(self) -> _Vectors:
-        return self._with(self.builder.lshr(value, _splat_constant(_WORD)) for value in self.values)
+        return self._with(self.builder.lshr(value, _splat_constant(WORD_BITS)) for value in self.values)
 
     def xor(self, other: _Vectors) -> _Vectors:
         return self._with(self.builder.xor(*pair) for pair in zip(self.values, other.values, strict=True))
 
     def joined(self, upper: _Vectors) -> _Vectors:
         """Return 64-bit words, the lower halves from here and the upper halves from `upper`."""
-        lower = [self.builder.and_(value, _splat_constant(_MASK)) for value in self.values]
-        raised = [self.builder.shl(value, _splat_constant(_WORD)) for value in upper.values]
+        lower = [self.builder.and_(value, _splat_constant(WORD_MASK)) for value in self.values]
+        raised = [self.builder.shl(value, _splat_constant(WORD_BITS)) for value in upper.values]
         return self._with(self.builder.or_(*pair) for pair in zip(lower, raised, strict=True))
 
 
@@ -134,14 +134,14 @@ def _emit_rounds(builder: Any, shared: list[_Vectors], low: _Vectors, k0: Any, k
     """Write the rounds from the second to the tenth; return the words of the real and of the imaginary parts."""
     keys = []
     for number in range(_ROUNDS):
-        weyl_0, weyl_1 = (ir.Constant(_INT64, number * int(weyl)) for weyl in (_WEYL_0, _WEYL_1))
+        weyl_0, weyl_1 = (ir.Constant(_INT64, number * int(weyl)) for weyl in (WEYL_0, WEYL_1))
         keys.append((_splat(builder, builder.add(k0, weyl_0)), _splat(builder, builder.add(k1, weyl_1))))
-    left_product = shared[0].xor(low).times(_MULTIPLIER_0)
+    left_product = shared[0].xor(low).times(MULTIPLIER_0)
     y, left = left_product.high().xor(shared[1]), left_product
-    right_product = y.times(_MULTIPLIER_1)
+    right_product = y.times(MULTIPLIER_1)
     x, right, y = right_product.high().xor(shared[2]), right_product, left.xor(shared[3])
     for number in range(3, _ROUNDS):
-        left_product, right_product = x.times(_MULTIPLIER_0), y.times(_MULTIPLIER_1)
+        left_product, right_product = x.times(MULTIPLIER_0), y.times(MULTIPLIER_1)
         x = right_product.high().xor(right.xor(keys[number][0]))
         y = left_product.high().xor(shared[4] if number == 3 else left.xor(keys[number][1]))
         left, right = left_product, right_product
