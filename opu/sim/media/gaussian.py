@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit, prange
 
-from opu.sim.counters import WORD_MASK, WORD_BITS, derive_key, philox, philox_words
+from opu.sim.counters import WORD_BITS, WORD_MASK, derive_key, philox, philox_words
 from opu.sim.media.base import EpochTrack, Fields, Medium
 from opu.sim.media.sequence import Changes, SummedMedium
 from opu.sim.mirrors import BLOCK, STUCK_ON, MirrorMap, n_blocks

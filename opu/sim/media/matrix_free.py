@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit, prange
 
-from opu.sim.counters import WORD_MASK, WORD_BITS, derive_key
+from opu.sim.counters import WORD_BITS, WORD_MASK, derive_key
 from opu.sim.media.base import EpochTrack, Fields, Medium
 from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount
 from opu.sim.media.qpsk_vectors import CHUNK, N_SHARED, begin_words, end_words

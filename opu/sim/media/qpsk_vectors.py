@@ -25,7 +25,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from opu.sim.counters import WORD_MASK, MULTIPLIER_0, MULTIPLIER_1, WEYL_0, WEYL_1, WORD_BITS
+from opu.sim.counters import MULTIPLIER_0, MULTIPLIER_1, WEYL_0, WEYL_1, WORD_BITS, WORD_MASK
 
 __all__ = ["CHUNK", "N_SHARED", "begin_words", "end_words"]
 
