@@ -11,9 +11,9 @@ with FS the full scale. Light and dark current are one Poisson number, as the su
 current of a pixel are its own where the camera is uneven; they depend on the device seed and the pixel alone.
 
 Every number is drawn from counters, so a frame does not depend on what is computed beside it. Two neighbours share
-`philox((pixel // 2, frame, frame >> 32, 0), key)`: words 0 and 1 make two normal numbers for the even pixel, words 2
+`philox((frame, pixel // 2, frame >> 32, 0), key)`: words 0 and 1 make two normal numbers for the even pixel, words 2
 and 3 for the odd one. The first is its photon noise and the second its read noise. Where the mean is below 16
-electrons, the photon noise is word 0 of `philox((pixel, frame, frame >> 32, 1), key)` instead. See `opu.sim.variates`.
+electrons, the photon noise is word 0 of `philox((frame, pixel, frame >> 32, 1), key)` instead. See `opu.sim.variates`.
 """
 
 from __future__ import annotations
@@ -73,8 +73,7 @@ class CameraModel:
     hot_fraction : float
         Share of the pixels with extra dark current, from 0 to 1.
     hot_current_e_per_s : float
-        Mean of the extra dark current over hot pixels, which is exponentially distributed, at the reference
-        temperature.
+        Mean of the extra dark current over hot pixels (exponentially distributed), at the reference temperature.
     dead_fraction : float
         Share of the pixels that do not respond to light, from 0 to 1.
     quadratic_nonlinearity, cubic_nonlinearity : float
@@ -167,8 +166,7 @@ class PixelMaps:
         steps = np.zeros(-(-len(self.pixels) // BLOCK) * BLOCK, bool)
         steps[1 : len(self.pixels)] = np.diff(self.pixels) != 1
         steps[::BLOCK] = False
-        runs: NDArray[np.bool_] = ~steps.reshape(-1, BLOCK).any(axis=1)
-        return runs
+        return np.asarray(~steps.reshape(-1, BLOCK).any(axis=1))
 
 
 _MAP_CHUNK = 2**14
@@ -193,7 +191,8 @@ def pixel_maps(model: CameraModel, seed: int, pixels: NDArray[np.int64]) -> Pixe
     """
     dark = _F(model.dark_current_e_per_s * model.dark_current_factor)
     if model.is_even:
-        return PixelMaps(pixels, *(np.broadcast_to(value, pixels.shape) for value in (_ONE, _F(0), dark)), is_even=True)
+        response, offset, current = (np.broadcast_to(value, pixels.shape) for value in (_ONE, _F(0), dark))
+        return PixelMaps(pixels, response, offset, current, is_even=True)
     key = derive_key("pixels", seed)
     response, offset, current = (np.empty(pixels.shape, _F) for _ in range(3))
     for start in range(0, len(pixels), _MAP_CHUNK):  # many temporary arrays, which a cache should hold
@@ -266,8 +265,10 @@ def _count_equal(values: Any, number: Any) -> Any:  # pragma: no cover - compile
     return count
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
-def _expose(
+@njit(cache=True, error_model="numpy")
+def _expose_blocks(
+    first_block: Any,
+    last_block: Any,
     light_e: Any,
     even: Any,
     response: Any,
@@ -289,70 +290,116 @@ def _expose(
     most_tasks: Any,
     out: Any,
 ) -> Any:  # pragma: no cover - compiled
-    n_frames, n_outputs = out.shape
-    n_blocks = (n_outputs + BLOCK - 1) // BLOCK
-    n_all = n_frames * n_blocks
-    n_tasks = min(n_all, most_tasks)
+    """Expose blocks of pixels, counted frame by frame, and return how many values are at full scale."""
+    n_outputs = out.shape[1]
     straight = a2 == 0 and a3 == 0
     inverse_full_scale = _ONE / full_scale
-    saturated = np.zeros(n_tasks, np.int64)
+    first_words = np.empty(BLOCK + 8, np.uint32)
+    second_words = np.empty(BLOCK + 8, np.uint32)
+    mean = np.empty(BLOCK, _F)
+    signal = np.empty(BLOCK, _F)
+    noise = np.zeros(BLOCK, _F)
+    scratch = np.empty(BLOCK, _F)
+    found = np.empty(BLOCK + 8, np.int64)
+    lanes = np.empty((4, BLOCK))
+    drawn = np.empty(BLOCK, np.int64)
+    saturated = 0
+    for block in range(first_block, last_block):
+        frame = block // len(runs)
+        start = (block % len(runs)) * BLOCK
+        stop = min(start + BLOCK, n_outputs)
+        size = stop - start
+        number = first_frame + np.uint64(frame)
+        low, high = number & _MASK, number >> _WORD
+        light = light_e[frame, start:stop]
+        counts = out[frame, start:stop]
+        if even:
+            for i in range(size):
+                mean[i] = light[i] + dark_e[0]
+        else:
+            for i in range(size):
+                mean[i] = light[i] * response[start + i] + dark_e[start + i]
+        if shot_noise or read_noise_e > 0:
+            first = _draw_words(
+                pixels[start:stop], runs[block % len(runs)], low, high, k0, k1, first_words, second_words
+            )
+            fill_normal_pairs(first_words[first:], second_words[first:], signal, noise, scratch, size)
+        if shot_noise:
+            fill_poisson(mean, signal, size)
+            for i in range(size, BLOCK):
+                mean[i] = np.inf  # not small
+            n = find_small(mean, found)
+            if n > 0:
+                _draw_small_words(pixels[start:stop], found, n, low, high, k0, k1, drawn, first_words)
+                fill_small_poisson(mean, first_words, found, n, lanes, drawn, signal)
+        else:
+            for i in range(size):
+                signal[i] = mean[i]
+        if not even:
+            for i in range(size):
+                signal[i] = signal[i] + offset_e[start + i]
+        for i in range(size):
+            signal[i] = min(signal[i] + read_noise_e * noise[i], full_well_e) * gain
+        if not straight:
+            for i in range(size):
+                x = signal[i] * inverse_full_scale
+                signal[i] = signal[i] * (_ONE + x * (a2 + x * a3))
+        for i in range(size):
+            value = (signal[i] + black_level) + _HALF
+            counts[i] = np.int32(min(max(value, _F(0.0)), full_scale))  # rounds down
+        saturated += _count_equal(counts, counts.dtype.type(full_scale))
+    return saturated
+
+
+@njit(parallel=True, cache=True)
+def _expose(
+    saturated: Any,
+    light_e: Any,
+    even: Any,
+    response: Any,
+    offset_e: Any,
+    dark_e: Any,
+    pixels: Any,
+    runs: Any,
+    first_frame: Any,
+    k0: Any,
+    k1: Any,
+    shot_noise: Any,
+    read_noise_e: Any,
+    full_well_e: Any,
+    gain: Any,
+    a2: Any,
+    a3: Any,
+    black_level: Any,
+    full_scale: Any,
+    out: Any,
+) -> None:  # pragma: no cover - compiled
+    n_tasks = len(saturated)
+    n_blocks = len(out) * len(runs)
     for task in prange(n_tasks):
-        first_words = np.empty(BLOCK + 8, np.uint32)
-        second_words = np.empty(BLOCK + 8, np.uint32)
-        mean = np.empty(BLOCK, _F)
-        signal = np.empty(BLOCK, _F)
-        noise = np.empty(BLOCK, _F)
-        scratch = np.empty(BLOCK, _F)
-        found = np.empty(BLOCK + 8, np.int64)
-        lanes = np.empty((4, BLOCK))
-        drawn = np.empty(BLOCK, np.int64)
-        for block in range(task * n_all // n_tasks, (task + 1) * n_all // n_tasks):
-            frame = block // n_blocks
-            start = (block % n_blocks) * BLOCK
-            stop = min(start + BLOCK, n_outputs)
-            size = stop - start
-            number = first_frame + np.uint64(frame)
-            low, high = number & _MASK, number >> _WORD
-            light = light_e[frame, start:stop]
-            counts = out[frame, start:stop]
-            mean[size:] = np.inf  # not small
-            if even:
-                for i in range(size):
-                    mean[i] = light[i] + dark_e[0]
-            else:
-                for i in range(size):
-                    mean[i] = light[i] * response[start + i] + dark_e[start + i]
-            if shot_noise or read_noise_e > 0:
-                first = _draw_words(
-                    pixels[start:stop], runs[block % n_blocks], low, high, k0, k1, first_words, second_words
-                )
-                fill_normal_pairs(first_words[first:], second_words[first:], signal, noise, scratch, size)
-            else:
-                noise[:] = _F(0.0)
-            if shot_noise:
-                fill_poisson(mean, signal, size)
-                n = find_small(mean, found)
-                if n > 0:
-                    _draw_small_words(pixels[start:stop], found, n, low, high, k0, k1, drawn, first_words)
-                    fill_small_poisson(mean, first_words, found, n, lanes, drawn, signal)
-            else:
-                signal[:size] = mean[:size]
-            if not even:
-                for i in range(size):
-                    signal[i] = signal[i] + offset_e[start + i]
-            if straight:
-                for i in range(size):
-                    y = min(signal[i] + read_noise_e * noise[i], full_well_e) * gain
-                    value = (y + black_level) + _HALF
-                    counts[i] = np.int32(min(max(value, _F(0.0)), full_scale))  # rounds down
-            else:
-                for i in range(size):
-                    y = min(signal[i] + read_noise_e * noise[i], full_well_e) * gain
-                    x = y * inverse_full_scale
-                    value = (y * (_ONE + x * (a2 + x * a3)) + black_level) + _HALF
-                    counts[i] = np.int32(min(max(value, _F(0.0)), full_scale))
-            saturated[task] += _count_equal(counts, counts.dtype.type(full_scale))
-    return saturated.sum()
+        saturated[task] = _expose_blocks(
+            task * n_blocks // n_tasks,
+            (task + 1) * n_blocks // n_tasks,
+            light_e,
+            even,
+            response,
+            offset_e,
+            dark_e,
+            pixels,
+            runs,
+            first_frame,
+            k0,
+            k1,
+            shot_noise,
+            read_noise_e,
+            full_well_e,
+            gain,
+            a2,
+            a3,
+            black_level,
+            full_scale,
+            out,
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -420,7 +467,9 @@ def expose(exposure: Exposure, out: NDArray[Any]) -> int:
     camera, maps = exposure.camera, exposure.maps
     nothing = np.zeros(0, _F)
     with numba_lock:
-        saturated = _expose(
+        saturated = np.zeros(_TASKS_PER_THREAD * get_num_threads(), np.int64)
+        _expose(
+            saturated,
             exposure.light_e,
             maps.is_even,
             nothing if maps.is_even else maps.response,
@@ -441,7 +490,7 @@ def expose(exposure: Exposure, out: NDArray[Any]) -> int:
             _TASKS_PER_THREAD * get_num_threads(),
             out,
         )
-    return int(saturated)
+    return int(saturated.sum())
 
 
 def expose_with_numpy(exposure: Exposure, out: NDArray[Any]) -> int:
@@ -463,7 +512,7 @@ def expose_with_numpy(exposure: Exposure, out: NDArray[Any]) -> int:
         signal = signal + exposure.maps.offset_e
     if camera.read_noise_e > 0:
         signal = signal + _F(camera.read_noise_e) * read
-    y = np.minimum(signal, _F(camera.full_well_e)) * exposure.gain
+    y: NDArray[Any] = np.minimum(signal, _F(camera.full_well_e)) * exposure.gain
     a2, a3 = _F(camera.quadratic_nonlinearity), _F(camera.cubic_nonlinearity)
     if a2 != 0 or a3 != 0:
         x = y * (_ONE / full_scale)

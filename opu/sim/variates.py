@@ -186,12 +186,19 @@ def find_small(mean: Any, found: Any) -> Any:  # pragma: no cover - compiled
             other = bits[i + row * _COLUMNS]
             smallest = other if other < smallest else smallest
         least[i] = smallest
-    n = 0
+    # No branches that depend on means: a processor cannot foresee them.
+    n_columns = 0
     for i in range(_COLUMNS):
-        if least[i] < _SMALL_MEAN_BITS:
-            for row in range(BLOCK // _COLUMNS):
-                found[n] = i + row * _COLUMNS
-                n += bits[i + row * _COLUMNS] < _SMALL_MEAN_BITS
+        found[n_columns] = i
+        n_columns += least[i] < _SMALL_MEAN_BITS
+    for i in range(n_columns):
+        least[i] = found[i]
+    n = 0
+    for column in range(n_columns):
+        for row in range(BLOCK // _COLUMNS):
+            place = least[column] + row * _COLUMNS
+            found[n] = place
+            n += bits[place] < _SMALL_MEAN_BITS
     return n
 
 
@@ -208,7 +215,9 @@ def fill_small_poisson(
         lanes[0, i] = mean[found[i]]
     for i in range(n):
         lanes[1, i] = (words[i] + 0.5) * 2.0**-32
-    lanes[:2, n:end] = 0.0
+    for i in range(n, end):
+        lanes[0, i] = 0.0
+        lanes[1, i] = 0.0
     for i in range(end):
         lanes[2, i] = _exponential_of_minus(lanes[0, i])
     for start in range(0, end, LANES):
@@ -223,7 +232,7 @@ def fill_small_poisson(
         for step in range(0, _MOST, 4):
             r1, r2 = _RECIPROCALS[step], _RECIPROCALS[step + 1]
             r3, r4 = _RECIPROCALS[step + 2], _RECIPROCALS[step + 3]
-            counting = 0
+            counting = np.int64(0)
             for i in range(LANES):
                 m, u, p, t = means[i], uniform[i], probability[i], total[i]
                 above = np.int64(u > t)

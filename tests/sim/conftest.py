@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from opu.sim.camera import CameraModel, Exposure, expose
+from opu.sim.camera import CameraModel, Exposure, expose, pixel_maps
 from opu.sim.counters import derive_key
 from opu.sim.device import SimulatedBench
 from opu.sim.dmd import DmdModel
@@ -23,16 +23,10 @@ def take():
         model = dataclasses.replace(PLAIN, **camera)
         exposure = Exposure(
             camera=model,
-            field_real=np.ones((n_frames, n_pixels), np.float32),
-            field_imag=np.zeros((n_frames, n_pixels), np.float32),
-            background_real=np.zeros(n_pixels, np.float32),
-            background_imag=np.zeros(n_pixels, np.float32),
-            on_amplitude=1.0,
-            off_amplitude=0.0,
-            electrons_per_intensity=mean_e,
+            light_e=np.full((n_frames, n_pixels), mean_e, np.float32),
+            maps=pixel_maps(model, 7, np.arange(n_pixels)),
             exposure_us=1000.0,
             gain_db=gain_db,
-            pixels=np.arange(n_pixels, dtype=np.int64),
             first_frame_index=first_frame_index,
             key=derive_key(*key),
         )
@@ -47,8 +41,8 @@ def take():
 def make_bench():
     """Make a bench after `aurora` with 64 x 64 mirrors, or what `dmd` says.
 
-    `make_bench(dmd={...}, camera={...}, laser={...}, medium="explicit", seed=7, electrons=..., **fields)`;
-    `electrons` is the mean of a pixel with half of the mirrors on, in full light, for 400 us.
+    `make_bench(dmd={...}, camera={...}, laser={...}, medium="explicit", seed=7, electrons=..., **fields)`; `electrons`
+    is the mean of a pixel with half of the mirrors on, in full light, for 400 us.
     """
 
     def make(

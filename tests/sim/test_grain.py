@@ -8,9 +8,9 @@ import pytest
 from scipy.special import j1
 
 from opu.errors import CapacityError, ConfigError, InputError
-from opu.sim.camera import normal_quantile
 from opu.sim.counters import derive_key, philox_words
 from opu.sim.speckle import SECOND_POLARISATION, SpeckleModel, intensity_with_numpy
+from opu.sim.variates import normal_pairs
 
 TABLE = {0.05: 0.979, 0.20: 0.910, 0.79: 0.710, 3.1: 0.439, 12.6: 0.245}
 """Contrast after integration over `r` grains of a circular pupil, from independent simulations."""
@@ -24,7 +24,7 @@ def white_noise(points, n_frames, seed=0):
     """Standard circular Gaussian fields that depend on the number of the point and of the frame alone."""
     low, high = points.astype(np.uint64) & np.uint64(0xFFFFFFFF), points.astype(np.uint64) >> np.uint64(32)
     words = philox_words((low, high, np.arange(n_frames)[:, np.newaxis], 0), derive_key("test of grain", seed))
-    return tuple(normal_quantile(word) * np.float32(np.sqrt(0.5)) for word in words[:2])
+    return tuple(z * np.float32(np.sqrt(0.5)) for z in normal_pairs(*words[:2]))
 
 
 def frames(model, n_frames, side, seed=0):
