@@ -287,7 +287,6 @@ def _expose_blocks(
     a3: Any,
     black_level: Any,
     full_scale: Any,
-    most_tasks: Any,
     out: Any,
 ) -> Any:  # pragma: no cover - compiled
     """Expose blocks of pixels, counted frame by frame, and return how many values are at full scale."""
@@ -487,7 +486,6 @@ def expose(exposure: Exposure, out: NDArray[Any]) -> int:
             _F(camera.cubic_nonlinearity),
             _F(camera.black_level_dn),
             _F(camera.full_scale_dn),
-            _TASKS_PER_THREAD * get_num_threads(),
             out,
         )
     return int(saturated.sum())
