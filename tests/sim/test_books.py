@@ -2,6 +2,7 @@
 
 import re
 import time
+import tracemalloc
 
 import msgspec
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import opu
 from opu.device import Timing
 from opu.errors import CapacityError
+from opu.parts import MirrorLayout
+from opu.sim.media.base import EpochTrack
 
 TIMING = Timing(
     readout_us=300.0, frame_overhead_us=50.0, call_overhead_us=40_000.0, latency_us=0.0, reconfigure_us=7000.0
@@ -89,7 +92,8 @@ def test_a_session_beyond_the_memory_limit_is_refused_and_the_remedy_works(
         with pytest.raises(CapacityError, match="MiB") as refusal:
             device.open_session(config)
         fitting = int(re.search(r"(\d+) features fit", refusal.value.remedy)[1])
-        assert device.parts.optics.compiled_bytes(fitting + 1, n_outputs) > limit
+        more = MirrorLayout(fitting + 1, 64, 64)
+        assert device.parts.optics.compiled_bytes(more, np.arange(n_outputs)) > limit
         with device.open_session(msgspec.structs.replace(config, n_features=fitting)) as session:
             assert session.describe().compiled_bytes <= limit
             session.project(np.ones((1, fitting)))
@@ -98,5 +102,31 @@ def test_a_session_beyond_the_memory_limit_is_refused_and_the_remedy_works(
 def test_the_default_limit_is_two_gibibytes():
     with opu.open("sim:?preset=aurora") as device:
         config = opu.SessionConfig(n_features=100_000, n_outputs=20_000)
-        with pytest.raises(CapacityError, match="limit is 2048 MiB"):
+        with pytest.raises(CapacityError, match="limit is 2048 MiB") as refusal:
             device.open_session(config)
+    fitting = re.findall(r"medium=(\w+) \((\d+) MiB\)", refusal.value.remedy)
+    assert [name for name, _ in fitting] == ["matrix_free", "gaussian", "structured", "layered"]
+    with opu.open("sim:?preset=aurora&medium=structured") as device, device.open_session(config) as session:
+        assert session.describe().compiled_bytes <= (int(dict(fitting)["structured"]) + 1) * 2**20
+        assert session.project(np.ones((1, 100_000))).frames.shape == (1, 20_000)
+
+
+@pytest.mark.parametrize("medium", ["explicit", "matrix_free", "gaussian", "structured", "layered"])
+def test_the_memory_of_a_session_is_stated_before_it_is_taken(make_bench, medium):
+    config = opu.SessionConfig(n_features=500, n_outputs=1500, region=opu.Region(500, 500, 40, 40))
+    with make_bench(medium=medium) as device:
+        with device.open_session(config) as warm:
+            warm.project(np.ones((2, 500)))  # kernels are loaded
+            pixels = warm.settings.pixels
+        optics = device.parts.optics
+        layout = MirrorLayout(500, 64, 64)
+        stated = optics.compiled_bytes(layout, pixels)
+        tracemalloc.start()
+        try:
+            path = optics.make_path(layout, pixels)
+            path.medium.fields(np.ones((1, 500), np.uint8), EpochTrack.still(1, np.zeros(64, np.uint32)))
+            taken = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+    # The mirror map and the list of pixels, a few bytes for each, are not the medium's.
+    assert taken <= stated + 200_000
