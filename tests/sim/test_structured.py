@@ -3,7 +3,6 @@
 import dataclasses
 import tracemalloc
 
-import media_laws
 import numba
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from opu.sim.media import structured
 from opu.sim.media.base import EpochTrack
 from opu.sim.media.structured import StructuredMedium
 from opu.sim.mirrors import FULL_LEVEL, STUCK_ON, MirrorMap, n_blocks
+from opu.testing import media_laws
 
 NAMES = ("real", "imag", "all_real", "all_imag")
 # Several point blocks, in no order, some of them twice.

@@ -44,7 +44,8 @@ def make_medium(name: str, seed: int, mirrors: tuple[int, int], pixels: tuple[in
     if name == "layered":
         from opu.sim.media.layered import LayeredMedium
 
-        return LayeredMedium(seed, shape=mirrors, sensor_columns=pixels[1])
+        # Gaussian, with a memory effect of some columns.
+        return LayeredMedium(seed, shape=mirrors, sensor_columns=pixels[1], n_screens=2, gap=0.1)
     from opu.sim.media.explicit import ExplicitMedium
 
     return ExplicitMedium(seed)

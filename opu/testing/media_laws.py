@@ -1,13 +1,36 @@
 """The laws that a scattering medium must obey, whatever it is made of: statistics of a block of its matrix.
 
 A matrix is (points, mirrors) or (points, features), of any scale; real parts may be given as well as complex matrices.
+The same functions judge a simulated medium and a transmission matrix that was measured.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
-def singular_value_distance(matrix):
+    from numpy.typing import NDArray
+
+    Matrix = NDArray[Any]
+
+__all__ = [
+    "circularity",
+    "contrasts",
+    "kernel_error_ratio",
+    "kurtosis",
+    "pseudo_correlations",
+    "row_correlations",
+    "singular_value_distance",
+    "stacked",
+]
+
+
+def singular_value_distance(matrix: Matrix) -> float:
     """Return the largest distance between the distribution of the squared singular values and Marchenko-Pastur's.
 
     For independent entries of mean square 1 in M >= N rows and columns, the eigenvalues of `A^H A / M` have the density
@@ -24,48 +47,51 @@ def singular_value_distance(matrix):
     distribution = np.append(0, np.cumsum(density)) * (angle[1] - angle[0])
     expected = np.interp(found, middle - radius * np.cos(angle), distribution)
     steps = np.arange(len(found) + 1) / len(found)
-    return max(np.max(steps[1:] - expected), np.max(expected - steps[:-1]))
+    return float(max(np.max(steps[1:] - expected), np.max(expected - steps[:-1])))
 
 
-def stacked(matrix):
+def stacked(matrix: Matrix) -> Matrix:
     """Return real parts above imaginary parts: the matrix as a map of real patterns, with a law of its own shape."""
     return np.concatenate([matrix.real, matrix.imag])
 
 
-def kurtosis(matrix):
+def kurtosis(matrix: Matrix) -> float:
     """Return the mean fourth power over the square of the mean second: 2 for complex Gaussian entries."""
     square = np.abs(matrix) ** 2
-    return np.mean(square**2) / np.mean(square) ** 2
+    return float(np.mean(square**2) / np.mean(square) ** 2)
 
 
-def circularity(matrix):
+def circularity(matrix: Matrix) -> float:
     """Return the mean square, not of the modulus, over the mean squared modulus: about `sqrt(2 / n)` for n entries."""
-    return abs(np.mean(matrix**2)) / np.mean(np.abs(matrix) ** 2)
+    return float(abs(np.mean(matrix**2)) / np.mean(np.abs(matrix) ** 2))
 
 
-def row_correlations(matrix):
+def row_correlations(matrix: Matrix) -> NDArray[np.float64]:
     """Return the moduli of the correlations of all pairs of rows.
 
     Of N independent circular entries they have the root mean square 1 / sqrt(N), and exceed 3 / sqrt(N) with
     probability exp(-9).
     """
     rows = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
-    return np.abs(rows @ rows.conj().T)[np.triu_indices(len(rows), 1)]
+    correlations: NDArray[np.float64] = np.abs(rows @ rows.conj().T)[np.triu_indices(len(rows), 1)]
+    return correlations
 
 
-def pseudo_correlations(matrix):
+def pseudo_correlations(matrix: Matrix) -> NDArray[np.float64]:
     """Return the moduli of the correlations of all pairs of a row and a conjugated one; laws as `row_correlations`."""
     rows = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
-    return np.abs(rows @ rows.T)[np.triu_indices(len(rows), 1)]
+    correlations: NDArray[np.float64] = np.abs(rows @ rows.T)[np.triu_indices(len(rows), 1)]
+    return correlations
 
 
-def contrasts(matrix, patterns):
+def contrasts(matrix: Matrix, patterns: Matrix) -> NDArray[np.float64]:
     """Return the contrast over the points, standard deviation over mean of the intensity, of each pattern (a row)."""
     intensity = np.abs(patterns @ matrix.T) ** 2
-    return intensity.std(axis=1) / intensity.mean(axis=1)
+    contrast: NDArray[np.float64] = intensity.std(axis=1) / intensity.mean(axis=1)
+    return contrast
 
 
-def kernel_error_ratio(matrices, n_patterns=50, seed=0):
+def kernel_error_ratio(matrices: Iterable[Matrix], n_patterns: int = 50, seed: int = 0) -> float:
     """Return how far the kernel of intensities is from its mean, in root mean square over what it is for Gaussians.
 
     The kernel of two patterns x, z is the mean over M points of the product of their intensities; for complex Gaussian
@@ -85,4 +111,4 @@ def kernel_error_ratio(matrices, n_patterns=50, seed=0):
         found += np.sum((intensity @ intensity.T / n_points - mean) ** 2) / np.sum(mean**2)
         variance = (3 * sizes**2 + 14 * sizes * overlap**2 + 3 * overlap**4) / n_points
         expected += np.sum(variance) / np.sum(mean**2)
-    return np.sqrt(found / expected)
+    return float(np.sqrt(found / expected))
