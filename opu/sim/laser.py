@@ -55,6 +55,11 @@ class LaserModel:
     warm_up_share: float = 0.0
     warm_up_s: float = 900.0
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether the power is the nominal one in every frame."""
+        return self.drift_rms == self.rin == self.warm_up_share == 0
+
     def __post_init__(self) -> None:
         if not self.drift_time_s > 0 or not self.warm_up_s > 0:
             raise ConfigError(

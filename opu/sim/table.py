@@ -106,7 +106,7 @@ class OpticalTable:
         self._mirrors: tuple[MirrorLayout, MirrorMap] | None = None
         self._paths: weakref.WeakValueDictionary[tuple[MirrorLayout, bytes], LightPath] = weakref.WeakValueDictionary()
         # The last one stays, so that sessions that differ in exposure or light alone do not prepare again.
-        self._last_path: LightPath | None = None
+        self._last: tuple[MirrorLayout, NDArray[np.int64], LightPath] | None = None
 
     def mirrors(self, layout: MirrorLayout) -> MirrorMap:
         """Return what the mirrors show in a layout."""
@@ -142,12 +142,15 @@ class OpticalTable:
         LightPath
             Kept as long as somebody holds it.
         """
+        last = self._last
+        if last is not None and last[0] == layout and last[1] is pixels:  # most often, and quick for a million pixels
+            return last[2]
         identity = (layout, pixels.tobytes())
         path = self._paths.get(identity)
         if path is None:
             path = self.make_path(layout, pixels)
             self._paths[identity] = path
-        self._last_path = path
+        self._last = layout, pixels, path
         return path
 
     def make_path(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> LightPath:
@@ -202,13 +205,19 @@ class OpticalTable:
             n_frames=len(features),
         )
         times_s = (plan.start_us + plan.frame_us * np.arange(len(features), dtype=np.float64)) * 1e-6
-        power = power_factors(self.model.laser, self.seed, numbers.noise_key, numbers.first_frame_index, times_s)
+        laser = self.model.laser
+        power = (
+            None
+            if laser.is_constant
+            else power_factors(laser, self.seed, numbers.noise_key, numbers.first_frame_index, times_s)
+        )
         n_rows = max(1, _CHUNK_BYTES // (8 * max(len(path.sampling.points), armed.out.shape[1])))
         self.n_saturated = 0
         for start in range(0, len(features), n_rows):
             chunk = slice(start, min(start + n_rows, len(features)))
             light_e = self._light_of_windows(path, features, settings, numbers, times_s, shares, chunk)
-            light_e *= power[chunk, np.newaxis]
+            if power is not None:
+                light_e *= power[chunk, np.newaxis]
             self.n_saturated += expose(self._exposure(path, settings, numbers, light_e, start), armed.out[chunk])
 
     def _exposure(
@@ -271,9 +280,9 @@ class OpticalTable:
     ) -> NDArray[np.float32]:
         """Return the mean photo-electrons that patterns give pixels in an exposure, shape (n_frames, n_outputs)."""
         n_frames = len(features)
-        out = np.zeros((n_frames, len(settings.pixels)), np.float32)
         if not self.light_on:
-            return out
+            return np.zeros((n_frames, len(settings.pixels)), np.float32)
+        out = np.empty((n_frames, len(settings.pixels)), np.float32)
         fields = self._fields(path, features, times_s)
         scale = self._electrons_per_intensity(settings.exposure_us)
         off = self.model.dmd.off_amplitude
@@ -319,7 +328,8 @@ class OpticalTable:
     def _note_duty(self, layout: MirrorLayout, features: NDArray[np.uint8], frame_us: float) -> None:
         # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
         on_time_us = self.on_time_us.setdefault(layout, np.zeros(layout.n_features + 2))
-        on_time_us[: layout.n_features] += features.sum(axis=0, dtype=np.int64) * frame_us
+        for start in range(0, len(features), 255):  # sums of so many fit into a byte, which is quick
+            on_time_us[: layout.n_features] += features[start : start + 255].sum(axis=0, dtype=np.uint8) * frame_us
         on_time_us[STUCK_ON] += len(features) * frame_us
 
     def landed_on_share(self) -> NDArray[np.float64]:
