@@ -34,6 +34,7 @@ from opu.sim.device import SimulatedBench
 from opu.sim.media.base import EpochTrack
 from opu.sim.mirrors import MirrorMap, n_blocks
 from opu.sim.models import preset
+from opu.testing import media_laws
 
 SHAPES = ((512, 1000, 10_000), (128, 10_000, 10_000))
 SEED = 7
@@ -146,6 +147,29 @@ def qpsk_entries_per_s(rounds, n_mirrors=MEGA, n_points=2048):
         numba.set_num_threads(threads)
 
 
+def laws_of_the_benchmarked_medium():
+    """Measure that the medium of `compare` is one: contrast with few and many of 1,000 inputs on, and acceptance A3
+    to A5."""
+    with opu.open(f"sim:?preset=aurora&seed={SEED}") as device:
+        truth = device.capability(opu.GroundTruth)
+        config = opu.SessionConfig(n_features=1000, n_outputs=10_000)
+        generator = np.random.default_rng(SEED)
+        contrast = {}
+        for ones in (5, 20, 500):
+            patterns = generator.random((10, 1000)).argsort(axis=1) < ones
+            electrons = truth.photoelectrons(config, patterns)
+            contrast[ones] = float((electrons.std(axis=1) / electrons.mean(axis=1)).mean())
+        matrix = truth.transmission_matrix(opu.SessionConfig(n_features=512, n_outputs=8192))
+    matrix /= np.sqrt(np.mean(np.abs(matrix) ** 2))
+    return {
+        "contrast": contrast,
+        "singular_value_distance": media_laws.singular_value_distance(matrix[:1024]),
+        "kurtosis": media_laws.kurtosis(matrix),
+        "circularity_sqrt_n": media_laws.circularity(matrix) * float(np.sqrt(matrix.size)),
+        "kernel_error_ratio": media_laws.kernel_error_ratio(np.split(matrix, 256)),
+    }
+
+
 def measure(rounds):
     """Measure everything; the structured medium first, so that its memory is seen alone."""
     structured = structured_frames_per_s(rounds)
@@ -160,6 +184,7 @@ def measure(rounds):
         "structured_frames_per_s": structured,
         "structured_peak_mib": peak_mib,
         "qpsk_entries_per_s": qpsk_entries_per_s(rounds),
+        "laws": laws_of_the_benchmarked_medium(),
         "versions": {name: version(name) for name in ("openopu", "numpy", "numba", "scikit-learn")},
     }
 
@@ -179,6 +204,14 @@ def show(result):
     )
     print(f"    {result['structured_peak_mib']:.0f} MiB at most")
     print(f"matrix-free QPSK: {result['qpsk_entries_per_s'] / 1e9:.1f} G entries/s on one thread")
+    laws = result["laws"]
+    print(
+        "contrast "
+        + ", ".join(f"{value:.3f} with {ones}" for ones, value in laws["contrast"].items())
+        + " of 1,000 on;"
+    )
+    print(f"    distance from Marchenko-Pastur {laws['singular_value_distance']:.4f}, kurtosis {laws['kurtosis']:.3f},")
+    print(f"    error of the kernel {laws['kernel_error_ratio']:.2f} of a Gaussian matrix's")
 
 
 def main():
