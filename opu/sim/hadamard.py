@@ -6,18 +6,19 @@ A cascade is the complex matrix
 
 with `H` the unnormalised Walsh-Hadamard transform of size P, a power of two from `ROW` on, `T2` to `T4` diagonals of
 quarter turns (1, i, -1 or -i: an exchange of real and imaginary part and changes of sign, exact), `G` a diagonal of
-16-bit gains and `c` a scale. Its input are whole numbers of at most `LARGEST_INPUT`, so the first transform is one of
-integers; seven real transforms in all.
+16-bit gains and `c` a scale. Indices that differ by a multiple of `ROW` are imaginary together in `T2`. The input are
+whole numbers of at most `LARGEST_INPUT`, so the first transform is one of integers; seven real transforms in all.
 
 Transforms of a million numbers are bound by the caches, not by the arithmetic: 2**20 floats do not fit into L2, and
 strides of powers of two fall on a few cache lines. Hence
 
 - the numbers lie in rows of 4096, a whole row and a few floats apart, so that columns spread over the cache;
-- stages of strides below 4096 run along rows, the others down groups of eight columns, where a cache line is eight real
-  and eight imaginary parts; both fit into L1;
+- stages of strides below 4096 run along rows, the others down groups of columns, where a cache line is eight complex
+  or sixteen real columns; both fit into L1;
 - neighbouring transforms share passes over the memory: rows of the first; columns of the first, `T2`, columns of the
   second; rows of the second, `G T3`, rows of the third; columns of the third, `T4`, columns of the fourth; rows of the
   fourth. Five passes do the work of eight, and the diagonals cost no pass of their own;
+- a column is real or imaginary as a whole after `T2`, so the columns of the second transform are real ones;
 - butterflies of eight rows at a time are made of explicit vectors of eight lanes (LLVM instructions, portable): plain
   loops take eight times as long.
 
@@ -28,6 +29,7 @@ to the bit, that of `Cascade.apply_with_numpy`.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -44,16 +46,21 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "ALIGNMENT",
     "LARGEST_INPUT",
     "ROW",
     "Cascade",
     "Readout",
     "Scratch",
     "Source",
+    "aligned",
     "aligned_empty",
     "hadamard_with_numpy",
     "swap_digits",
 ]
+
+ALIGNMENT = 64
+"""Bytes in a cache line."""
 
 ROW = 4096
 """The smallest size of a cascade: numbers in a row of the working memory."""
@@ -65,7 +72,6 @@ _LANES = 8
 _LINE = 2 * _LANES  # eight real parts, then their imaginary parts: a cache line
 _TILE = _LANES * _LANES
 _BLOCK = 8 * _TILE
-_GROUPS = ROW // _LANES
 _PITCH = 2 * ROW + _LINE  # floats from a row of the working memory to the next
 _HALF = ROW // 2
 _SHORT_PITCH = ROW + 32
@@ -197,13 +203,6 @@ def _turned(b: Any, real: Any, imag: Any, bits: Any) -> tuple[Any, Any]:
     return _negated(b, first, b.xor(negative, exchanged)), _negated(b, second, negative)
 
 
-def _turned_real(b: Any, real: Any, bits: Any) -> tuple[Any, Any]:
-    """Multiply real numbers by quarter turns."""
-    value, exchanged = _negated(b, real, _as_sign(b, bits, 0)), _as_sign(b, bits, _LANES)
-    nothing = ir.Constant(_FLOATS, [0.0] * _LANES)
-    return _chosen(b, exchanged, nothing, value), _chosen(b, exchanged, value, nothing)
-
-
 def _intrinsic(emit: Any) -> Any:
     """Make a function for compiled code of `emit(builder, *arguments)`; an array arrives as pointer to its data."""
 
@@ -279,9 +278,11 @@ def _short_pair(b: Any, shorts: Any, offset: Any) -> None:
 def _widening(operation: str) -> Any:
     @_intrinsic
     def function(b: Any, shorts: Any, low: Any, high: Any, work: Any, offset: Any) -> None:
-        """Sum or difference of eight numbers of 16 bits, to 32 bits in the place of real parts."""
-        first, second = (b.sext(_load(b, shorts, place, _SHORTS), _INTS) for place in (low, high))
-        _store(b, getattr(b, operation)(first, second), work, offset)
+        """Add or subtract two lines of numbers of 16 bits, to 32 bits."""
+        for part in (0, _LANES):
+            step = ir.Constant(_I64, part)
+            first, second = (b.sext(_load(b, shorts, b.add(place, step), _SHORTS), _INTS) for place in (low, high))
+            _store(b, getattr(b, operation)(first, second), work, b.add(offset, step))
 
     return function
 
@@ -289,45 +290,54 @@ def _widening(operation: str) -> Any:
 _widen_sum, _widen_difference = _widening("add"), _widening("sub")
 
 
-@_intrinsic
-def _integers_up(b: Any, work: Any, offset: Any, stride: Any) -> None:
-    """Butterflies between eight lines of integers."""
-    offsets = _steps(b, offset, stride, 8)
-    lines = [_load(b, work, place, _INTS) for place in offsets]
-    for vector, place in zip(_butterflies(b, lines, _ascending(8)), offsets, strict=True):
-        _store(b, vector, work, place)
-
-
-def _complex_lines(order: Any) -> Any:
+def _lines(order: Any, kind: Any = _FLOATS) -> Any:
     @_intrinsic
     def function(b: Any, work: Any, offset: Any, stride: Any) -> None:
         """Butterflies between eight lines."""
         for part in (0, _LANES):
-            offsets = [b.add(place, ir.Constant(_I64, part)) for place in _steps(b, offset, stride, 8)]
-            lines = [_load(b, work, place) for place in offsets]
-            for vector, place in zip(_butterflies(b, lines, order(8)), offsets, strict=True):
+            places = _steps(b, b.add(offset, ir.Constant(_I64, part)), stride, 8)
+            vectors = _butterflies(b, [_load(b, work, place, kind) for place in places], order(8))
+            for vector, place in zip(vectors, places, strict=True):
                 _store(b, vector, work, place)
 
     return function
 
 
-_up, _down = _complex_lines(_ascending), _complex_lines(_descending)
+_up, _down, _integers_up = _lines(_ascending), _lines(_descending), _lines(_ascending, _INTS)
 
 
-def _turning(radix: int, *, whole: bool) -> Any:
+def _signing(radix: int) -> Any:
+    @_intrinsic
+    def function(b: Any, work: Any, offset: Any, stride: Any, signs: Any, start: Any) -> None:
+        """Last stages of the first transform, signs, first stages of the second, between `radix` lines of numbers."""
+        bits = [_bits_at(b, signs, place) for place in _steps(b, start, 1, radix)]
+        for part in (0, _LANES):
+            places = _steps(b, b.add(offset, ir.Constant(_I64, part)), stride, radix)
+            whole = _butterflies(b, [_load(b, work, place, _INTS) for place in places], _ascending(radix))
+            signed = [
+                _negated(b, b.sitofp(x, _FLOATS), _as_sign(b, sign, part)) for x, sign in zip(whole, bits, strict=True)
+            ]
+            for vector, place in zip(_butterflies(b, signed, _descending(radix)), places, strict=True):
+                _store(b, vector, work, place)
+
+    return function
+
+
+_sign_1, _sign_2, _sign_4 = (_signing(radix) for radix in (1, 2, 4))
+
+
+def _turning(radix: int) -> Any:
     @_intrinsic
     def function(b: Any, work: Any, offset: Any, stride: Any, turns: Any, start: Any) -> None:
-        """Last stages of one transform, quarter turns, first stages of the next, between `radix` lines."""
+        """Last stages of the third transform, quarter turns, first stages of the fourth, between `radix` lines."""
         places = _steps(b, offset, stride, radix)
         places_imag = [b.add(place, ir.Constant(_I64, _LANES)) for place in places]
         bits = [_bits_at(b, turns, place) for place in _steps(b, start, 1, radix)]
-        kind = _INTS if whole else _FLOATS
-        real = _butterflies(b, [_load(b, work, place, kind) for place in places], _ascending(radix))
-        if whole:
-            pairs = [_turned_real(b, b.sitofp(x, _FLOATS), turn) for x, turn in zip(real, bits, strict=True)]
-        else:
-            imag = _butterflies(b, [_load(b, work, place) for place in places_imag], _ascending(radix))
-            pairs = [_turned(b, *parts) for parts in zip(real, imag, bits, strict=True)]
+        real, imag = (
+            _butterflies(b, [_load(b, work, place) for place in part], _ascending(radix))
+            for part in (places, places_imag)
+        )
+        pairs = [_turned(b, *parts) for parts in zip(real, imag, bits, strict=True)]
         for part, offsets in enumerate((places, places_imag)):
             lines = _butterflies(b, [pair[part] for pair in pairs], _descending(radix))
             for vector, place in zip(lines, offsets, strict=True):
@@ -336,8 +346,33 @@ def _turning(radix: int, *, whole: bool) -> Any:
     return function
 
 
-_turn_1_whole, _turn_2_whole, _turn_4_whole = (_turning(radix, whole=True) for radix in (1, 2, 4))
-_turn_1, _turn_2, _turn_4 = (_turning(radix, whole=False) for radix in (1, 2, 4))
+_turn_1, _turn_2, _turn_4 = (_turning(radix) for radix in (1, 2, 4))
+
+
+@_intrinsic
+def _enter_row(b: Any, work: Any, offset: Any, axes: Any, byte: Any, row: Any, place: Any) -> None:
+    """Make eight times eight numbers, `_BLOCK` apart, real or imaginary; butterflies between the eight, to lines."""
+    numbers = [_load(b, work, origin) for origin in _steps(b, offset, _BLOCK, 8)]
+    imaginary = [_as_sign(b, _bits_at(b, axes, origin), 0) for origin in _steps(b, byte, _BLOCK // _LANES, 8)]
+    nothing = ir.Constant(_FLOATS, [0.0] * _LANES)
+    real = [_chosen(b, choice, nothing, x) for x, choice in zip(numbers, imaginary, strict=True)]
+    imag = [_chosen(b, choice, x, nothing) for x, choice in zip(numbers, imaginary, strict=True)]
+    for part, vectors in ((0, real), (_LANES, imag)):
+        places = _steps(b, b.add(place, ir.Constant(_I64, part)), 2 * _BLOCK, 8)
+        for vector, target in zip(_butterflies(b, vectors, _descending(8)), places, strict=True):
+            _store(b, vector, row, target)
+
+
+@_intrinsic
+def _leave_row(b: Any, row: Any, place: Any, work: Any, offset: Any) -> None:
+    """Butterflies between eight lines, `_BLOCK` numbers apart, to another array."""
+    for part in (0, _LANES):
+        origins, targets = (
+            _steps(b, b.add(start, ir.Constant(_I64, part)), 2 * _BLOCK, 8) for start in (place, offset)
+        )
+        vectors = _butterflies(b, [_load(b, row, origin) for origin in origins], _ascending(8))
+        for vector, target in zip(vectors, targets, strict=True):
+            _store(b, vector, work, target)
 
 
 @_intrinsic
@@ -439,49 +474,61 @@ def _first_row(lit: Any, amplitudes: Any, first: Any, row: Any, shorts: Any) -> 
 
 
 @njit(cache=True)
-def _widen(shorts: Any, work: Any, group: Any, n_rows: Any) -> None:  # pragma: no cover - compiled
-    column, line = group * _LANES, group * _LINE
+def _real_columns(shorts: Any, work: Any, group: Any, n_rows: Any, signs: Any) -> None:  # pragma: no cover - compiled
+    # Sixteen columns of real numbers, which lie in the second half of the rows.
+    column = group * _LINE
+    line, start = ROW + column, group * n_rows
     for row in range(n_rows):
         place = row * _SHORT_PITCH + column
         if column < _HALF:
             _widen_sum(shorts, place, place + _HALF, work, line + row * _PITCH)
         else:
             _widen_difference(shorts, place - _HALF, place, work, line + row * _PITCH)
+    span = np.int64(1)
+    while span * 8 <= n_rows:
+        for high in range(0, n_rows, 8 * span):
+            for row in range(high, high + span):
+                _integers_up(work, line + row * _PITCH, span * _PITCH)
+        span *= 8
+    radix = n_rows // span
+    for row in range(span):
+        place, stride, sign = line + row * _PITCH, span * _PITCH, start + radix * row
+        if radix == 4:
+            _sign_4(work, place, stride, signs, sign)
+        elif radix == 2:
+            _sign_2(work, place, stride, signs, sign)
+        else:
+            _sign_1(work, place, stride, signs, sign)
+    _fetch_and_come_down(work, line, span, n_rows)
 
 
 @njit(cache=True)
-def _columns(work: Any, group: Any, n_rows: Any, whole: Any, turns: Any) -> None:  # pragma: no cover - compiled
-    # Eight rows at a time; what is left of the number of rows, 1, 2 or 4, goes with the quarter turns. Meanwhile the
-    # lines of the next group are on their way: no hardware foresees such strides.
+def _complex_columns(work: Any, group: Any, n_rows: Any, turns: Any) -> None:  # pragma: no cover - compiled
+    # Eight rows at a time; what is left of the number of rows, 1, 2 or 4, goes with the quarter turns.
     line, start = group * _LINE, group * n_rows
     span = np.int64(1)
     while span * 8 <= n_rows:
         for high in range(0, n_rows, 8 * span):
             for row in range(high, high + span):
-                if whole:
-                    _integers_up(work, line + row * _PITCH, span * _PITCH)
-                else:
-                    _up(work, line + row * _PITCH, span * _PITCH)
+                _up(work, line + row * _PITCH, span * _PITCH)
         span *= 8
     radix = n_rows // span
     for row in range(span):
         place, stride, turn = line + row * _PITCH, span * _PITCH, start + radix * row
         if radix == 4:
-            if whole:
-                _turn_4_whole(work, place, stride, turns, turn)
-            else:
-                _turn_4(work, place, stride, turns, turn)
+            _turn_4(work, place, stride, turns, turn)
         elif radix == 2:
-            if whole:
-                _turn_2_whole(work, place, stride, turns, turn)
-            else:
-                _turn_2(work, place, stride, turns, turn)
-        elif whole:
-            _turn_1_whole(work, place, stride, turns, turn)
+            _turn_2(work, place, stride, turns, turn)
         else:
             _turn_1(work, place, stride, turns, turn)
-        for other in range(radix * row, radix * (row + 1)):
-            _prefetch(work, line + other * _PITCH + _LINE)
+    _fetch_and_come_down(work, line, span, n_rows)
+
+
+@njit(cache=True)
+def _fetch_and_come_down(work: Any, line: Any, span: Any, n_rows: Any) -> None:  # pragma: no cover - compiled
+    # No hardware foresees strides from row to row: the lines of the next group are fetched meanwhile.
+    for row in range(n_rows):
+        _prefetch(work, line + row * _PITCH + _LINE)
     while span > 1:
         span //= 8
         for high in range(0, n_rows, 8 * span):
@@ -490,20 +537,22 @@ def _columns(work: Any, group: Any, n_rows: Any, whole: Any, turns: Any) -> None
 
 
 @njit(cache=True)
-def _middle_row(work: Any, row: Any, exchanges: Any, gains: Any, scale: Any) -> None:  # pragma: no cover - compiled
+def _middle_row(
+    work: Any, row: Any, axes: Any, exchanges: Any, gains: Any, scale: Any, lines: Any
+) -> None:  # pragma: no cover - compiled
     start = row * _PITCH
-    for place in range(start, start + 2 * _BLOCK, _LINE):
-        _down(work, place, 2 * _BLOCK)
+    for column in range(0, _BLOCK, _LANES):
+        _enter_row(work, start + ROW + column, axes, column // _LANES, lines, 2 * column)
     for block in range(0, ROW, _BLOCK):
-        begin = start + 2 * block
+        begin = 2 * block
         for place in range(begin, begin + 2 * _TILE, _LINE):
-            _down(work, place, 2 * _TILE)
+            _down(lines, place, 2 * _TILE)
         for tile in range(0, _BLOCK, _TILE):
-            _gain_tile(work, begin + 2 * tile, exchanges, gains, row * ROW + block + tile, scale)
+            _gain_tile(lines, begin + 2 * tile, exchanges, gains, row * ROW + block + tile, scale)
         for place in range(begin, begin + 2 * _TILE, _LINE):
-            _up(work, place, 2 * _TILE)
-    for place in range(start, start + 2 * _BLOCK, _LINE):
-        _up(work, place, 2 * _BLOCK)
+            _up(lines, place, 2 * _TILE)
+    for place in range(0, 2 * _BLOCK, _LINE):
+        _leave_row(lines, place, work, start + place)
 
 
 @njit(cache=True)
@@ -548,7 +597,8 @@ def _apply(
     source_bounds: Any,
     amplitudes: Any,
     versions: Any,
-    turns_2: Any,
+    signs_2: Any,
+    axes_2: Any,
     exchanges: Any,
     gains: Any,
     scale: Any,
@@ -566,18 +616,18 @@ def _apply(
     for thread in prange(n_threads):
         my_shorts, my_work = shorts[thread], work[thread]
         lit = np.empty(ROW + 16, np.int8)
+        lines = np.empty(2 * ROW, np.float32)
         finished = np.empty(2 * _BLOCK, np.float32)
         for frame in range(thread * n_frames // n_threads, (thread + 1) * n_frames // n_threads):
             for row in range(n_rows):
                 _light(features, frame, sources, source_bounds[row], source_bounds[row + 1], lit)
                 _first_row(lit, amplitudes, versions[frame] * n_rows * ROW, row, my_shorts)
-            for group in range(_GROUPS):
-                _widen(my_shorts, my_work, group, n_rows)
-                _columns(my_work, group, n_rows, True, turns_2)
+            for group in range(ROW // _LINE):
+                _real_columns(my_shorts, my_work, group, n_rows, signs_2)
             for row in range(n_rows):
-                _middle_row(my_work, row, exchanges, gains, scale)
-            for group in range(_GROUPS):
-                _columns(my_work, group, n_rows, False, turns_4)
+                _middle_row(my_work, row, axes_2, exchanges, gains, scale, lines)
+            for group in range(ROW // _LANES):
+                _complex_columns(my_work, group, n_rows, turns_4)
             for row in range(n_rows):
                 _last_row(my_work, row, readouts, readout_bounds, frame, real, imag, finished)
         _fence()
@@ -599,13 +649,20 @@ def swap_digits(indices: NDArray[np.int64]) -> NDArray[np.int64]:
     return indices + (low - middle) * (_LANES - 1)
 
 
+def aligned(memory: NDArray[np.uint8], shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Return an array in memory that has `ALIGNMENT` bytes to spare, from the first cache line on.
+
+    What a cascade writes to it goes past the caches.
+    """
+    start = -memory.ctypes.data % ALIGNMENT
+    stop = start + math.prod(shape) * np.dtype(dtype).itemsize
+    array: NDArray[Any] = memory[start:stop].view(dtype).reshape(shape)
+    return array
+
+
 def aligned_empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Return an array whose memory starts at a cache line: what a cascade writes to it goes past the caches."""
-    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    memory = np.empty(n_bytes + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    aligned: NDArray[Any] = memory[start : start + n_bytes].view(dtype).reshape(shape)
-    return aligned
+    """Return a new array that starts at a cache line."""
+    return aligned(np.empty(math.prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT, np.uint8), shape, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -707,19 +764,24 @@ class Cascade:
     ----------
     size : int
         P.
-    turns_2, turns_4 : ndarray of uint16, shape (P // 8 + 1,)
-        Quarter turns, in the order in which the columns are worked on; a word for eight numbers: in the low byte a bit
-        for each that is negated, in the high byte one for each that is multiplied by i.
+    signs_2 : ndarray of uint16, shape (P // 16 + 1,)
+        The signs of `T2`, a bit for each number, in the order in which the columns are worked on.
+    axes_2 : ndarray of uint8, shape (ROW // 8 + 4,)
+        Which columns `T2` makes imaginary.
     exchanges : ndarray of uint8, shape (P // 8 + 4,)
         Multiplications by i in `T3`; its negations are the signs of the gains.
     gains : ndarray of int16, shape (P,)
         `G`. Like `exchanges` in the order in which the kernel meets it, that is with digits swapped.
     scale : numpy.float32
         `c`.
+    turns_4 : ndarray of uint16, shape (P // 8 + 1,)
+        The turns of `T4`, a word for eight numbers, in the order in which the columns are worked on: in the low byte a
+        bit for each that is negated, in the high byte one for each that is multiplied by i.
     """
 
     size: int
-    turns_2: NDArray[np.uint16]
+    signs_2: NDArray[np.uint16]
+    axes_2: NDArray[np.uint8]
     exchanges: NDArray[np.uint8]
     gains: NDArray[np.int16]
     scale: np.float32
@@ -728,30 +790,45 @@ class Cascade:
     @classmethod
     def pack(
         cls,
-        turns: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]],
+        turns_2: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+        turns_3: NDArray[np.uint8],
+        turns_4: NDArray[np.uint8],
         gains: NDArray[np.int16],
         scale: np.float32,
     ) -> Cascade:
-        """Pack diagonals.
+        """Pack diagonals, for a size that is a power of two from `ROW` on.
 
         Parameters
         ----------
-        turns : three ndarray of uint8, shape (P,)
-            The powers of i, 0 to 3, of `T2`, `T3` and `T4`; P a power of two from `ROW` on.
+        turns_2 : two ndarray of uint8, shape (P,) and (ROW,)
+            Signs of `T2`, 1 for minus, and 1 for every column (index modulo `ROW`) that is multiplied by i.
+        turns_3, turns_4 : ndarray of uint8, shape (P,)
+            The powers of i, 0 to 3, of `T3` and `T4`.
         gains : ndarray of int16, shape (P,)
             `G`, not negative. `T3` and `G` at the place `e` belong to the index `swap_digits(e)`.
         scale : numpy.float32
             `c`.
         """
-        size = len(gains)
-        negated = np.where(turns[1] >= 2, -gains, gains)
-        exchanges = np.append(np.packbits(turns[1] & 1, bitorder="little"), np.zeros(4, np.uint8))
-        return cls(size, _pack_turns(turns[0]), exchanges, negated, scale, _pack_turns(turns[2]))
+        signs, axes = turns_2
+        negated, exchanged = (_pack_bits(bits) for bits in (turns_4 >> np.uint8(1), turns_4 & np.uint8(1)))
+        return cls(
+            size=len(gains),
+            signs_2=_in_column_order(_pack_bits(signs).view("<u2").astype(np.uint16), len(gains)),
+            axes_2=_with_margin(_pack_bits(axes)),
+            exchanges=_with_margin(_pack_bits(turns_3 & np.uint8(1))),
+            gains=np.where(turns_3 >= 2, -gains, gains),
+            scale=scale,
+            turns_4=_in_column_order(negated | (exchanged.astype(np.uint16) << np.uint16(8)), len(gains)),
+        )
 
-    @property
-    def transposed(self) -> Cascade:
-        """The transposed matrix: `H` is symmetric, so `T2` and `T4` change places."""
-        return Cascade(self.size, self.turns_4, self.exchanges, self.gains, self.scale, self.turns_2)
+    def turns(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return the powers of i of `T2` to `T4`, shape (P,) each, by index."""
+        words_2, words_4 = (_in_index_order(words, self.size) for words in (self.signs_2, self.turns_4))
+        signs = _unpack_bits(words_2.astype("<u2").view(np.uint8), self.size)
+        axes = np.tile(_unpack_bits(self.axes_2, ROW), self.size // ROW)
+        negated, exchanged = (_unpack_bits((words_4 >> shift).astype(np.uint8), self.size) for shift in (0, 8))
+        turns_3 = _unpack_bits(self.exchanges, self.size) + 2 * (self.gains < 0)
+        return axes + 2 * signs, turns_3[swap_digits(np.arange(self.size))].astype(np.uint8), exchanged + 2 * negated
 
     def apply(
         self,
@@ -789,7 +866,8 @@ class Cascade:
             source.bounds,
             amplitudes,
             versions,
-            self.turns_2,
+            self.signs_2,
+            self.axes_2,
             self.exchanges,
             self.gains,
             self.scale,
@@ -802,16 +880,15 @@ class Cascade:
         )
 
     def row(self, position: int) -> NDArray[np.complex64]:
-        """Return the row of the matrix for the output at a position, shape (P,): from the right factor to the left."""
+        """Return the row of the matrix for the output at a position, shape (P,): from the left factor to the right."""
         swapped = swap_digits(np.arange(self.size))
-        index = np.uint64(swap_digits(np.array([position]))[0])
-        signs = 1 - 2 * (np.bitwise_count(np.arange(self.size, dtype=np.uint64) & index) & 1).astype(np.int8)
-        row: NDArray[np.complex64] = signs * _QUARTERS[_unpack_turns(self.turns_4)]
+        turns_2, turns_3, turns_4 = (_QUARTERS[turns] for turns in self.turns())
+        parity = np.bitwise_count(np.arange(self.size) & swapped[position]) & 1
+        row: NDArray[np.complex64] = np.where(parity, -turns_4, turns_4)
         _transform(row)
-        gains = self.gains[swapped].astype(np.float32) * self.scale
-        row *= gains * _QUARTERS[np.unpackbits(self.exchanges, bitorder="little", count=self.size)[swapped]]
+        row *= turns_3 * (np.abs(self.gains)[swapped].astype(np.float32) * self.scale)
         _transform(row)
-        row *= _QUARTERS[_unpack_turns(self.turns_2)]
+        row *= turns_2
         _transform(row)
         return row
 
@@ -829,15 +906,14 @@ class Cascade:
             Real and imaginary parts, by position.
         """
         swapped = swap_digits(np.arange(self.size))
+        turns_2, turns_3, turns_4 = self.turns()
         gains = np.abs(self.gains)[swapped].astype(np.float32) * self.scale
-        exchanges = np.unpackbits(self.exchanges, bitorder="little", count=self.size)[swapped]
-        turns_3 = exchanges + 2 * (self.gains < 0)[swapped]
         first = hadamard_with_numpy(inputs, descending=False).astype(np.float32)
-        real, imag = _turn_with_numpy(first, np.zeros_like(first), _unpack_turns(self.turns_2))
+        real, imag = _turn_with_numpy(first, np.zeros_like(first), turns_2)
         real, imag = (hadamard_with_numpy(part, descending=True) * gains for part in (real, imag))
         real, imag = _turn_with_numpy(real, imag, turns_3)
         real, imag = (hadamard_with_numpy(part, descending=False) for part in (real, imag))
-        real, imag = _turn_with_numpy(real, imag, _unpack_turns(self.turns_4))
+        real, imag = _turn_with_numpy(real, imag, turns_4)
         real, imag = (hadamard_with_numpy(part, descending=True)[:, swapped] for part in (real, imag))
         return real, imag
 
@@ -857,25 +933,34 @@ def _transform(values: Any) -> None:  # pragma: no cover - compiled
         stride *= 2
 
 
-def _column_order(size: int) -> NDArray[np.int64]:
-    """Return the words of quarter turns, row by row, in the order in which `_columns` meets them."""
+def _pack_bits(bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.packbits(bits, bitorder="little")
+
+
+def _unpack_bits(bytes_: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    return np.unpackbits(bytes_, bitorder="little", count=count)
+
+
+def _with_margin(bits: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Append what the kernel, which reads four bytes at each, reads too much."""
+    return np.append(bits, np.zeros(4, np.uint8))
+
+
+def _column_order(n_words: int, size: int) -> NDArray[np.int64]:
+    """Return the words for groups of columns, given row by row, in the order in which the columns are worked on."""
     n_rows = size // ROW
     span = 8 ** ((n_rows.bit_length() - 1) // 3)
-    words = np.arange(size // _LANES).reshape(n_rows // span, span, _GROUPS)
-    return words.transpose(2, 1, 0).ravel()
+    return np.arange(n_words).reshape(n_rows // span, span, n_words // n_rows).transpose(2, 1, 0).ravel()
 
 
-def _pack_turns(turns: NDArray[np.uint8]) -> NDArray[np.uint16]:
-    negated, exchanged = (np.packbits(bits, bitorder="little").astype(np.uint16) for bits in (turns >> 1, turns & 1))
-    words = (negated | (exchanged << np.uint16(8)))[_column_order(len(turns))]
-    return np.append(words, np.uint16(0))  # the kernel reads four bytes at each word
+def _in_column_order(words: NDArray[np.uint16], size: int) -> NDArray[np.uint16]:
+    return np.append(words[_column_order(len(words), size)], np.uint16(0))  # the kernel reads four bytes at each
 
 
-def _unpack_turns(words: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    rows = np.empty(len(words) - 1, np.uint16)
-    rows[_column_order(_LANES * len(rows))] = words[:-1]
-    negated, exchanged = (np.unpackbits((rows >> shift).astype(np.uint8), bitorder="little") for shift in (0, 8))
-    return 2 * negated + exchanged
+def _in_index_order(words: NDArray[np.uint16], size: int) -> NDArray[np.uint16]:
+    ordered = np.empty(len(words) - 1, np.uint16)
+    ordered[_column_order(len(ordered), size)] = words[:-1]
+    return ordered
 
 
 def _turn_with_numpy(

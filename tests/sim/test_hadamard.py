@@ -24,8 +24,10 @@ SIZES = [ROW * 2**k for k in range(5)]  # one row of numbers; 2, 4 and 8 of them
 
 def make_cascade(size, seed=0):
     generator = np.random.default_rng([size, seed])
-    turns = tuple(generator.integers(0, 4, size, dtype=np.uint8) for _ in range(3))
-    return Cascade.pack(turns, generator.integers(0, 2**15, size).astype(np.int16), np.float32(2.0**-40))
+    turns_2 = generator.integers(0, 2, size, dtype=np.uint8), generator.integers(0, 2, ROW, dtype=np.uint8)
+    turns_3, turns_4 = (generator.integers(0, 4, size, dtype=np.uint8) for _ in range(2))
+    gains = generator.integers(0, 2**15, size).astype(np.int16)
+    return Cascade.pack(turns_2, turns_3, turns_4, gains, np.float32(2.0**-40))
 
 
 def make_inputs(size, n_features, run, n_frames, seed=1):
@@ -89,7 +91,8 @@ def test_the_twin_is_the_product_of_its_factors():
     index = np.arange(size, dtype=np.uint16)
     hadamard = 1.0 - 2 * (np.bitwise_count(index[:, np.newaxis] & index) & 1)
     generator = np.random.default_rng([size, 0])
-    turn_2, turn_3, turn_4 = (1j ** generator.integers(0, 4, size, dtype=np.uint8) for _ in range(3))
+    turn_2 = (1.0 - 2 * generator.integers(0, 2, size, dtype=np.uint8)) * 1j ** generator.integers(0, 2, ROW, np.uint8)
+    turn_3, turn_4 = (1j ** generator.integers(0, 4, size, dtype=np.uint8) for _ in range(2))
     gains = generator.integers(0, 2**15, size)
     order = swap_digits(np.arange(size))
     inputs = np.random.default_rng(5).integers(-15, 16, (2, size))

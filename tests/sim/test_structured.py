@@ -120,15 +120,16 @@ def test_entries_are_those_of_the_description():
     turns = []
     for stream in (1, 2, 3):
         words = philox_words((np.arange(size // 64), 0, stream, 0), key)
-        turns.append((2 * bits(words[:2]) + bits(words[2:])).astype(np.uint8))
+        turns.append((bits(words[:2]).astype(np.uint8), bits(words[2:]).astype(np.uint8)))
     words = np.stack(philox_words((np.arange(size // 4), 0, 4, 0), key), axis=1).ravel()
     gains = structured._quarter_circle(size)[np.argsort(words, kind="stable")]
     scale = np.float32(1 / (size * np.sqrt(np.sum(gains.astype(np.float64) ** 2))))
+    turns_2, turns_3, turns_4 = turns[0], 2 * turns[1][0] + turns[1][1], 2 * turns[2][0] + turns[2][1]
     signs = 1 - 2 * bits(philox_words((np.arange(size // 64), epoch, 0, 0), key)[:2])
     mirrors = np.array([4095, 0, 64, 1000])
     inputs = np.zeros((len(mirrors), size), np.int64)
     inputs[np.arange(len(mirrors)), mirrors] = signs[mirrors]
-    real, imag = Cascade.pack(tuple(turns), gains, scale).apply_with_numpy(inputs)
+    real, imag = Cascade.pack(turns_2, turns_3, turns_4, gains, scale).apply_with_numpy(inputs)
     epochs = np.full(size // 64, epoch, np.uint32)
     found = StructuredMedium(seed, size).entries(mirrors, number * size + np.arange(size), epochs)
     np.testing.assert_array_equal(found, (real + 1j * imag).T)
@@ -314,13 +315,12 @@ def test_kernel_of_intensities_scatters_like_that_of_a_gaussian_matrix():
 
 
 def altered(monkeypatch, alter):
-    """Return the matrix of all points and 256 features with other diagonals: `alter(turns, gains)` returns them."""
+    """Return the matrix of all points and 256 features with other diagonals: `alter(*diagonals)` returns them."""
     drawn = []
 
-    def pack(turns, gains, scale):
-        turns, gains = alter(turns, gains)
+    def pack(*diagonals):
         drawn.append(True)
-        return original(turns, gains, scale)
+        return original(*alter(*diagonals))
 
     original = Cascade.pack
     monkeypatch.setattr(structured.Cascade, "pack", pack)
@@ -333,7 +333,7 @@ def altered(monkeypatch, alter):
 
 def test_equal_gains_look_gaussian_and_are_refused(monkeypatch):
     """Without the quarter-circle law the matrix is that of random signs and transforms alone: nearly unitary."""
-    matrix = altered(monkeypatch, lambda turns, gains: (turns, np.full_like(gains, 16_000)))
+    matrix = altered(monkeypatch, lambda *d: (*d[:3], np.full_like(d[3], 16_000), d[4]))
     assert media_laws.kurtosis(matrix) == pytest.approx(2, abs=0.03)
     assert media_laws.circularity(matrix) < 0.01
     assert media_laws.singular_value_distance(matrix) > 0.4
@@ -341,7 +341,7 @@ def test_equal_gains_look_gaussian_and_are_refused(monkeypatch):
 
 def test_a_chain_that_stays_real_too_long_is_refused(monkeypatch):
     """With signs for the second diagonal the complex matrix is right, its real part and its conjugate are not."""
-    matrix = altered(monkeypatch, lambda turns, gains: ((turns[0] & 2, *turns[1:]), gains))
+    matrix = altered(monkeypatch, lambda *d: ((d[0][0], 0 * d[0][1]), *d[1:]))
     assert media_laws.singular_value_distance(matrix) <= 0.02
     assert media_laws.singular_value_distance(matrix.real) > 0.02
     pseudo = media_laws.pseudo_correlations(matrix[:1024])
@@ -350,7 +350,7 @@ def test_a_chain_that_stays_real_too_long_is_refused(monkeypatch):
 
 def test_too_few_phases_are_refused(monkeypatch):
     """Without turns the matrix is real."""
-    matrix = altered(monkeypatch, lambda turns, gains: (tuple(turn & 2 for turn in turns), gains))
+    matrix = altered(monkeypatch, lambda *d: ((d[0][0], 0 * d[0][1]), d[1] & 2, d[2] & 2, *d[3:]))
     assert media_laws.kurtosis(matrix) > 2.9
     assert media_laws.circularity(matrix) > 0.9
 

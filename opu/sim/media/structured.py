@@ -5,10 +5,11 @@ The matrix from mirrors to points is
     A = c H D4 H S D3 H D2 H D1
 
 with `H` the Walsh-Hadamard transform of size P, a power of two from 4096 on that is not below the number of mirrors;
-`D1` random signs, `D2` to `D4` random quarter turns (1, i, -1, -i); `S` the quantiles of the quarter-circle law in
-random order, to 15 bits; `c` a constant that makes the mean of `|a|^2` exactly 1 over all P x P entries. Mirrors are
-the first columns, points any rows. Point `p` belongs to the point block `p // P`, and every point block has a matrix of
-its own. All that is random are words of Philox4x32-10, so any entry can be computed anywhere.
+`D1` random signs, `D2` to `D4` random quarter turns (1, i, -1, -i), those of `D2` imaginary together for indices equal
+modulo 4096; `S` the quantiles of the quarter-circle law in random order, to 15 bits; `c` a constant that makes the mean
+of `|a|^2` exactly 1 over all P x P entries. Mirrors are the first columns, points any rows. Point `p` belongs to the
+point block `p // P`, and every point block has a matrix of its own. All that is random are words of Philox4x32-10, so
+any entry can be computed anywhere.
 
 Why this is what light through a scattering medium does
 -------------------------------------------------------
@@ -34,6 +35,7 @@ mirrors changes as if its entries were drawn anew, while a single column keeps i
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -45,7 +47,7 @@ import numpy as np
 from opu.errors import ConfigError
 from opu.parts import UNUSED_MIRROR
 from opu.sim.counters import derive_key, philox_words
-from opu.sim.hadamard import LARGEST_INPUT, ROW, Cascade, Readout, Scratch, Source, aligned_empty
+from opu.sim.hadamard import ALIGNMENT, LARGEST_INPUT, ROW, Cascade, Readout, Scratch, Source, aligned, aligned_empty
 from opu.sim.media.base import EpochTrack, Fields, Medium, PreparedMedium
 from opu.sim.mirrors import BLOCK, MirrorMap, n_blocks
 from opu.sim.threads import numba_lock
@@ -57,9 +59,10 @@ if TYPE_CHECKING:
 
 __all__ = ["StructuredMedium"]
 
-_SIGNS, _TURNS, _ORDER = 0, 1, 4  # the third word of a counter: what the number is for; turns take 1 to 3
+_SIGNS, _TURNS_2, _TURNS_3, _TURNS_4, _ORDER = range(5)  # the third word of a counter: what the number is for
 _LARGEST_GAIN = 2**15 - 1
 _WORD = np.uint64(32)
+_LARGEST_KEPT_BYTES = 2**27
 _VERSIONS = 16  # states of the epochs that are worked on together
 _ROW_COST = 20  # a row of the matrix takes as long as this many columns
 
@@ -174,16 +177,20 @@ def _key(seed: int, size: int, point_block: int) -> tuple[np.uint64, np.uint64]:
 def _cascade(seed: int, size: int, point_block: int) -> Cascade:
     """Draw all of a point block's matrix but `D1`; what was drawn last stays, 4 bytes for each mirror and block."""
     key = _key(seed, size, point_block)
-    counters = np.arange(size // BLOCK)
-    turns = []
-    for stream in range(_TURNS, _TURNS + 3):
-        negated, exchanged = _bits(philox_words((counters, 0, stream, 0), key))
-        turns.append(2 * negated.ravel() + exchanged.ravel())
+    signs, turns_3, turns_4 = (
+        [bits.ravel() for bits in _bits(philox_words((np.arange(size // BLOCK), 0, stream, 0), key))]
+        for stream in (_TURNS_2, _TURNS_3, _TURNS_4)
+    )
     words = np.stack(philox_words((np.arange(size // 4), 0, _ORDER, 0), key), axis=1).ravel()
     order = np.sort((words << _WORD) | np.arange(size, dtype=np.uint64)) & np.uint64(0xFFFFFFFF)
     quantiles = _quarter_circle(size)
-    scale = np.float32(1 / (size * math.sqrt(int((quantiles.astype(np.int64) ** 2).sum()))))
-    return Cascade.pack((turns[0], turns[1], turns[2]), quantiles[order.astype(np.int64)], scale)
+    return Cascade.pack(
+        (signs[0], signs[1][:ROW]),
+        2 * turns_3[0] + turns_3[1],
+        2 * turns_4[0] + turns_4[1],
+        quantiles[order.astype(np.int64)],
+        np.float32(1 / (size * math.sqrt(int((quantiles.astype(np.int64) ** 2).sum())))),
+    )
 
 
 def _bits(words: tuple[NDArray[np.uint64], ...]) -> list[NDArray[np.uint8]]:
@@ -249,6 +256,27 @@ class _Chain:
         return amplitudes.reshape(len(versions), -1)
 
 
+class _Recycler:
+    """The memory of fields that nobody holds any more is used for the next ones.
+
+    Pages that are fresh from the operating system cost as much time as the transforms that fill them.
+    """
+
+    def __init__(self) -> None:
+        self._memory = np.empty(0, dtype=np.uint8)
+
+    def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return an array that starts at a cache line."""
+        n_bytes = 4 * math.prod(shape)
+        # Every view, and every view of a view, holds the array that owns the memory: it, this object and the call.
+        if self._memory.nbytes < n_bytes + ALIGNMENT or sys.getrefcount(self._memory) > 2:
+            memory = np.empty(n_bytes + ALIGNMENT, dtype=np.uint8)
+            if n_bytes > _LARGEST_KEPT_BYTES:
+                return aligned(memory, shape, np.float32)
+            self._memory = memory
+        return aligned(self._memory, shape, np.float32)
+
+
 class _PreparedStructured(PreparedMedium):
     def __init__(self, medium: StructuredMedium, mirrors: MirrorMap, points: NDArray[np.int64]) -> None:
         if mirrors.levels.max(initial=0) > LARGEST_INPUT:
@@ -271,14 +299,15 @@ class _PreparedStructured(PreparedMedium):
             cascade = _cascade(medium.seed, size, number)
             key = _key(medium.seed, size, number)
             self._chains.append(_Chain(key, cascade, levels, readout))
+        self._recycler = _Recycler()
         self._all: tuple[NDArray[np.uint32], NDArray[np.float32], NDArray[np.float32]] | None = None
 
     def fields(self, features: NDArray[np.uint8], track: EpochTrack) -> Fields:
         """Compute the fields of a sequence; parameters as in `PreparedMedium.fields`."""
         features = np.ascontiguousarray(features, dtype=np.uint8)
         n_frames = len(features)
-        real, imag = self._empty(n_frames), self._empty(n_frames)
         with numba_lock:
+            real, imag = self._recycler.empty((2, n_frames, self._n_points))
             if len(track.frames) == 0:
                 self._multiply(features, self._source, [track.initial], np.zeros(n_frames, np.int64), (real, imag))
                 return Fields(real, imag, *self._field_of_all(track.initial))
