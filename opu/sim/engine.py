@@ -99,7 +99,12 @@ class IntegerMatrix:
     @cached_property
     def _bounds(self) -> NDArray[np.int64]:
         """How far the sums over each step of features can be from 0, whatever the pattern, shape (n_steps,)."""
-        bounds: NDArray[np.int64] = _step_bounds(self.blocks)
+        n_steps = self.blocks.shape[1] // _STEP
+        bounds = np.zeros(n_steps, np.int64)
+        for block in self.blocks:
+            # The size of -2**15 is 2**15 as an unsigned number.
+            sizes = np.abs(block).view(np.uint16).reshape(n_steps, _STEP, 2 * OUTPUTS)
+            np.maximum(bounds, sizes.sum(axis=1, dtype=np.int32).max(axis=1), out=bounds)
         return bounds
 
     def _codes(self, features: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -110,42 +115,27 @@ class IntegerMatrix:
         return np.ascontiguousarray((padded.reshape(len(features), -1, _GROUP) @ weights).T)
 
 
+# Compiling a kernel takes much longer than loading one: loops over single numbers, rather than over slices, and no more
+# of them than needed, keep that short.
+
+
 @njit(parallel=True, cache=True)
 def _sum_rows(features: Any, blocks: Any, real: Any, imag: Any) -> None:  # pragma: no cover - compiled
     batch, n_features = features.shape
-    n_outputs = real.shape[1]
     for block in prange(blocks.shape[0]):
         total = np.empty(2 * OUTPUTS, np.int32)
         start = block * OUTPUTS
+        size = min(OUTPUTS, real.shape[1] - start)
         for pattern in range(batch):
-            total[:] = 0
+            for i in range(2 * OUTPUTS):
+                total[i] = 0
             for feature in range(n_features):
                 if features[pattern, feature]:
-                    row = blocks[block, feature]
                     for i in range(2 * OUTPUTS):
-                        total[i] += row[i]
-            for i in range(min(OUTPUTS, n_outputs - start)):
+                        total[i] += blocks[block, feature, i]
+            for i in range(size):
                 real[pattern, start + i] = total[i]
                 imag[pattern, start + i] = total[OUTPUTS + i]
-
-
-@njit(parallel=True, cache=True)
-def _step_bounds(blocks: Any) -> Any:  # pragma: no cover - compiled
-    n_steps = blocks.shape[1] // _STEP
-    by_block = np.zeros((blocks.shape[0], n_steps), np.int64)
-    for block in prange(blocks.shape[0]):
-        total = np.empty(2 * OUTPUTS, np.int32)
-        for step in range(n_steps):
-            total[:] = 0
-            for feature in range(step * _STEP, (step + 1) * _STEP):
-                row = blocks[block, feature]
-                for i in range(2 * OUTPUTS):
-                    total[i] += abs(np.int32(row[i]))
-            by_block[block, step] = total.max()
-    bounds = np.zeros(n_steps, np.int64)
-    for step in range(n_steps):
-        bounds[step] = by_block[:, step].max()
-    return bounds
 
 
 @njit(parallel=True, cache=True)
@@ -153,39 +143,46 @@ def _sum_tables(codes: Any, blocks: Any, bounds: Any, real: Any, imag: Any) -> N
     batch, n_outputs = real.shape
     n_steps = len(bounds)
     for block in prange(blocks.shape[0]):
-        sums = np.zeros((batch, 2 * OUTPUTS), np.int16)
-        tables = np.zeros((_TABLES, 1 << _GROUP, 2 * OUTPUTS), np.int16)
+        sums = np.empty((batch, 2 * OUTPUTS), np.int16)
+        tables = np.empty((_TABLES, 1 << _GROUP, 2 * OUTPUTS), np.int16)
         start = block * OUTPUTS
         size = min(OUTPUTS, n_outputs - start)
-        real[:, start : start + size] = np.float32(0)
-        imag[:, start : start + size] = np.float32(0)
+        for pattern in range(batch):
+            for i in range(2 * OUTPUTS):
+                sums[pattern, i] = 0
+            for i in range(size):
+                real[pattern, start + i] = 0
+                imag[pattern, start + i] = 0
+        for table in range(_TABLES):
+            for i in range(2 * OUTPUTS):
+                tables[table, 0, i] = 0
         reach = 0
         for step in range(n_steps):
             for table in range(_TABLES):
-                first = step * _STEP + table * _GROUP
-                for bit in range(_GROUP):
-                    row = blocks[block, first + bit]
-                    for code in range(1 << bit):
-                        without = tables[table, code]
-                        with_row = tables[table, code + (1 << bit)]
-                        for i in range(2 * OUTPUTS):
-                            with_row[i] = without[i] + row[i]
+                feature = step * _STEP + table * _GROUP
+                top = 1  # the highest bit of the code, which stands for the feature
+                for code in range(1, 1 << _GROUP):
+                    if code == 2 * top:
+                        top = code
+                        feature += 1
+                    for i in range(2 * OUTPUTS):
+                        tables[table, code, i] = tables[table, code - top, i] + blocks[block, feature, i]
             group = step * _TABLES
             for pattern in range(batch):
-                total = sums[pattern]
-                table_0 = tables[0, codes[group, pattern]]
-                table_1 = tables[1, codes[group + 1, pattern]]
-                table_2 = tables[2, codes[group + 2, pattern]]
-                table_3 = tables[3, codes[group + 3, pattern]]
+                code_0 = codes[group, pattern]
+                code_1 = codes[group + 1, pattern]
+                code_2 = codes[group + 2, pattern]
+                code_3 = codes[group + 3, pattern]
                 for i in range(2 * OUTPUTS):
-                    total[i] = np.int16(
-                        total[i] + np.int16(np.int16(table_0[i] + table_1[i]) + np.int16(table_2[i] + table_3[i]))
-                    )
+                    low = np.int16(tables[0, code_0, i] + tables[1, code_1, i])
+                    high = np.int16(tables[2, code_2, i] + tables[3, code_3, i])
+                    sums[pattern, i] += np.int16(low + high)
             reach += bounds[step]
             if step + 1 == n_steps or reach + bounds[step + 1] > _LIMIT:
                 for pattern in range(batch):
                     for i in range(size):
                         real[pattern, start + i] += np.float32(sums[pattern, i])
                         imag[pattern, start + i] += np.float32(sums[pattern, OUTPUTS + i])
-                sums[:] = 0
+                    for i in range(2 * OUTPUTS):
+                        sums[pattern, i] = 0
                 reach = 0
