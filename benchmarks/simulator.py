@@ -148,9 +148,7 @@ def qpsk_entries_per_s(rounds, n_mirrors=MEGA, n_points=2048):
 
 
 def laws_of_the_benchmarked_medium():
-    """Measure that the medium of `compare` is one: contrast with few and many of 1,000 inputs on, and acceptance A3
-    to A5.
-    """
+    """Measure the laws of the medium of `compare`: contrast with few and many inputs on, and acceptance A3 to A5."""
     with opu.open(f"sim:?preset=aurora&seed={SEED}") as device:
         truth = device.capability(opu.GroundTruth)
         config = opu.SessionConfig(n_features=1000, n_outputs=10_000)
