@@ -110,9 +110,10 @@ class OpticalTable:
 
     def mirrors(self, layout: MirrorLayout) -> MirrorMap:
         """Return what the mirrors show in a layout."""
-        if self._mirrors is None or self._mirrors[0] != layout:
-            self._mirrors = layout, mirror_map(self.model.dmd, layout, self.seed)
-        return self._mirrors[1]
+        known = self._mirrors  # sessions are opened by any thread
+        if known is None or known[0] != layout:
+            known = self._mirrors = layout, mirror_map(self.model.dmd, layout, self.seed)
+        return known[1]
 
     def twin(self) -> OpticalTable:
         """Return an equal table that shares nothing."""
@@ -284,7 +285,7 @@ class OpticalTable:
             return np.zeros((n_frames, len(settings.pixels)), np.float32)
         out = np.empty((n_frames, len(settings.pixels)), np.float32)
         fields = self._fields(path, features, times_s)
-        scale = self._electrons_per_intensity(settings.exposure_us)
+        scale = self._electrons_per_intensity(path.mirrors.full_level, settings.exposure_us)
         off = self.model.dmd.off_amplitude
         arm = self._arm(path, settings.exposure_us / scale, first_frame_index, n_frames)
         if path.sampling.is_plain:
@@ -319,9 +320,8 @@ class OpticalTable:
             )
         )
 
-    def _electrons_per_intensity(self, exposure_us: float) -> float:
+    def _electrons_per_intensity(self, full_level: int, exposure_us: float) -> float:
         """Mean photo-electrons for a squared field of 1."""
-        full_level = self.model.dmd.levels()[1]
         per_mirror = self.model.laser.electrons_per_mirror_us * self.model.dmd.efficiency * exposure_us
         return per_mirror / (self.medium.variance * full_level**2)
 
