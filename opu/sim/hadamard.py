@@ -91,14 +91,13 @@ _SIGN_BITS = ir.Constant(_INTS, [-(2**31)] * _LANES)
 
 def _load(b: Any, data: Any, offset: Any, kind: Any = _FLOATS) -> Any:
     vector = b.load(b.bitcast(b.gep(data, [offset]), kind.as_pointer()))
-    vector.align = kind.element.width // 8 if isinstance(kind.element, ir.IntType) else 4
+    vector.align = 1
     return vector
 
 
 def _store(b: Any, vector: Any, data: Any, offset: Any) -> Any:
-    kind = vector.type
-    instruction = b.store(vector, b.bitcast(b.gep(data, [offset]), kind.as_pointer()))
-    instruction.align = kind.element.width // 8 if isinstance(kind.element, ir.IntType) else 4
+    instruction = b.store(vector, b.bitcast(b.gep(data, [offset]), vector.type.as_pointer()))
+    instruction.align = 1
     return instruction
 
 
@@ -499,7 +498,8 @@ def _real_columns(shorts: Any, work: Any, group: Any, n_rows: Any, signs: Any) -
             _sign_2(work, place, stride, signs, sign)
         else:
             _sign_1(work, place, stride, signs, sign)
-    _fetch_and_come_down(work, line, span, n_rows)
+        _fetch(work, line + _LINE, radix * row, radix)
+    _come_down(work, line, span, n_rows)
 
 
 @njit(cache=True)
@@ -521,14 +521,19 @@ def _complex_columns(work: Any, group: Any, n_rows: Any, turns: Any) -> None:  #
             _turn_2(work, place, stride, turns, turn)
         else:
             _turn_1(work, place, stride, turns, turn)
-    _fetch_and_come_down(work, line, span, n_rows)
+        _fetch(work, line + _LINE, radix * row, radix)
+    _come_down(work, line, span, n_rows)
 
 
 @njit(cache=True)
-def _fetch_and_come_down(work: Any, line: Any, span: Any, n_rows: Any) -> None:  # pragma: no cover - compiled
-    # No hardware foresees strides from row to row: the lines of the next group are fetched meanwhile.
-    for row in range(n_rows):
-        _prefetch(work, line + row * _PITCH + _LINE)
+def _fetch(work: Any, line: Any, first: Any, count: Any) -> None:  # pragma: no cover - compiled
+    # A few of the lines of the next group, while this one is worked on: no hardware foresees strides from row to row.
+    for row in range(first, first + count):
+        _prefetch(work, line + row * _PITCH)
+
+
+@njit(cache=True)
+def _come_down(work: Any, line: Any, span: Any, n_rows: Any) -> None:  # pragma: no cover - compiled
     while span > 1:
         span //= 8
         for high in range(0, n_rows, 8 * span):

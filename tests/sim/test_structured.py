@@ -237,6 +237,26 @@ def test_returned_fields_stay_as_they_are():
         np.testing.assert_array_equal(getattr(first, name), getattr(copy, name))
 
 
+def test_memory_of_fields_is_used_again_when_nobody_holds_it():
+    mirrors = even(30, 2000)
+    prepared = StructuredMedium(3, 2000).prepare(mirrors, POINTS)
+
+    def address(held):
+        fields = prepared.fields(patterns(3, 30), still(mirrors, 3))
+        held.append(fields.imag[1:][:, 5])  # a view of a view
+        return fields.real.ctypes.data
+
+    held = []
+    first, second = address(held), address(held)
+    assert first != second
+    expected = held[1].copy()
+    np.testing.assert_array_equal(held[0], expected)
+    del held[1]
+    addresses = {address([]) for _ in range(3)}
+    assert addresses == {second}
+    np.testing.assert_array_equal(held[0], expected)
+
+
 # Laws
 
 CASES = {

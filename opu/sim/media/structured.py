@@ -39,7 +39,7 @@ import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numba
 import numpy as np
@@ -64,6 +64,7 @@ _LARGEST_GAIN = 2**15 - 1
 _WORD = np.uint64(32)
 _LARGEST_KEPT_BYTES = 2**27
 _VERSIONS = 16  # states of the epochs that are worked on together
+_COLUMNS = 64  # columns of the matrix that are computed together
 _ROW_COST = 20  # a row of the matrix takes as long as this many columns
 
 
@@ -145,11 +146,15 @@ class StructuredMedium(Medium):
         features = np.full(self.n_mirrors, UNUSED_MIRROR, dtype=np.int32)
         features[chosen] = np.arange(len(chosen))
         alone = MirrorMap(len(chosen), features, np.ones(self.n_mirrors, dtype=np.uint8))
-        track = EpochTrack.still(len(chosen), epochs)
-        fields = self.prepare(alone, points).fields(np.eye(len(chosen), dtype=np.uint8), track)
-        block = np.empty((len(points), len(mirrors)), dtype=np.complex64)
-        block.real, block.imag = fields.real[columns].T, fields.imag[columns].T
-        return block
+        prepared = self.prepare(alone, points)
+        block = np.empty((len(points), len(chosen)), dtype=np.complex64)
+        for start in range(0, len(chosen), _COLUMNS):
+            part = block[:, start : start + _COLUMNS]
+            n_columns = part.shape[1]
+            units = np.eye(n_columns, len(chosen), start, dtype=np.uint8)
+            fields = prepared.fields(units, EpochTrack.still(n_columns, epochs))
+            part.real, part.imag = fields.real.T, fields.imag.T
+        return block[:, columns]
 
     def _rows(
         self, mirrors: NDArray[np.int64], points: NDArray[np.int64], epochs: NDArray[np.uint32]
@@ -264,16 +269,18 @@ class _Recycler:
 
     def __init__(self) -> None:
         self._memory = np.empty(0, dtype=np.uint8)
+        self._n_references_alone = sys.getrefcount(self._memory)
 
     def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Return an array that starts at a cache line."""
-        n_bytes = 4 * math.prod(shape)
-        # Every view, and every view of a view, holds the array that owns the memory: it, this object and the call.
-        if self._memory.nbytes < n_bytes + ALIGNMENT or sys.getrefcount(self._memory) > 2:
-            memory = np.empty(n_bytes + ALIGNMENT, dtype=np.uint8)
+        n_bytes = 4 * math.prod(shape) + ALIGNMENT
+        # Every view, and every view of a view, holds a reference to the array that owns the memory.
+        if self._memory.nbytes < n_bytes or sys.getrefcount(self._memory) > self._n_references_alone:
+            memory = np.empty(n_bytes, dtype=np.uint8)
             if n_bytes > _LARGEST_KEPT_BYTES:
                 return aligned(memory, shape, np.float32)
             self._memory = memory
+            del memory
         return aligned(self._memory, shape, np.float32)
 
 
@@ -285,7 +292,6 @@ class _PreparedStructured(PreparedMedium):
             )
         size = medium.size
         self._medium = medium
-        self._mirrors = mirrors
         self._n_points = len(points)
         self._source = Source.of(mirrors.features, size)
         self._everything = Source.everything(size)
@@ -314,15 +320,12 @@ class _PreparedStructured(PreparedMedium):
             all_real, all_imag = self._empty(n_frames), self._empty(n_frames)
             spans = _spans(track)
             while group := list(islice(spans, _VERSIONS)):
-                lengths = [span.stop - span.start for span, _epochs in group]
-                frames, versions = (
-                    slice(group[0][0].start, group[-1][0].stop),
-                    np.repeat(np.arange(len(group)), lengths),
-                )
-                epochs = [state for _span, state in group]
+                frames = slice(group[0].frames.start, group[-1].frames.stop)
+                epochs = [span.epochs for span in group]
+                versions = np.repeat(np.arange(len(group)), [span.frames.stop - span.frames.start for span in group])
                 self._multiply(features[frames], self._source, epochs, versions, (real[frames], imag[frames]))
-                rows = self._fields_of_all(epochs)
-                all_real[frames], all_imag[frames] = rows[0][versions], rows[1][versions]
+                rows_real, rows_imag = self._fields_of_all(epochs)
+                all_real[frames], all_imag[frames] = rows_real[versions], rows_imag[versions]
             return Fields(real, imag, all_real, all_imag)
 
     def _empty(self, n_frames: int) -> NDArray[np.float32]:
@@ -353,10 +356,16 @@ class _PreparedStructured(PreparedMedium):
             chain.cascade.apply(features, source, chain.amplitudes(epochs), versions, chain.readout, out, scratch)
 
 
-def _spans(track: EpochTrack) -> Iterator[tuple[slice, NDArray[np.uint32]]]:
-    """Yield the frames between changes, with a copy of their epochs."""
+class _Span(NamedTuple):
+    """Frames between changes, and their epochs."""
+
+    frames: slice
+    epochs: NDArray[np.uint32]
+
+
+def _spans(track: EpochTrack) -> Iterator[_Span]:
     edges = np.unique(np.append(track.frames, [0, track.n_frames])).tolist()
     stops = dict(pairwise(edges))
     for frame, epochs in enumerate(track.by_frame()):
         if frame in stops:
-            yield slice(frame, stops[frame]), epochs.copy()
+            yield _Span(slice(frame, stops[frame]), epochs.copy())
