@@ -82,6 +82,7 @@ class Bench(Device):
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opu-bench")
         self._prepare_lock = threading.Lock()
         self._device_clock_us = 0.0
+        self._opened_s = time.monotonic()
         self._realtime = realtime
         self._last_config: SessionConfig | None = None
 
@@ -95,18 +96,12 @@ class Bench(Device):
     def _open_session(self, config: SessionConfig) -> BenchSession:
         layout = MirrorLayout(config.n_features, *self._description.mirrors, config.layout)
         pixels = selected_pixels(config, self._description.pixels)
-        n_bytes = self.parts.optics.compiled_bytes(layout, pixels)
-        limit = self._description.max_session_bytes
-        if limit is not None and n_bytes > limit:
-            raise CapacityError(
-                f"A session of {config.n_features} features and {config.n_outputs} outputs needs {n_bytes / 2**20:.0f} "
-                f"MiB of compiled medium, and the limit is {limit / 2**20:.0f} MiB.",
-                self._smaller_session(limit, layout, pixels),
-            )
+        n_bytes = self.check_memory(layout, pixels)
         with self._prepare_lock:
             prepared = self.parts.optics.prepare(layout, pixels)
         exposure_us = config.exposure_us or self._description.exposure_us.default
-        frame_bytes = config.n_outputs * np.dtype(self._description.frame_dtype).itemsize
+        # A frame and its pattern, packed.
+        frame_bytes = config.n_outputs * np.dtype(self._description.frame_dtype).itemsize + -(-config.n_features // 8)
         description = SessionDescription(
             session_id=uuid.uuid4().hex[:12],
             config=config,
@@ -124,6 +119,24 @@ class Bench(Device):
         settings = CameraSettings(pixels, exposure_us, config.gain_db)
         return BenchSession(description, self, layout, settings, prepared)
 
+    def check_memory(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
+        """Return the memory that preparing a session takes, in bytes.
+
+        Raises
+        ------
+        CapacityError
+            It is more than a session may take; the message says what would fit.
+        """
+        n_bytes = self.parts.optics.compiled_bytes(layout, pixels)
+        limit = self._description.max_session_bytes
+        if limit is not None and n_bytes > limit:
+            raise CapacityError(
+                f"A session of {layout.n_features} features and {len(pixels)} outputs needs {n_bytes / 2**20:.0f} "
+                f"MiB of compiled medium, and the limit is {limit / 2**20:.0f} MiB.",
+                self._smaller_session(limit, layout, pixels),
+            )
+        return n_bytes
+
     def _smaller_session(self, limit: int, layout: MirrorLayout, pixels: NDArray[np.int64]) -> str:
         """Say what fits a memory limit which a session exceeds."""
         fewer = range(1, layout.n_features)
@@ -131,7 +144,12 @@ class Bench(Device):
         fitting = bisect_right(fewer, limit, key=lambda n: optics.compiled_bytes(replace(layout, n_features=n), pixels))
         return f"Ask for fewer features or outputs: at {len(pixels)} outputs {fitting} features fit."
 
-    def _medium_epoch(self, device_start_us: float) -> int:  # noqa: ARG002 - for benches that know
+    @property
+    def device_clock_us(self) -> float:
+        """Device time that has been booked so far."""
+        return self._device_clock_us
+
+    def _medium_epoch(self, device_us: float) -> int:  # noqa: ARG002 - for benches that know
         """Return how often the medium has changed for good before a device time."""
         return self._description.medium.epoch
 
@@ -166,6 +184,8 @@ class Bench(Device):
             lead_us += timing.reconfigure_us
         self._last_config = setting
         device_us = lead_us + n_frames * description.frame_us
+        if self._realtime:  # time passes between calls, too
+            self._device_clock_us = max(self._device_clock_us, (time.monotonic() - self._opened_s) * 1e6)
         device_start_us = self._device_clock_us
         started_unix_s, started_s = time.time(), time.monotonic()
         self.parts.laser.switch(config.light == "on")
@@ -180,7 +200,7 @@ class Bench(Device):
         provenance = Provenance(
             device_id=self._description.device_id,
             medium_id=self._description.medium.medium_id,
-            medium_epoch=self._medium_epoch(device_start_us),
+            medium_epoch=self._medium_epoch(device_start_us + device_us),
             session_id=description.session_id,
             config=config,
             calibration_id=self._description.calibration_id,

@@ -157,6 +157,7 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     Shapes are `(rows, columns)`. `full_scale_dn` is the largest value of a pixel in digital numbers (DN, counts).
     `dmd_contrast` is the intensity ratio of a mirror that is on to one that is off, None where it is infinite or
     unknown. `max_session_bytes` limits the memory that a session may compile on the device, None is no limit.
+    `speckle_grain_px` is the correlation area of the speckle in pixel areas, 0 for independent pixels, None if unknown.
     `references` are the ways in which a reference arm can be used (`REFERENCE_STEPS`), and `reference_carrier` is the
     tilt of that arm in cycles per pixel, along rows and columns.
     """
@@ -181,6 +182,7 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     max_batch: int
     max_session_bytes: int | None = None
     dmd_contrast: float | None = None
+    speckle_grain_px: float | None = None
     references: tuple[str, ...] = (NO_REFERENCE,)
     reference_carrier: tuple[float, float] | None = None
     calibration_id: str | None = None
@@ -574,15 +576,20 @@ class GroundTruth(ABC):
         """
 
     @abstractmethod
-    def entries(self, outputs: ArrayLike, mirrors: ArrayLike) -> NDArray[np.complex64]:
+    def entries(self, outputs: ArrayLike, mirrors: ArrayLike, *, device_time_s: float = 0.0) -> NDArray[np.complex64]:
         """Return any block of the medium itself: from mirrors to pixels, shape (len(outputs), len(mirrors)).
 
-        Unit variance; pixels and mirrors are counted row by row over sensor and DMD.
+        Unit variance, at a device time in seconds; pixels and mirrors are counted row by row over sensor and DMD.
         """
 
     @abstractmethod
-    def photoelectrons(self, config: SessionConfig, patterns: ArrayLike) -> NDArray[np.float32]:
-        """Return the mean photo-electrons of every pixel before any noise, shape (batch, n_outputs)."""
+    def photoelectrons(
+        self, config: SessionConfig, patterns: ArrayLike, *, device_time_s: float = 0.0
+    ) -> NDArray[np.float32]:
+        """Return the mean photo-electrons of every pixel before any noise, shape (batch, n_outputs).
+
+        With medium and laser as they are at a device time, in seconds.
+        """
 
 
 class MirrorDuty(ABC):

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 __all__ = ["ANCHOR", "METHODS", "Method", "available_methods", "off_axis_field"]
 
 ANCHOR = "anchor"
+_PIXELS_AT_ONCE = 2**21
+"""Of holograms; their Fourier transforms take some 60 bytes for each."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ class Method:
             if carrier is None:
                 raise ValueError("off-axis holography without a carrier")
             images = frames[:, 0].reshape(len(frames), region.height, region.width)
-            field = off_axis_field(images, carrier).reshape(len(frames), -1)[:, pixels]
-            return _quadratures(field)
+            step = max(1, _PIXELS_AT_ONCE // (region.height * region.width))
+            some = (off_axis_field(images[i : i + step], carrier) for i in range(0, len(images), step))
+            return np.concatenate([_quadratures(field.reshape(len(field), -1)[:, pixels]) for field in some])
         used = frames[:, :, pixels].astype(np.float32)
         if self.name == ANCHOR:
             return (used[:, 0] - used[:, 1]) * np.float32(0.5)

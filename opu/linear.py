@@ -57,7 +57,7 @@ _EXPOSURE_PATTERNS = 32
 _SCALE_PATTERNS = 64
 _SPARE_PIXELS = 1.25
 # Off-axis: the field is known at places this many pixels apart, and not near the edges of the region.
-_HOLOGRAM_STEP = 4
+_HOLOGRAM_STEP = 5
 _HOLOGRAM_MARGIN = 12
 # Frames of a binary or a ternary pattern, whatever the method, start at a multiple of this.
 _ALIGNMENT = 24
@@ -286,10 +286,13 @@ class _Wish:
 def _fit_anchor(device: Device, wish: _Wish) -> LinearMap:
     n_features, n_outputs, ones = wish.n_features, wish.n_outputs, wish.ones
     n_anchor = math.ceil(BRIGHTNESS_RATIO * ones)
-    available = math.prod(device.describe().pixels)
+    description = device.describe()
+    stride = _independent_pixels(description)
+    available = math.prod(-(-side // stride) for side in description.pixels)
     config = SessionConfig(
         n_features=n_features + n_anchor,
         n_outputs=max(n_outputs, min(available, math.ceil(_SPARE_PIXELS * n_outputs) + 32)),
+        stride=stride,
         exposure_us=wish.exposure_us,
         noise_key=wish.noise_key,
     )
@@ -298,28 +301,54 @@ def _fit_anchor(device: Device, wish: _Wish) -> LinearMap:
         bright = _typical_patterns(n_features, ones, _EXPOSURE_PATTERNS)
         shown = pack(_anchored(bright, n_anchor, anchor_on=True))
         config, n_frames = choose_exposure(device, config, shown, target_fraction=_BRIGHT_FRACTION)
+    typical = _typical_patterns(n_features, ones, _SCALE_PATTERNS)
+    constants = np.zeros((2 * _ANCHOR_REPEATS, config.n_features), dtype=np.bool_)
+    constants[:_ANCHOR_REPEATS, n_features:] = True
+    shown = _shown(wish.method, np.concatenate([typical, typical]), n_anchor).reshape(-1, config.n_features)
+    n_frames = _aligned(n_frames)
     with device.open_session(config) as session:
-        constants = np.zeros((2 * _ANCHOR_REPEATS, config.n_features), dtype=np.bool_)
-        constants[:_ANCHOR_REPEATS, n_features:] = True
-        projection = session.project(constants, first_frame_index=n_frames)
+        projection = session.project(np.concatenate([constants, shown]), first_frame_index=n_frames)
         config = session.config
-    anchor = projection.frames[:_ANCHOR_REPEATS].mean(axis=0, dtype=np.float64)
-    background = projection.frames[_ANCHOR_REPEATS:].mean(axis=0, dtype=np.float64)
+    frames = projection.frames
+    anchor = frames[:_ANCHOR_REPEATS].mean(axis=0, dtype=np.float64)
+    background = frames[_ANCHOR_REPEATS : len(constants)].mean(axis=0, dtype=np.float64)
     above = anchor - background.mean()
-    pixels = _bright_pixels(above, np.arange(len(above)), n_outputs)
-    feature_dn = above.mean() / n_anchor
+    bright = _bright_pixels(above, np.arange(len(above)), n_outputs)
+    pixels = bright[:n_outputs]
+    pairs = frames[len(constants) :].reshape(2 * len(typical), wish.method.n_frames, -1)
+    result = wish.method.demodulate(pairs, bright, _known_region(config), None).astype(np.float64)
+    offset = (anchor - background)[bright] / 2
+    power = _power_of_a_feature(typical, (result - offset) / np.sqrt(above[bright]))
     return LinearMap(
         config=config,
         method=wish.method.name,
         n_features=n_features,
         pixels=pixels,
-        offset_dn=((anchor - background)[pixels] / 2).astype(np.float32),
-        scale_per_dn=(1 / np.sqrt(above[pixels] * feature_dn / 2)).astype(np.float32),
+        offset_dn=offset[:n_outputs].astype(np.float32),
+        scale_per_dn=(1 / np.sqrt(above[pixels] * power)).astype(np.float32),
         carrier=None,
         medium_id=projection.provenance.medium_id,
         medium_epoch=projection.provenance.medium_epoch,
-        n_frames=_aligned(n_frames + len(constants)),
+        n_frames=_aligned(n_frames + len(frames)),
     )
+
+
+def _power_of_a_feature(typical: NDArray[np.bool_], results: NDArray[np.float64]) -> float:
+    """Return what a feature adds to the mean square of a method's result, shape (2 n_patterns, n_outputs).
+
+    Each pattern was measured twice: the product has no noise in its mean. Differences from the mean over the patterns
+    make the most of them, since the patterns have half of their features in common.
+    """
+    x = typical.astype(np.float64)
+    once, again = np.split(results, 2)
+    if (x != x[0]).any():
+        x, once, again = (values - values.mean(axis=0) for values in (x, once, again))
+    power = float((once * again).mean() / (x**2).sum(axis=1).mean())
+    if power <= 0:
+        raise ConfigError(
+            "The light of the mirrors cannot be told from noise.", "Check the light, or raise the exposure."
+        )
+    return power
 
 
 def _fit_arm(device: Device, wish: _Wish) -> LinearMap:
@@ -344,21 +373,16 @@ def _fit_arm(device: Device, wish: _Wish) -> LinearMap:
         config = session.config
     frames = projection.frames.reshape(len(patterns), method.n_frames, -1)
     arm = frames[: len(still)].mean(axis=(0, 1), dtype=np.float64) - dark_dn
-    pixels = _bright_pixels(arm, candidates, n_places)
+    bright = _bright_pixels(arm, candidates, n_places)
     region = _known_region(config)
-    result = method.demodulate(frames, pixels, region, description.reference_carrier).astype(np.float64)
-    constant, once, again = np.split(result, [len(still), len(still) + len(typical)])
-    offset = constant.mean(axis=0)
-    # The product of two measurements of one pattern has no noise in its mean. The amplitude of the arm varies over the
-    # pixels, the scale of the medium does not.
-    amplitude = np.sqrt(arm[pixels])
-    amplitude = np.tile(amplitude, 2) if method.is_complex else amplitude
-    power = ((once - offset) * (again - offset) / amplitude**2).mean() / typical.sum(axis=1).mean()
-    if power <= 0:
-        raise ConfigError(
-            "The light of the mirrors cannot be told from noise.", "Check the light, or raise the exposure."
-        )
-    keep = slice(0, n_outputs) if method.is_complex else slice(None)
+    result = method.demodulate(frames, bright, region, description.reference_carrier).astype(np.float64)
+    offset = result[: len(still)].mean(axis=0)
+    # The brightness of the arm varies over the pixels, the scale of the medium does not.
+    amplitude = np.tile(np.sqrt(arm[bright]), 2 if method.is_complex else 1)
+    power = _power_of_a_feature(typical, (result[len(still) :] - offset) / amplitude)
+    n_bright, pixels = len(bright), bright[:n_places]
+    used = np.arange(n_places)
+    keep = np.concatenate([used, n_bright + used])[:n_outputs] if method.is_complex else used
     return LinearMap(
         config=config,
         method=method.name,
@@ -380,11 +404,13 @@ def _arm_session(wish: _Wish, n_places: int, description: DeviceDescription) -> 
         n_outputs=n_places,
         exposure_us=wish.exposure_us,
         noise_key=wish.noise_key,
+        stride=1 if wish.method.name == "off_axis" else _independent_pixels(description),
         reference=wish.method.reference,
     )
     rows, columns = description.pixels
     if wish.method.name != "off_axis":
-        n_outputs = max(n_places, min(rows * columns, math.ceil(_SPARE_PIXELS * n_places) + 32))
+        available = -(-rows // config.stride) * -(-columns // config.stride)
+        n_outputs = max(n_places, min(available, math.ceil(_SPARE_PIXELS * n_places) + 32))
         return msgspec.structs.replace(config, n_outputs=n_outputs), np.arange(n_outputs)
     wanted = math.ceil(_SPARE_PIXELS * n_places) + 32
     height = min(rows, _HOLOGRAM_STEP * (math.isqrt(wanted) + 1) + 2 * _HOLOGRAM_MARGIN)
@@ -402,6 +428,14 @@ def _arm_session(wish: _Wish, n_places: int, description: DeviceDescription) -> 
     return msgspec.structs.replace(config, n_outputs=height * width, region=region), candidates
 
 
+def _independent_pixels(description: DeviceDescription) -> int:
+    """Return how many pixels apart the speckle is independent: the first dark ring of a circular pupil.
+
+    That is `1.22 L`, with a correlation area of `4 L^2 / pi` (see `opu.sim.speckle`).
+    """
+    return max(1, math.ceil(1.22 * math.sqrt(math.pi / 4 * (description.speckle_grain_px or 0.0))))
+
+
 def _known_region(config: SessionConfig) -> Region:
     if config.region is None:
         raise ValueError("the configuration is not resolved: its region is None")
@@ -409,9 +443,9 @@ def _known_region(config: SessionConfig) -> Region:
 
 
 def _bright_pixels(above_dn: NDArray[np.float64], candidates: NDArray[np.int64], n_places: int) -> NDArray[np.int32]:
-    """Return the first pixels that the reference lights well enough."""
+    """Return the pixels that the reference lights well enough, at least `n_places`."""
     mean_dn = above_dn.mean()
-    usable = candidates[above_dn[candidates] >= DARK_FRACTION * mean_dn][:n_places]
+    usable = candidates[above_dn[candidates] >= DARK_FRACTION * mean_dn]
     if mean_dn <= 0 or len(usable) < n_places:
         raise ConfigError(
             f"Only {len(usable)} of {len(candidates)} pixels see the reference, at a mean of {mean_dn:.3g} DN.",
@@ -459,7 +493,10 @@ class LinearProjector:
     Raises
     ------
     MediumChangedError
-        The device has another medium than the one through which the map was fitted.
+        The device has another medium than the one through which the map was fitted. Projections raise it when the
+        medium has changed for good since.
+    ConfigError
+        `first_frame_index` is no multiple of the frames of a pattern.
 
     Examples
     --------
@@ -475,11 +512,17 @@ class LinearProjector:
 
     def __init__(self, device: Device, linear_map: LinearMap, *, first_frame_index: int | None = None) -> None:
         medium = device.describe().medium
-        if (medium.medium_id, medium.epoch) != (linear_map.medium_id, linear_map.medium_epoch):
+        if medium.medium_id != linear_map.medium_id:
             raise MediumChangedError(
-                f"The linear map was fitted through the medium {linear_map.medium_id}, epoch "
-                f"{linear_map.medium_epoch}; the device {device.uri} has {medium.medium_id}, epoch {medium.epoch}.",
+                f"The linear map was fitted through the medium {linear_map.medium_id}; the device {device.uri} has "
+                f"{medium.medium_id}.",
                 "Use the device that it was fitted on, or fit it again with opu.fit_linear_map().",
+            )
+        n_steps = METHODS[linear_map.method].n_frames
+        if first_frame_index is not None and first_frame_index % n_steps:
+            raise ConfigError(
+                f"first_frame_index is {first_frame_index}, and a pattern takes {n_steps} frames.",
+                f"Use a multiple of {n_steps}: the phase of a reference follows the number of the frame.",
             )
         self.linear_map = linear_map
         self._first_frame_index = linear_map.n_frames if first_frame_index is None else first_frame_index
@@ -555,6 +598,13 @@ class LinearProjector:
 
     def _combine(self, projection: Projection, n_parts: int) -> LinearProjection:
         linear_map = self.linear_map
+        epoch = projection.provenance.medium_epoch
+        if epoch != linear_map.medium_epoch:
+            raise MediumChangedError(
+                f"The medium {linear_map.medium_id} has changed: the linear map was fitted in its epoch "
+                f"{linear_map.medium_epoch}, and this is {epoch}.",
+                "Fit the map again with opu.fit_linear_map().",
+            )
         frames = projection.frames.reshape(-1, self._method.n_frames, projection.frames.shape[1])
         found = self._method.demodulate(frames, linear_map.pixels, self._region, linear_map.carrier)
         parts = found.reshape(-1, n_parts, found.shape[1])[:, :, : linear_map.n_outputs]

@@ -31,7 +31,8 @@ from opu.parts import (
     TriggerPlan,
     selected_pixels,
 )
-from opu.patterns import PackedPatterns, pack, unpack
+from opu.patterns import PackedPatterns, pack
+from opu.sim.drift import epochs_at
 from opu.sim.media import MEDIA, make_medium
 from opu.sim.media.base import EpochTrack
 from opu.sim.mirrors import n_blocks
@@ -40,7 +41,6 @@ from opu.sim.table import ArmedCamera, LightPath, OpticalTable
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from opu.sim.camera import Exposure
     from opu.sim.models import BenchModel
 
 __all__ = ["SimulatedBench"]
@@ -154,23 +154,33 @@ class SimulatedBench(Bench):
             realtime=realtime,
         )
 
+    def describe(self) -> DeviceDescription:
+        """Return what the bench is and offers, with the epoch that its medium has reached."""
+        description = super().describe()
+        epoch = self._medium_epoch(self.device_clock_us)
+        if epoch == description.medium.epoch:
+            return description
+        return msgspec.structs.replace(description, medium=msgspec.structs.replace(description.medium, epoch=epoch))
+
     def _smaller_session(self, limit: int, layout: MirrorLayout, pixels: NDArray[np.int64]) -> str:
         """Say what fits a memory limit, other media included."""
         smaller = super()._smaller_session(limit, layout, pixels)
         sizes = self._description.mirrors, self._description.pixels
         mirrors = self.table.mirrors(layout)
         n_points = self.table.n_points(pixels)
-        others = [
-            f"medium={name} ({n_bytes / 2**20:.0f} MiB)"
-            for name in MEDIA
-            if (n_bytes := make_medium(name, self.table.seed, *sizes).session_bytes(mirrors, n_points)) <= limit
-        ]
-        return f"{smaller} Or open a device with {' or '.join(others)}." if others else smaller
+        fitting = []
+        for name in MEDIA:
+            medium = make_medium(name, self.table.seed, *sizes)
+            n_bytes = medium.session_bytes(mirrors, n_points)
+            if n_bytes <= limit and not medium.has_grain:
+                matrix = "the same matrix" if medium.medium_id == self.table.medium.medium_id else "another matrix"
+                fitting.append(f"medium={name} ({matrix}, {n_bytes / 2**20:.0f} MiB)")
+        return f"{smaller} Or open a device with {' or '.join(fitting)}." if fitting else smaller
 
-    def _medium_epoch(self, device_start_us: float) -> int:
+    def _medium_epoch(self, device_us: float) -> int:
         """Return how often the medium has jumped before a device time."""
         jumps_s = self.table.model.drift.jump_times_s
-        return sum(jump_s <= device_start_us * 1e-6 for jump_s in jumps_s)
+        return sum(jump_s <= device_us * 1e-6 for jump_s in jumps_s)
 
 
 class SimulatedDuty(MirrorDuty):
@@ -196,6 +206,7 @@ class SimulatedTruth(GroundTruth):
         complete = resolve_config(config, description)
         pixels = selected_pixels(complete, description.pixels)
         layout = MirrorLayout(complete.n_features, *description.mirrors, complete.layout)
+        self._bench.check_memory(layout, pixels)
         return table, table.make_path(layout, pixels), complete, pixels
 
     def transmission_matrix(self, config: SessionConfig) -> NDArray[np.complex64]:
@@ -218,26 +229,27 @@ class SimulatedTruth(GroundTruth):
         matrix /= np.float32(math.sqrt(table.medium.variance) * path.mirrors.full_level)
         return matrix
 
-    def entries(self, outputs: ArrayLike, mirrors: ArrayLike) -> NDArray[np.complex64]:
-        """Return any block of the medium, shape (len(outputs), len(mirrors)), unit variance."""
-        medium = self._bench.table.medium
-        block = medium.entries(np.asarray(mirrors, np.int64), np.asarray(outputs, np.int64))
-        scaled: NDArray[np.complex64] = block / np.float32(math.sqrt(medium.variance))
+    def entries(self, outputs: ArrayLike, mirrors: ArrayLike, *, device_time_s: float = 0.0) -> NDArray[np.complex64]:
+        """Return any block of the medium at a device time, shape (len(outputs), len(mirrors)), unit variance."""
+        table = self._bench.table
+        epochs = epochs_at(table.model.drift, table.seed, n_blocks(table.model.n_mirrors), device_time_s)
+        block = table.medium.entries(np.asarray(mirrors, np.int64), np.asarray(outputs, np.int64), epochs)
+        scaled: NDArray[np.complex64] = block / np.float32(math.sqrt(table.medium.variance))
         return scaled
 
-    def photoelectrons(self, config: SessionConfig, patterns: ArrayLike) -> NDArray[np.float32]:
+    def photoelectrons(
+        self, config: SessionConfig, patterns: ArrayLike, *, device_time_s: float = 0.0
+    ) -> NDArray[np.float32]:
         """Return the mean electrons of every pixel before any noise, shape (batch, n_outputs).
 
-        At device time 0, without the noise of the laser and errors of the trigger.
+        With medium and laser as they are at a device time, without errors of the trigger.
         """
         table, path, complete, pixels = self._path(config)
         table.light_on = complete.light == "on"
         table.reference = complete.reference
         exposure_us = complete.exposure_us or self._bench.describe().exposure_us.default
         settings = CameraSettings(pixels, exposure_us, complete.gain_db)
-        features = unpack(pack(patterns))
-        exposure: Exposure = table.mean_exposure(path, features, settings, FrameNumbers(complete.noise_key, 0))
-        return exposure.mean_electrons()
+        return table.mean_electrons(path, pack(patterns), settings, device_time_s)
 
 
 def _describe(table: OpticalTable) -> DeviceDescription:
@@ -256,6 +268,7 @@ def _describe(table: OpticalTable) -> DeviceDescription:
         black_level_dn=camera.black_level_dn,
         layouts=LAYOUTS,
         light=("on", "off"),
+        speckle_grain_px=None if medium.has_grain else model.speckle.grain_area_px,
         references=(NO_REFERENCE, *reference.uses),
         reference_carrier=reference.carrier_cycles_per_px if reference.uses else None,
         exposure_us=model.exposure_us,
@@ -264,7 +277,7 @@ def _describe(table: OpticalTable) -> DeviceDescription:
             model.timing, latency_us=model.trigger.latency_us, pattern_us=model.dmd.pattern_us
         ),
         medium=MediumDescription(medium_id=medium.medium_id, epoch=0, law=medium.law, min_ones=medium.min_ones),
-        capabilities=("ground_truth", "mirror_duty", "repeatable_noise"),
+        capabilities=("ground_truth", "mirror_duty", *(("repeatable_noise",) if model.repeats_frames else ())),
         max_batch=MAX_BATCH,
         max_session_bytes=MAX_SESSION_BYTES,
         dmd_contrast=None if math.isinf(model.dmd.contrast) else model.dmd.contrast,

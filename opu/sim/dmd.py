@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from opu.errors import ConfigError
 from opu.parts import UNUSED_MIRROR
 from opu.sim.counters import derive_key, philox_words
 from opu.sim.mirrors import FULL_LEVEL, STUCK_ON, MirrorMap
@@ -75,7 +76,7 @@ class DmdModel:
         Phase of that amplitude.
     beam_radius_mirrors : float
         Radius at which the amplitude of a Gaussian beam, centred, falls to 1/e: `exp(-r**2 / w**2)`. Infinite: even
-        light. The amplitude is rounded to whole sixteenths of the full one, see `opu.sim.mirrors`.
+        light. The amplitude is rounded to whole fifteenths of the full one, see `opu.sim.mirrors`.
     stuck_on_fraction, stuck_off_fraction : float
         Shares of mirrors that do not move.
     settle_us : float
@@ -96,6 +97,22 @@ class DmdModel:
     settle_us: float = 0.0
     pattern_us: float = 0.0
     blaze: Blaze | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.columns < 1:
+            raise ConfigError(f"The DMD has {self.rows} x {self.columns} mirrors.", "Use at least one row and column.")
+        if not self.contrast >= 1 or not self.beam_radius_mirrors > 0:
+            raise ConfigError(
+                f"The contrast is {self.contrast} and the radius of the beam {self.beam_radius_mirrors} mirrors.",
+                "Use a contrast of at least 1 and a positive radius.",
+            )
+        shares = self.stuck_on_fraction, self.stuck_off_fraction
+        if min(shares) < 0 or sum(shares) > 1:
+            raise ConfigError(f"The shares of stuck mirrors are {shares}.", "Use shares that add up to at most 1.")
+        if min(self.settle_us, self.pattern_us) < 0:
+            raise ConfigError(
+                f"The times of the mirrors are {self.settle_us} us and {self.pattern_us} us.", "Use times from 0 on."
+            )
 
     @property
     def n_mirrors(self) -> int:
@@ -121,6 +138,12 @@ class DmdModel:
         row, column = (np.arange(n) - (n - 1) / 2 for n in (self.rows, self.columns))
         amplitude = np.exp(-(row[:, np.newaxis] ** 2 + column**2) / self.beam_radius_mirrors**2)
         return np.rint(FULL_LEVEL * amplitude).astype(np.uint8).ravel(), FULL_LEVEL
+
+    @property
+    def light_share(self) -> float:
+        """The light that falls on the mirrors, relative to even illumination with the full amplitude."""
+        levels, full_level = self.levels()
+        return float(np.mean((levels.astype(np.float64) / full_level) ** 2))
 
     @property
     def effective_mirrors(self) -> float:

@@ -11,7 +11,9 @@ renews. The field at a later time then keeps the share of the light whose blocks
     g1(t, t') = (1 - p) exp(-(w(t') - w(t))) + p,
 
 between any two times: a stationary Ornstein-Uhlenbeck process with a plateau, as far as second moments go (and by the
-central limit theorem beyond). The intensity has the correlation `g1**2`.
+central limit theorem beyond). The intensity has the correlation `g1**2`. All points share the renewals of a block, so
+one realisation scatters around `g1` with the standard deviation `sqrt(g1 (1 - g1) / n)` for `n` lit blocks: 0.004 for
+the 16,245 blocks of a full DMD of a million mirrors, and much for patterns on a few blocks (the layout `centred`).
 
 Every event is drawn from counters: cell `c` of operational time and block `b` have a Poisson number of events at
 uniform places, from `philox((b, c, j, 0), key)`. The state at a time is a function of that time; nothing has to be
@@ -85,6 +87,11 @@ class DriftModel:
             raise ConfigError(
                 f"The times of the drift are {self.correlation_time_s} s and {self.warm_up_s} s.", "Use positive times."
             )
+        if self.warm_up_renewals < 0 or self.vibration_rms_rad < 0:
+            raise ConfigError(
+                f"The warm-up has {self.warm_up_renewals} renewals, the vibration {self.vibration_rms_rad} rad.",
+                "Use numbers from 0 on.",
+            )
         if not 0 <= self.plateau <= 1 or not 0 <= self.jump_share <= 1:
             raise ConfigError(f"The shares are {self.plateau} and {self.jump_share}.", "Use shares from 0 to 1.")
         if list(self.jump_times_s) != sorted(set(self.jump_times_s)):
@@ -154,7 +161,7 @@ def epochs_at(model: DriftModel, seed: int, n_blocks: int, time_s: float) -> NDA
     """
     epochs = np.zeros(n_blocks, np.uint32)
     last = np.full(n_blocks, -1.0)
-    now = float(model.operational_time(np.array(time_s)))
+    now = float(model.operational_time(np.array(max(time_s, 0.0))))
     waiting = _moving(model, seed, n_blocks)
     for cell in range(math.floor(now), -1, -1) if now > 0 else ():
         counts, places = _events(seed, waiting, cell)
@@ -196,7 +203,7 @@ def track(model: DriftModel, seed: int, n_blocks: int, times_s: NDArray[np.float
     if model.is_still:
         return EpochTrack.still(n_frames, np.zeros(n_blocks, np.uint32))
     initial = epochs_at(model, seed, n_blocks, float(times_s[0]))
-    clock = model.operational_time(times_s)
+    clock = model.operational_time(np.maximum(times_s, 0.0))
     # Columns: frame, place in operational time, block, epoch.
     rows = [np.zeros((0, 4))]
     moving = _moving(model, seed, n_blocks)

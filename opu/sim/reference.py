@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opu.device import REFERENCE_STEPS
+from opu.device import NO_REFERENCE, REFERENCE_STEPS
+from opu.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,6 +46,14 @@ class ReferenceModel:
     uses: tuple[str, ...] = ()
     electrons_per_us: float = 0.0
     carrier_cycles_per_px: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        known = [use for use in REFERENCE_STEPS if use != NO_REFERENCE]
+        if not set(self.uses) <= set(known) or not self.electrons_per_us >= 0:
+            raise ConfigError(
+                f"The reference arm has the uses {self.uses} and {self.electrons_per_us} electrons/us.",
+                f"Use {', '.join(known)}, and electrons from 0 on.",
+            )
 
 
 def reference_field(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from opu.device import NO_REFERENCE
-from opu.errors import DeviceError
-from opu.patterns import unpack
+from opu.errors import ConfigError, DeviceError
+from opu.parts import FrameNumbers
+from opu.patterns import PackedPatterns, unpack
 from opu.sim.camera import Exposure, PixelMaps, expose, pixel_maps
 from opu.sim.counters import derive_key
 from opu.sim.dmd import mirror_map
@@ -21,13 +23,12 @@ from opu.sim.media import make_medium
 from opu.sim.media.base import EpochTrack, Fields
 from opu.sim.mirrors import STUCK_ON, n_blocks
 from opu.sim.reference import reference_field
-from opu.sim.trigger import BLANK, delivery, window_shares
+from opu.sim.trigger import BLANK, Windows, delivery, window_shares
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from opu.parts import CameraSettings, FrameNumbers, MirrorLayout, TriggerPlan
-    from opu.patterns import PackedPatterns
+    from opu.parts import CameraSettings, MirrorLayout, TriggerPlan
     from opu.sim.media.base import PreparedMedium
     from opu.sim.mirrors import MirrorMap
     from opu.sim.models import BenchModel
@@ -36,6 +37,23 @@ if TYPE_CHECKING:
 __all__ = ["ArmedCamera", "LightPath", "OpticalTable"]
 
 _CHUNK_BYTES = 32 * 2**20
+_LARGE_CHUNK_BYTES = 128 * 2**20
+_GOOD_BATCH = 32
+"""From so many frames on, media share most of the work between frames."""
+
+
+def _frames_at_once(n_points: int, n_features: int) -> int:
+    """Return how many frames are computed together: as many as fit a cache, or some more where they are few."""
+    n_bytes = 8 * n_points + n_features
+    return max(1, min(_GOOD_BATCH, _LARGE_CHUNK_BYTES // n_bytes), _CHUNK_BYTES // n_bytes)
+
+
+def _unpacked(patterns: PackedPatterns, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return some patterns of a sequence: zeros before its beginning, the last one after its end."""
+    rows = np.clip(numbers, 0, len(patterns) - 1)
+    features = unpack(PackedPatterns(np.ascontiguousarray(patterns.bits[rows]), patterns.n_features))
+    features[numbers < 0] = 0
+    return features
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +113,12 @@ class OpticalTable:
         self.seed = seed
         self._medium_name = medium
         self.medium = make_medium(medium, seed, *sizes)
+        if self.medium.has_grain and model.speckle.grain_area_px > 0:
+            raise ConfigError(
+                f"The medium {medium!r} has a grain of its own, and the bench one of "
+                f"{model.speckle.grain_area_px:g} px.",
+                "Use another medium, or grain_area_px=0.",
+            )
         self.shaken_medium = make_medium(medium, int(low) | int(high) << 32, *sizes)
         self.light_on = False
         self.reference = NO_REFERENCE
@@ -102,7 +126,8 @@ class OpticalTable:
         self.armed: ArmedCamera | None = None
         self.n_saturated = 0
         self.n_dropped = 0
-        self.on_time_us: dict[MirrorLayout, NDArray[np.float64]] = {}
+        self._on_time_us: dict[MirrorLayout, NDArray[np.float64]] = {}
+        self._duty_lock = threading.Lock()
         self._mirrors: tuple[MirrorLayout, MirrorMap] | None = None
         self._paths: weakref.WeakValueDictionary[tuple[MirrorLayout, bytes], LightPath] = weakref.WeakValueDictionary()
         # The last one stays, so that sessions that differ in exposure or light alone do not prepare again.
@@ -126,7 +151,9 @@ class OpticalTable:
     def compiled_bytes(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
         """Return the memory that preparing a session takes, in bytes."""
         n_media = 2 if self._vibrates else 1
-        return n_media * self.medium.session_bytes(self.mirrors(layout), self.n_points(pixels))
+        speckle = self.model.speckle
+        arranging = speckle.arrange_bytes(pixels, self.model.camera.columns) if speckle.grain_area_px else 0
+        return n_media * self.medium.session_bytes(self.mirrors(layout), self.n_points(pixels)) + arranging
 
     def prepare(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> LightPath:
         """Prepare a session, or return what another open session has prepared.
@@ -182,20 +209,20 @@ class OpticalTable:
                 "Arm the camera for as many frames as there are patterns.",
             )
         path = self.prepare(layout, armed.settings.pixels)
-        features = unpack(patterns)
-        self._note_duty(layout, features, plan.frame_us)
-        self._expose(path, features, armed, plan)
+        self._expose(path, patterns, layout, armed, plan)
         arrived = delivery(
-            self.model.trigger, self.seed, armed.numbers.noise_key, armed.numbers.first_frame_index, len(features)
+            self.model.trigger, self.seed, armed.numbers.noise_key, armed.numbers.first_frame_index, len(patterns)
         )
         self.n_dropped = arrived.n_dropped
-        if (arrived.sources != np.arange(len(features))).any():
+        if (arrived.sources != np.arange(len(patterns))).any():
             armed.out[:] = armed.out[arrived.sources]
             armed.out[arrived.sources == BLANK] = 0
 
-    def _expose(self, path: LightPath, features: NDArray[np.uint8], armed: ArmedCamera, plan: TriggerPlan) -> None:
-        numbers, settings = armed.numbers, armed.settings
-        shares = window_shares(
+    def _expose(
+        self, path: LightPath, patterns: PackedPatterns, layout: MirrorLayout, armed: ArmedCamera, plan: TriggerPlan
+    ) -> None:
+        numbers, settings, n_frames = armed.numbers, armed.settings, len(patterns)
+        windows = window_shares(
             self.model.trigger,
             settle_us=self.model.dmd.settle_us,
             frame_us=plan.frame_us,
@@ -203,20 +230,26 @@ class OpticalTable:
             seed=self.seed,
             noise_key=numbers.noise_key,
             first_frame_index=numbers.first_frame_index,
-            n_frames=len(features),
+            n_frames=n_frames,
         )
-        times_s = (plan.start_us + plan.frame_us * np.arange(len(features), dtype=np.float64)) * 1e-6
+        times_s = (plan.start_us + plan.frame_us * np.arange(n_frames, dtype=np.float64)) * 1e-6
         laser = self.model.laser
         power = (
             None
             if laser.is_constant
             else power_factors(laser, self.seed, numbers.noise_key, numbers.first_frame_index, times_s)
         )
-        n_rows = max(1, _CHUNK_BYTES // (8 * max(len(path.sampling.points), armed.out.shape[1])))
+        n_rows = _frames_at_once(max(len(path.sampling.points), armed.out.shape[1]), layout.n_features)
         self.n_saturated = 0
-        for start in range(0, len(features), n_rows):
-            chunk = slice(start, min(start + n_rows, len(features)))
-            light_e = self._light_of_windows(path, features, settings, numbers, times_s, shares, chunk)
+        for start in range(0, n_frames, n_rows):
+            chunk = slice(start, min(start + n_rows, n_frames))
+            features = _unpacked(patterns, np.arange(chunk.start, chunk.stop))
+            self._note_duty(layout, features, plan.frame_us)
+            if windows is None:
+                first = numbers.first_frame_index + start
+                light_e = self._light(path, features, settings, first, times_s[chunk])
+            else:
+                light_e = self._light_of_windows(path, patterns, armed, plan, windows, chunk)
             if power is not None:
                 light_e *= power[chunk, np.newaxis]
             self.n_saturated += expose(self._exposure(path, settings, numbers, light_e, start), armed.out[chunk])
@@ -239,37 +272,53 @@ class OpticalTable:
             key=derive_key("camera", self.seed, numbers.noise_key),
         )
 
-    def mean_exposure(
-        self, path: LightPath, features: NDArray[np.uint8], settings: CameraSettings, numbers: FrameNumbers
-    ) -> Exposure:
-        """Return the exposure of patterns at device time 0, without laser noise and trigger errors: ground truth."""
-        light_e = self._light(path, features, settings, numbers.first_frame_index, np.zeros(len(features)))
-        return self._exposure(path, settings, numbers, light_e, 0)
+    def mean_electrons(
+        self, path: LightPath, patterns: PackedPatterns, settings: CameraSettings, device_time_s: float
+    ) -> NDArray[np.float32]:
+        """Return the mean electrons of patterns that are all shown at one device time, in frames 0, 1, ...: truth.
+
+        With the drift of medium and laser at that time, without noise and without errors of the trigger.
+        """
+        n_rows = _frames_at_once(max(len(path.sampling.points), len(settings.pixels)), patterns.n_features)
+        slow = replace(self.model.laser, rin=0.0)
+        power = power_factors(slow, self.seed, 0, 0, np.array([device_time_s]))[0]
+        out = np.empty((len(patterns), len(settings.pixels)), np.float32)
+        for start in range(0, len(patterns), n_rows):
+            rows = np.arange(start, min(start + n_rows, len(patterns)))
+            times_s = np.full(len(rows), device_time_s)
+            light_e = power * self._light(path, _unpacked(patterns, rows), settings, start, times_s)
+            out[rows] = self._exposure(path, settings, FrameNumbers(0, 0), light_e, start).mean_electrons()
+        return out
 
     def _light_of_windows(
         self,
         path: LightPath,
-        features: NDArray[np.uint8],
-        settings: CameraSettings,
-        numbers: FrameNumbers,
-        times_s: NDArray[np.float64],
-        shares: NDArray[np.float32] | None,
+        patterns: PackedPatterns,
+        armed: ArmedCamera,
+        plan: TriggerPlan,
+        windows: Windows,
         chunk: slice,
     ) -> NDArray[np.float32]:
         """Return the mean photo-electrons of a chunk of frames, light of neighbouring patterns included."""
-        first = numbers.first_frame_index + chunk.start
-        if shares is None:
-            return self._light(path, features[chunk], settings, first, times_s[chunk])
-        # Before the first pattern all mirrors are off, and the last one stays.
-        around = np.concatenate([np.zeros_like(features[:1]), features, features[-1:]])[chunk.start : chunk.stop + 2]
-        frame_s = times_s[1] - times_s[0] if len(times_s) > 1 else 0.0
-        around_s = times_s[chunk.start] + frame_s * np.arange(-1, len(around) - 1)
-        light_e = self._light(path, around, settings, first - 1, around_s)
         n_frames = chunk.stop - chunk.start
-        mixed = np.zeros((n_frames, light_e.shape[1]), np.float32)
+        shown = np.arange(chunk.start - 1, chunk.stop + 1) + windows.shift
+        features = _unpacked(patterns, shown)
+        times_s = (plan.start_us + plan.frame_us * shown) * 1e-6
+        first = armed.numbers.first_frame_index + chunk.start - 1
+        light_e = self._light(path, features, armed.settings, first, times_s)
+        shares = windows.shares[chunk]
+        # The arm shines while mirrors move, too.
+        arm_e = self._electrons_of_arm(armed.settings.exposure_us)
+        mixed: NDArray[np.float32] = np.empty((n_frames, light_e.shape[1]), np.float32)
+        mixed[:] = (1 - shares.sum(axis=1, keepdims=True)) * np.float32(arm_e)
         for i in range(3):
-            mixed += shares[chunk, i : i + 1] * light_e[i : i + n_frames]
+            mixed += shares[:, i : i + 1] * light_e[i : i + n_frames]
         return mixed
+
+    def _electrons_of_arm(self, exposure_us: float) -> float:
+        """Mean photo-electrons of the reference arm alone."""
+        open_arm = self.light_on and self.reference != NO_REFERENCE
+        return self.model.reference.electrons_per_us * exposure_us if open_arm else 0.0
 
     def _light(
         self,
@@ -327,17 +376,20 @@ class OpticalTable:
 
     def _note_duty(self, layout: MirrorLayout, features: NDArray[np.uint8], frame_us: float) -> None:
         # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
-        on_time_us = self.on_time_us.setdefault(layout, np.zeros(layout.n_features + 2))
+        on = np.zeros(layout.n_features + 2, np.int64)
         for start in range(0, len(features), 255):  # sums of so many fit into a byte, which is quick
-            on_time_us[: layout.n_features] += features[start : start + 255].sum(axis=0, dtype=np.uint8) * frame_us
-        on_time_us[STUCK_ON] += len(features) * frame_us
+            on[: layout.n_features] += features[start : start + 255].sum(axis=0, dtype=np.uint8)
+        on[STUCK_ON] = len(features)
+        with self._duty_lock:
+            self._on_time_us[layout] = self._on_time_us.get(layout, np.zeros(len(on))) + on * frame_us
 
     def landed_on_share(self) -> NDArray[np.float64]:
         """Return the share of the pattern time that mirrors were on, shape (rows, columns); NaN before any pattern."""
-        times_us = dict(self.on_time_us)
-        total_us = sum(times_us[layout][STUCK_ON] for layout in times_us)
-        on_us = sum(
-            (times_us[layout][self.mirrors(layout).features] for layout in times_us), np.zeros(self.model.n_mirrors)
-        )
+        with self._duty_lock:
+            times_us = dict(self._on_time_us)
+        total_us = sum(time_us[STUCK_ON] for time_us in times_us.values())
+        on_us = np.zeros(self.model.n_mirrors)
+        for layout, time_us in times_us.items():
+            on_us += time_us[self.mirrors(layout).features]
         share: NDArray[np.float64] = on_us / total_us if total_us else np.full(self.model.n_mirrors, np.nan)
         return share.reshape(self.model.dmd.rows, self.model.dmd.columns)

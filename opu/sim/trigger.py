@@ -4,25 +4,28 @@ A pattern's own time begins with its trigger. Its mirrors stand still from `sett
 frame time later; the camera integrates from `latency_us` plus jitter on, for the exposure time. What falls outside the
 pattern's own window is light of the pattern before or after, or none while mirrors move:
 
-    light_i = sum_j overlap(exposure window of i, still window of j) / exposure * light of pattern j,   j = i-1, i, i+1
+    light_i = sum_j overlap(exposure window of i, still window of j) / exposure * light of pattern j
 
-Before the first pattern of a sequence all mirrors are off; the last one stays until the next sequence.
+over the patterns `j` that the exposure can meet: a latency of more than a frame time makes a camera look at later ones.
+Before the first pattern of a sequence all mirrors are off; the last one is shown again until the exposures are over.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from opu.errors import ConfigError
 from opu.sim.counters import derive_key, frame_words
 from opu.sim.variates import normal_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["BLANK", "Delivery", "TriggerModel", "delivery", "window_shares"]
+__all__ = ["BLANK", "Delivery", "TriggerModel", "Windows", "delivery", "window_shares"]
 
 BLANK = -1
 """In `Delivery.sources`: the camera had no frame left to deliver."""
@@ -52,6 +55,16 @@ class TriggerModel:
     dropped_fraction: float = 0.0
     duplicated_fraction: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("dropped_fraction", "duplicated_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}.", "Use a share from 0 to 1.")
+        if not (self.jitter_us >= 0 and math.isfinite(self.latency_us)):
+            raise ConfigError(
+                f"The latency is {self.latency_us} us and its jitter {self.jitter_us} us.",
+                "Use a finite latency and a jitter of at least 0.",
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class Delivery:
@@ -67,6 +80,22 @@ class Delivery:
 
     sources: NDArray[np.int64]
     n_dropped: int
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """What each exposure sees.
+
+    Parameters
+    ----------
+    shift : int
+        Whole frames by which the camera lags behind: frame `i` looks at pattern `i + shift` and its neighbours.
+    shares : ndarray of float32, shape (n_frames, 3)
+        Shares of the exposure that fall on the pattern before that one, on it, and on the one after.
+    """
+
+    shift: int
+    shares: NDArray[np.float32]
 
 
 def delivery(model: TriggerModel, seed: int, noise_key: int, first_frame_index: int, n_frames: int) -> Delivery:
@@ -106,8 +135,8 @@ def window_shares(
     noise_key: int,
     first_frame_index: int,
     n_frames: int,
-) -> NDArray[np.float32] | None:
-    """Return which share of each exposure falls on the pattern before, on its own and on the one after.
+) -> Windows | None:
+    """Return which share of each exposure falls on which patterns.
 
     Parameters
     ----------
@@ -120,10 +149,11 @@ def window_shares(
 
     Returns
     -------
-    ndarray of float32, shape (n_frames, 3), or None
+    Windows or None
         None where every exposure falls on its own pattern alone.
     """
-    start_us = np.full(n_frames, model.latency_us)
+    shift = math.floor(model.latency_us / frame_us)
+    start_us = np.full(n_frames, model.latency_us - shift * frame_us)
     if model.jitter_us > 0:
         words = frame_words(derive_key("trigger", seed, noise_key), first_frame_index, n_frames)
         start_us += model.jitter_us * normal_pairs(*words[_JITTER_WORDS])[0].astype(np.float64)
@@ -131,4 +161,4 @@ def window_shares(
     opened = np.maximum(start_us[:, np.newaxis], pattern_us + settle_us)
     closed = np.minimum(start_us[:, np.newaxis] + exposure_us, pattern_us + frame_us)
     shares: NDArray[np.float32] = (np.maximum(closed - opened, 0.0) / exposure_us).astype(np.float32)
-    return None if (shares == [0, 1, 0]).all() else shares
+    return None if shift == 0 and (shares == [0, 1, 0]).all() else Windows(shift, shares)

@@ -126,11 +126,14 @@ class Medium(ABC):
         From this many lit mirrors on, the field is circular complex Gaussian as far as its contrast can tell (1 %).
     variance : float
         Mean of `|t|^2` in the units of `Fields`, for level 1.
+    has_grain : bool
+        Whether neighbouring points are correlated, so that a pupil in front of the camera must not be added.
     """
 
     law: ClassVar[str]
     min_ones: ClassVar[int]
     variance: ClassVar[float]
+    has_grain: ClassVar[bool] = False
 
     @property
     @abstractmethod

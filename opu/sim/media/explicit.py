@@ -37,6 +37,9 @@ _SAFE_DEVIATIONS = 7
 _ENTRIES_AT_ONCE = 2**31
 """Compiled while other kernels wait: a quarter of a second."""
 
+_CORRECTION_BYTES = 2**26
+"""Memory that corrections for drift may take beside the compiled matrix."""
+
 _ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
 _NO_HIGH_WORD = np.uint64(0xFFFFFFFFFFFFFFFF)
 _STUCK, _EVERYTHING = 0, 1
@@ -233,31 +236,44 @@ class CompiledMedium(PreparedMedium):
     ) -> None:
         self.mirrors = mirrors
         self.points = points
-        self.epochs = epochs.copy()
         self._key = medium.key
-        self._compile()
+        blocks = np.zeros(block_shape(mirrors.n_features, len(points)), dtype=_block_dtype(mirrors))
+        self.matrix = IntegerMatrix(blocks, mirrors.n_features, len(points))
+        self._compile(epochs)
 
-    def _compile(self) -> None:
-        shape = block_shape(self.mirrors.n_features, len(self.points))
-        blocks = np.zeros(shape, dtype=_block_dtype(self.mirrors))
+    def _compile(self, epochs: NDArray[np.uint32]) -> None:
+        """Compile the matrix for some epochs, in the memory of the one before."""
+        self._is_valid = False  # until everything belongs to the same epochs
+        self.matrix.blocks.fill(0)
         self.rest = np.zeros((len(self.points), 2, 2), dtype=np.int64)
         runs = self.mirrors.runs
-        firsts = np.searchsorted(runs[:, 0] + runs[:, 1], np.arange(0, len(self.epochs), CHUNK) * BLOCK, side="right")
+        firsts = np.searchsorted(runs[:, 0] + runs[:, 1], np.arange(0, len(epochs), CHUNK) * BLOCK, side="right")
         # In slices, so that projections of other sessions come in between.
         step = max(1, _ENTRIES_AT_ONCE // (OUTPUTS * self.mirrors.n_mirrors))
-        for start in range(0, len(blocks), step):
+        for start in range(0, len(self.matrix.blocks), step):
             some = slice(start, start + step)
             points = slice(start * OUTPUTS, (start + step) * OUTPUTS)
             with numba_lock:
-                _compile(self.points[points], runs, firsts, self.epochs, *self._key, blocks[some], self.rest[points])
-        self.matrix = IntegerMatrix(blocks, self.mirrors.n_features, len(self.points))
+                _compile(
+                    self.points[points], runs, firsts, epochs, *self._key, self.matrix.blocks[some], self.rest[points]
+                )
+        self._settle(epochs)
+
+    def _settle(self, epochs: NDArray[np.uint32]) -> None:
+        """Note that matrix and rest belong to these epochs."""
+        # A new matrix, because an IntegerMatrix knows the range of its entries.
+        self.matrix = IntegerMatrix(self.matrix.blocks, self.mirrors.n_features, len(self.points))
+        self.epochs = epochs.copy()
+        self._is_valid = True
 
     def fields(self, features: NDArray[np.uint8], track: EpochTrack) -> Fields:
         """Compute the fields of a sequence, see `PreparedMedium.fields`."""
+        if not self._is_valid:
+            self._compile(track.initial)
         changes = _find_changes(self.mirrors, self.epochs, track)
         if len(changes.frames) == 0:
             return self._still_fields(features)
-        if len(changes.blocks) - len(track.blocks) > self._most_rows:
+        if len(changes.blocks) - len(track.blocks) > self._most_rows // 8:
             self._move_to(track.initial)
             return self.fields(features, track)
         if len(features) > 1 and len(changes.low) > self._most_rows:
@@ -276,8 +292,8 @@ class CompiledMedium(PreparedMedium):
 
     @property
     def _most_rows(self) -> int:
-        """How many rows a correction may have: as many as the matrix itself has."""
-        return max(BLOCK, self.mirrors.n_features)
+        """How many rows a correction may have: as many as the matrix itself has, and within bounds of memory."""
+        return max(1, min(max(BLOCK, self.mirrors.n_features), _CORRECTION_BYTES // (16 * len(self.points))))
 
     def _still_fields(self, features: NDArray[np.uint8]) -> Fields:
         real, imag = self.matrix.multiply(features)
@@ -301,7 +317,10 @@ class CompiledMedium(PreparedMedium):
         is_feature = keys[1] != STUCK_ON
         lit[:, is_feature] = features[:, keys[1, is_feature]]
         still = self._still_fields(features)
-        real, imag = correction.multiply(lit * (number >= keys[0]))
+        if keys.shape[1] == 0:  # mirrors that show no feature
+            real, imag = np.zeros((2, 1, 1), np.float32)
+        else:
+            real, imag = correction.multiply(lit * (number >= keys[0]))
         all_real, all_imag = correction_of_all.multiply((number >= when).astype(np.uint8))
         return Fields(still.real + real, still.imag + imag, still.all_real + all_real, still.all_imag + all_imag)
 
@@ -339,18 +358,16 @@ class CompiledMedium(PreparedMedium):
     def _move_to(self, epochs: NDArray[np.uint32]) -> None:
         """Bring the compiled matrix up to date, block by block where few of them have changed."""
         changes = _find_changes(self.mirrors, self.epochs, EpochTrack.still(1, epochs))
-        self.epochs = epochs.copy()
         if len(changes.blocks) > len(epochs) // 4 or self.mirrors.has_stuck_on:
-            self._compile()
+            self._compile(epochs)
             return
-        everything = np.zeros(len(changes.low), np.int64)
+        self._is_valid = False
         last = np.zeros(block_shape(1, len(self.points)), np.int32)
-        self._add(changes, changes.features, everything, self.matrix.blocks, last)
-        # A new matrix, because an IntegerMatrix knows the range of its entries.
-        self.matrix = IntegerMatrix(self.matrix.blocks, self.mirrors.n_features, len(self.points))
+        self._add(changes, changes.features, np.zeros(len(changes.low), np.int64), self.matrix.blocks, last)
         total = IntegerMatrix(last, 1, len(self.points))
         self.rest[:, _EVERYTHING, 0] += total.real[0].astype(np.int64)
         self.rest[:, _EVERYTHING, 1] += total.imag[0].astype(np.int64)
+        self._settle(epochs)
 
     def transmission_matrix(self) -> NDArray[np.complex64]:
         """Return the matrix over features, shape (n_points, n_features), at the epochs of the last sequence."""
@@ -403,7 +420,8 @@ class ExplicitMedium(Medium):
 
     def session_bytes(self, mirrors: MirrorMap, n_points: int) -> int:
         """Return the memory of a compiled medium: two integers of 16 or 32 bits for each feature and point."""
-        return self.compiled_bytes(mirrors.n_features, n_points, _block_dtype(mirrors))
+        rest = 4 * np.dtype(np.int64).itemsize * n_points
+        return self.compiled_bytes(mirrors.n_features, n_points, _block_dtype(mirrors)) + rest
 
     @staticmethod
     def compiled_bytes(n_features: int, n_points: int, dtype: type[np.signedinteger[Any]] = np.int16) -> int:

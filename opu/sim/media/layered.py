@@ -89,6 +89,7 @@ class LayeredMedium(Medium):
     """
 
     variance: ClassVar[float] = 1.0
+    has_grain: ClassVar[bool] = True
 
     def __init__(
         self,
