@@ -298,9 +298,8 @@ def _fit_anchor(device: Device, wish: _Wish) -> LinearMap:
     )
     n_frames = 0
     if wish.exposure_us is None:
-        bright = _typical_patterns(n_features, ones, _EXPOSURE_PATTERNS)
-        shown = pack(_anchored(bright, n_anchor, anchor_on=True))
-        config, n_frames = choose_exposure(device, config, shown, target_fraction=_BRIGHT_FRACTION)
+        brightest = _anchored(_typical_patterns(n_features, ones, _EXPOSURE_PATTERNS), n_anchor, anchor_on=True)
+        config, n_frames = choose_exposure(device, config, pack(brightest), target_fraction=_BRIGHT_FRACTION)
     typical = _typical_patterns(n_features, ones, _SCALE_PATTERNS)
     constants = np.zeros((2 * _ANCHOR_REPEATS, config.n_features), dtype=np.bool_)
     constants[:_ANCHOR_REPEATS, n_features:] = True
@@ -359,8 +358,8 @@ def _fit_arm(device: Device, wish: _Wish) -> LinearMap:
     n_frames = 0
     typical = _typical_patterns(n_features, wish.ones, _SCALE_PATTERNS)
     if wish.exposure_us is None:
-        bright = pack(typical[:_EXPOSURE_PATTERNS])
-        config, n_frames = choose_exposure(device, config, bright, target_fraction=_BRIGHT_FRACTION)
+        shown = pack(typical[:_EXPOSURE_PATTERNS])
+        config, n_frames = choose_exposure(device, config, shown, target_fraction=_BRIGHT_FRACTION)
     # All mirrors off, for the brightness of the arm and for the offset; then each typical pattern twice.
     still = np.zeros((_ANCHOR_REPEATS, n_features), dtype=np.bool_)
     patterns = np.concatenate([still, typical, typical])
@@ -368,8 +367,8 @@ def _fit_arm(device: Device, wish: _Wish) -> LinearMap:
         dark_dn = session.project(still, first_frame_index=n_frames).frames.mean(dtype=np.float64)
         n_frames = _aligned(n_frames + len(still))
     with device.open_session(config) as session:
-        shown = _shown(method, patterns, 0).reshape(-1, n_features)
-        projection = session.project(shown, first_frame_index=n_frames)
+        steps = _shown(method, patterns, 0).reshape(-1, n_features)
+        projection = session.project(steps, first_frame_index=n_frames)
         config = session.config
     frames = projection.frames.reshape(len(patterns), method.n_frames, -1)
     arm = frames[: len(still)].mean(axis=(0, 1), dtype=np.float64) - dark_dn
@@ -393,7 +392,7 @@ def _fit_arm(device: Device, wish: _Wish) -> LinearMap:
         carrier=description.reference_carrier if method.name == "off_axis" else None,
         medium_id=projection.provenance.medium_id,
         medium_epoch=projection.provenance.medium_epoch,
-        n_frames=_aligned(n_frames + len(shown)),
+        n_frames=_aligned(n_frames + len(steps)),
     )
 
 

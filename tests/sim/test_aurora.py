@@ -72,7 +72,7 @@ def test_every_preset_has_its_brightness(name):
             frames = session.project(pattern).frames
     mean_dn = frames.mean() - description.black_level_dn
     expected = {"ideal": 65535 / 24, "laboratory": 21 * (1023 / 10_000) / 0.0255}.get(name, 21)
-    assert mean_dn == pytest.approx(expected, rel=0.1)
+    assert mean_dn == pytest.approx(expected, rel=0.05)
 
 
 def test_the_laboratory_is_far_from_ideal_and_still_linear():

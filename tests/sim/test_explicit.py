@@ -104,13 +104,47 @@ def test_fields_of_a_drifting_sequence_are_exact_in_every_frame(kind, n_changes)
         np.testing.assert_array_equal(np.broadcast_to(part.all_imag, part.imag.shape), found.all_imag[start:stop])
 
 
+def test_only_mirrors_without_a_feature_may_renew():
+    medium = ExplicitMedium(3)
+    layout = MirrorLayout(9, 40, 64, "centred")
+    mirrors = even(layout)
+    blocks = n_blocks(layout.n_mirrors)
+    track = EpochTrack(
+        30, np.zeros(blocks, np.uint32), np.array([4, 9]), np.array([0, blocks - 1]), np.array([1, 1], np.uint32)
+    )
+    assert not (layout.features[:64] >= 0).any()
+    features = np.random.default_rng(0).integers(0, 2, (30, 9), dtype=np.uint8)
+    found = medium.prepare(mirrors, POINTS).fields(features, track)
+    np.testing.assert_array_equal(found.real, medium.prepare(mirrors, POINTS).fields(features, still(mirrors, 30)).real)
+    assert (found.all_real[3] != found.all_real[4]).any()
+
+
+def test_a_compilation_that_fails_is_done_again(monkeypatch):
+    medium = ExplicitMedium(3)
+    mirrors = uneven(MirrorLayout(30, 37, 41))
+    compiled = medium.prepare(mirrors, POINTS)
+    epochs = np.ones(n_blocks(37 * 41), np.uint32)
+    features = np.ones((3, 30), np.uint8)
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("opu.sim.media.explicit._compile", fail)
+        with pytest.raises(MemoryError):
+            compiled.fields(features, EpochTrack.still(3, epochs))
+    found = compiled.fields(features, EpochTrack.still(3, epochs))
+    fresh = CompiledMedium(medium, mirrors, POINTS, epochs).fields(features, EpochTrack.still(3, epochs))
+    np.testing.assert_array_equal(found.real, fresh.real)
+
+
 def test_features_too_bright_for_16_bits_are_exact():
     medium = ExplicitMedium(0)
     layout = MirrorLayout(2, 500, 800)
     mirrors = MirrorMap(2, layout.features, np.full(layout.n_mirrors, FULL_LEVEL, np.uint8), FULL_LEVEL)
     compiled = medium.prepare(mirrors, POINTS)
     assert compiled.matrix.blocks.dtype == np.int32
-    assert medium.session_bytes(mirrors, len(POINTS)) == compiled.matrix.blocks.nbytes
+    assert medium.session_bytes(mirrors, len(POINTS)) == compiled.matrix.blocks.nbytes + compiled.rest.nbytes
     assert_compiled(compiled, medium, mirrors, np.zeros(n_blocks(layout.n_mirrors), np.uint32))
     found = compiled.fields(np.ones((30, 2), np.uint8), still(mirrors, 30))
     np.testing.assert_array_equal(found.real[7], compiled.transmission_matrix().real.sum(axis=1))

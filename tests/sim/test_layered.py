@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
+import opu
 from opu.errors import CapacityError, ConfigError
 from opu.sim.counters import derive_key, philox_words
 from opu.sim.media.base import EpochTrack
@@ -320,3 +321,8 @@ def test_where_the_far_field_repeats_a_session_is_refused():
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(ConfigError, match=r"Use .*1"):
         LayeredMedium(0, (8, 8), sensor_columns=100, **wrong)
+
+
+def test_a_bench_does_not_add_grain_to_grain():
+    with pytest.raises(ConfigError, match="grain of its own"):
+        opu.open("sim:?preset=holography&medium=layered")

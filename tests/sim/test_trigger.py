@@ -5,6 +5,9 @@ import pytest
 
 import opu
 from opu.device import Timing
+from opu.errors import ConfigError
+from opu.sim.drift import DriftModel
+from opu.sim.reference import ReferenceModel
 from opu.sim.trigger import BLANK, TriggerModel, delivery, window_shares
 
 TIMING = Timing(readout_us=0.0, frame_overhead_us=100.0, call_overhead_us=0.0, latency_us=0.0, reconfigure_us=0.0)
@@ -40,25 +43,29 @@ def test_an_exposure_within_its_pattern_sees_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("latency_us", "expected"),
+    ("latency_us", "shift", "expected"),
     [
-        (0.0, [0, 385 / 400, 0]),  # the mirrors settle for the first 15 us
-        (120.0, [0, 380 / 400, 5 / 400]),  # 15 of the last 20 us they move
-        (300.0, [0, 200 / 400, 185 / 400]),
-        (-100.0, [100 / 400, 285 / 400, 0]),
+        (0.0, 0, [0, 385 / 400, 0]),  # the mirrors settle for the first 15 us
+        (120.0, 0, [0, 380 / 400, 5 / 400]),  # 15 of the last 20 us they move
+        (300.0, 0, [0, 200 / 400, 185 / 400]),
+        (-100.0, -1, [0, 100 / 400, 285 / 400]),
+        (5050.0, 10, [0, 1, 0]),
     ],
 )
-def test_a_shifted_exposure_mixes_neighbours(latency_us, expected):
-    np.testing.assert_allclose(shares(TriggerModel(latency_us=latency_us), n_frames=3), [expected] * 3, atol=1e-6)
+def test_a_shifted_exposure_mixes_neighbours(latency_us, shift, expected):
+    found = shares(TriggerModel(latency_us=latency_us), n_frames=3)
+    assert found.shift == shift
+    np.testing.assert_allclose(found.shares, [expected] * 3, atol=1e-6)
 
 
 def test_jitter_has_its_deviation_and_repeats_with_the_frame_numbers():
     model = TriggerModel(latency_us=300.0, jitter_us=10.0)
-    found = shares(model)
+    found = shares(model).shares
     start_us = 500 - 400 * found[:, 1]  # where the exposure begins, as far as its own pattern tells
     assert start_us.mean() == pytest.approx(300, abs=1)
     assert start_us.std() == pytest.approx(10, rel=0.05)
-    np.testing.assert_array_equal(shares(model, n_frames=50, first_frame_index=700), found[700:750])
+    again = shares(model, n_frames=50, first_frame_index=700).shares
+    np.testing.assert_array_equal(again, found[700:750])
 
 
 def quiet_frames(make_bench, trigger, config=CONFIG, patterns=PATTERNS, **dmd):
@@ -88,6 +95,36 @@ def test_before_the_first_pattern_all_mirrors_are_off(make_bench):
     early = quiet_frames(make_bench, TriggerModel(latency_us=-200.0)).frames.astype(float)
     before = np.concatenate([0 * clean[:1], clean[:-1]])
     np.testing.assert_allclose(early, 0.5 * clean + 0.5 * before, atol=1.1)
+
+
+@pytest.mark.parametrize("lag", [1, 3, 20])
+def test_a_latency_of_whole_frames_shows_later_patterns(make_bench, lag):
+    clean = quiet_frames(make_bench, TriggerModel()).frames
+    late = quiet_frames(make_bench, TriggerModel(latency_us=500.0 * lag)).frames
+    expected = clean[np.minimum(np.arange(9) + lag, 8)]
+    np.testing.assert_array_equal(late, expected)
+
+
+def test_the_reference_arm_shines_while_mirrors_move(make_bench):
+    reference = ReferenceModel(uses=("pi",), electrons_per_us=5.0)
+    config = opu.SessionConfig(n_features=32, n_outputs=400, reference="pi")
+    with make_bench(camera=QUIET, timing=TIMING, dmd={"settle_us": 200.0}, reference=reference) as bench:
+        frames = bench.open_session(config).project(np.zeros((4, 32))).frames
+    assert (frames == 2000).all()
+
+
+def test_drift_and_neighbours_work_from_the_first_microsecond_on(make_bench):
+    drift = DriftModel(correlation_time_s=1.0)
+    trigger = TriggerModel(latency_us=-100.0)
+    with make_bench(camera=QUIET, timing=TIMING, drift=drift, trigger=trigger) as bench:
+        assert "repeatable_noise" not in bench.describe().capabilities
+        assert bench.open_session(CONFIG).project(PATTERNS[:1]).frames.any()
+
+
+@pytest.mark.parametrize("wrong", [{"dropped_fraction": -0.1}, {"duplicated_fraction": 1.5}, {"jitter_us": -1.0}])
+def test_what_cannot_be_is_refused(wrong):
+    with pytest.raises(ConfigError):
+        TriggerModel(**wrong)
 
 
 def test_frames_are_lost_and_doubled_as_often_as_said():
