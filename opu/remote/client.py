@@ -181,6 +181,7 @@ class Link:
             dealer.linger = 0
             dealer.ipv6 = "[" in self.address
             dealer.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_PAYLOAD_BYTES)
+            dealer.rcvhwm = 0  # never stop reading: opu.remote.inbox tells why; no more comes than was asked for
             dealer.connect(self.address)
             self._converse(dealer)
         except zmq.ZMQError as error:

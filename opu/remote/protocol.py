@@ -280,7 +280,7 @@ def check_version(version: Version, speaker: Literal["client", "server"]) -> Non
 
     Examples
     --------
-    >>> check_version((0, 1), "server")
+    >>> check_version((0, 2), "server")
     """
     ours = PROTOCOL_VERSION
     if version == ours or (version[0] == ours[0] and ours[0] > 0):

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -42,6 +42,7 @@ from opu.errors import (
     UriError,
 )
 from opu.remote import DEFAULT_BIND, protocol
+from opu.remote.inbox import Arrival, Inbox, shut_down
 from opu.remote.waker import Waker
 from opu.uri import parse_uri
 
@@ -54,18 +55,17 @@ _log = logging.getLogger(__name__)
 
 _TICK_MS = 250
 _RETRY_MS = 1
-_READS_PER_TURN = 64
+_ANSWERS_PER_TURN = 64
 _DEVICE_DEPTH = 2
 _OUTBOX_MESSAGES = 1024
 _ON_THE_WAY_BYTES = 2**26
 _ZERO_COPY_BYTES = 2**16
+_OPEN_AGAIN = "Call close(), then open the device again."
 _ROUTER_OPTIONS = {
     zmq.ROUTER_MANDATORY: 1,  # without it a full queue drops replies without a word
     zmq.LINGER: 1000,
-    zmq.RCVHWM: 64,
+    zmq.RCVHWM: 0,  # never stop reading, and no ZMQ heartbeat either: opu.remote.inbox tells why
     zmq.HANDSHAKE_IVL: 5000,
-    zmq.HEARTBEAT_IVL: 5000,  # finds connections whose other end has gone, and frees what is queued for them
-    zmq.HEARTBEAT_TIMEOUT: 15000,
 }
 
 
@@ -85,6 +85,8 @@ class ServerLimits:
         Unanswered projections of all clients.
     max_queued_bytes : int
         Bytes of patterns in them.
+    max_waiting : int
+        Messages of one connection that the server has not looked at yet.
     max_payload_bytes : int
         The largest payload of a message.
     expire_s : float
@@ -100,6 +102,7 @@ class ServerLimits:
     max_queued: int = 64
     max_queued_total: int = 256
     max_queued_bytes: int = 2**29
+    max_waiting: int = 1024
     max_payload_bytes: int = protocol.MAX_PAYLOAD_BYTES
     expire_s: float = 15.0
     stall_s: float = 10.0
@@ -130,6 +133,7 @@ _ClientRequest: TypeAlias = (
 @dataclass(eq=False)
 class _Client:
     route: bytes
+    descriptor: int
     client_id: int
     name: str
     heard_s: float
@@ -145,6 +149,17 @@ class _Client:
     frames: int = 0
     refused: int = 0
     gone: bool = False
+
+    def count_on_the_way(self) -> int:
+        """Return how many bytes of large replies ZeroMQ has not sent yet."""
+        while self.on_the_way and self.on_the_way[0][0].done:
+            self.on_the_way.popleft()
+        return sum(size for _, size in self.on_the_way)
+
+    @property
+    def waits_for_network(self) -> bool:
+        """Whether something goes on when the network has taken more."""
+        return bool(self.outbox or (self.on_the_way and self.jobs and isinstance(self.jobs[0], protocol.Bye)))
 
     @property
     def label(self) -> str:
@@ -347,6 +362,7 @@ class OpuServer:
         self._router.ipv6 = "[" in self._endpoint
         for option, value in _ROUTER_OPTIONS.items():
             self._router.setsockopt(option, value)
+        self._inbox = Inbox(self._router, self._limits.max_waiting)
         self._router.setsockopt(zmq.MAXMSGSIZE, max(self._limits.max_payload_bytes, protocol.MAX_HEADER_BYTES))
         try:
             self._router.bind(self._endpoint)
@@ -387,11 +403,13 @@ class OpuServer:
         for client in list(self._clients.values()):
             for request_id in sorted(client.unanswered):
                 self._refuse(client, request_id, self._stopped())
-            self._say_goodbye(client, self._stopped().problem, "Open the device again when it has been started.")
+            remedy = f"Start it again. {_OPEN_AGAIN}"
+            self._say_goodbye(client, protocol.Goodbye(problem=self._stopped().problem, remedy=remedy))
 
     def _turn(self) -> None:
-        waiting = any(client.outbox for client in self._clients.values())
-        ready = dict(self._poller.poll(_RETRY_MS if waiting else _TICK_MS))
+        waiting = any(client.waits_for_network for client in self._clients.values())
+        patience_ms = 0 if not self._inbox.is_empty else _RETRY_MS if waiting else _TICK_MS
+        ready = dict(self._poller.poll(patience_ms))
         if self._waker.receiver.fileno() in ready:
             self._waker.clear()
         while self._posted:
@@ -400,14 +418,14 @@ class OpuServer:
                 handler(*arguments)
             except Exception:  # noqa: BLE001 - a fault of one request must not stop the server
                 _log.exception("%s failed", handler.__name__)
-        drained = self._receive()
+        self._receive()
         self._give_turns()
         now_s = time.monotonic()
         for client in list(self._clients.values()):
             self._flush(client)
             if client.outbox and now_s - client.moved_s > self._limits.stall_s:
                 self._evict(client)
-            elif drained and now_s - client.heard_s > self._limits.expire_s:
+            elif self._inbox.is_empty and now_s - client.heard_s > self._limits.expire_s:
                 self._expire(client)
         self._measure_rate(now_s)
 
@@ -424,16 +442,15 @@ class OpuServer:
 
     # Messages in
 
-    def _receive(self) -> bool:
-        """Handle messages that have arrived; say whether that was all of them."""
-        for _ in range(_READS_PER_TURN):
-            if not int(self._router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                return True
-            route, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
-            self._handle(route.bytes, [frame.buffer for frame in frames])
-        return False
+    def _receive(self) -> None:
+        """Take in what has arrived, and handle some of it."""
+        for excess in self._inbox.fill():
+            self._cut_off(excess)
+        for arrival in self._inbox.take(_ANSWERS_PER_TURN):
+            self._handle(arrival)
 
-    def _handle(self, route: bytes, frames: Sequence[memoryview]) -> None:
+    def _handle(self, arrival: Arrival) -> None:
+        route, frames = arrival.route, arrival.frames
         client = self._clients.get(route)
         if client is not None:
             client.heard_s = time.monotonic()
@@ -442,7 +459,7 @@ class OpuServer:
             request, payload = protocol.decode_request(frames)
             request_id = request.request_id
             if isinstance(request, protocol.Hello):
-                self._welcome(route, client, request)
+                self._welcome(arrival, client, request)
             elif client is None:
                 self._send_to_stranger(route, self._do_not_know())
             else:
@@ -472,7 +489,7 @@ class OpuServer:
             client.jobs.append(request)
             client.unanswered.add(request.request_id)
 
-    def _welcome(self, route: bytes, client: _Client | None, hello: protocol.Hello) -> None:
+    def _welcome(self, arrival: Arrival, client: _Client | None, hello: protocol.Hello) -> None:
         if self._stopping:
             raise self._stopped()
         if client is not None:
@@ -493,8 +510,8 @@ class OpuServer:
             ),
         )
         self._clients_total += 1
-        client = _Client(route, self._clients_total, hello.name, time.monotonic())
-        self._clients[route] = client
+        client = _Client(arrival.route, arrival.descriptor, self._clients_total, hello.name, time.monotonic())
+        self._clients[client.route] = client
         self._turns.append(client)
         _log.info("client %s has come", client.label)
         self._send(client, welcome)
@@ -594,6 +611,8 @@ class OpuServer:
         job = client.jobs[0]
         if not isinstance(job, _Projection) and client.in_flight:
             return False
+        if isinstance(job, protocol.Bye) and client.count_on_the_way():
+            return False  # a client that leaves counts as one until it has read what it asked for
         client.jobs.popleft()
         if isinstance(job, _Projection):
             self._project(client, job)
@@ -650,9 +669,7 @@ class OpuServer:
 
     def _flush(self, client: _Client) -> None:
         """Send what the network takes; the rest stays in the outbox."""
-        while client.on_the_way and client.on_the_way[0][0].done:
-            client.on_the_way.popleft()
-        while client.outbox and sum(size for _, size in client.on_the_way) < _ON_THE_WAY_BYTES:
+        while client.outbox and client.count_on_the_way() < _ON_THE_WAY_BYTES:
             frames = client.outbox[0]
             try:
                 self._router.send_multipart(frames, zmq.NOBLOCK, copy=False)
@@ -699,14 +716,37 @@ class OpuServer:
     def _do_not_know(self) -> protocol.Goodbye:
         return protocol.Goodbye(
             problem=f"The server at {self._uri} does not know this client: it was restarted, or has said goodbye.",
-            remedy="Open the device again.",
+            remedy=_OPEN_AGAIN,
         )
 
     # Clients that go
 
-    def _say_goodbye(self, client: _Client, problem: str, remedy: str) -> None:
-        self._send(client, protocol.Goodbye(problem=problem, remedy=remedy))
+    def _say_goodbye(self, client: _Client, goodbye: protocol.Goodbye) -> None:
+        self._send(client, goodbye)
         self._forget(client)
+
+    def _hang_up(self, route: bytes, descriptor: int, goodbye: protocol.Goodbye) -> None:
+        """End a connection, so that ZeroMQ frees what it keeps for it."""
+        self._router.getsockopt(zmq.EVENTS)  # has ZeroMQ notice connections that have ended
+        try:
+            self._router.send_multipart(_to_frames(route, goodbye), zmq.NOBLOCK)
+        except zmq.Again:
+            pass
+        except zmq.ZMQError:
+            return  # it has ended by itself, and the descriptor may be another one's
+        shut_down(descriptor)
+
+    def _cut_off(self, excess: Arrival) -> None:
+        self._evicted += 1
+        client = self._clients.get(excess.route)
+        sent = f"more than {self._limits.max_waiting} messages waited to be read"
+        _log.warning("client %s cut off: %s", client.label if client else "?", sent)
+        if client is not None:
+            self._forget(client)
+        goodbye = protocol.Goodbye(
+            problem=f"The server has cut off this connection: {sent}.", remedy=f"Wait for answers. {_OPEN_AGAIN}"
+        )
+        self._hang_up(excess.route, excess.descriptor, goodbye)
 
     def _evict(self, client: _Client) -> None:
         self._evicted += 1
@@ -714,15 +754,20 @@ class OpuServer:
         self._forget(client)
         goodbye = protocol.Goodbye(
             problem="The server has evicted this client because it did not read its replies.",
-            remedy="Open the device again, and read what it sends.",
+            remedy=f"Read what it sends. {_OPEN_AGAIN}",
         )
-        self._send_to_stranger(client.route, goodbye)
+        self._hang_up(client.route, client.descriptor, goodbye)
 
     def _expire(self, client: _Client) -> None:
         self._expired += 1
         silence = f"for {self._limits.expire_s:g} s"
         _log.warning("client %s expired: silent %s", client.label, silence)
-        self._say_goodbye(client, f"The server has not heard this client {silence}.", "Open the device again.")
+        goodbye = protocol.Goodbye(problem=f"The server has not heard this client {silence}.", remedy=_OPEN_AGAIN)
+        if client.outbox or client.count_on_the_way():
+            self._forget(client)
+            self._hang_up(client.route, client.descriptor, goodbye)
+        else:
+            self._say_goodbye(client, goodbye)
 
     def _forget(self, client: _Client) -> None:
         if client.gone:

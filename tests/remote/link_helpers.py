@@ -1,8 +1,11 @@
 """What the tests of the link share: a small device whose delays and faults can be set, and a client without manners."""
 
+import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import zmq
@@ -190,6 +193,67 @@ class RawClient:
         )
         self.send(message, bits.tobytes())
         return number
+
+
+class HandConnection:
+    """A connection that speaks ZMTP by hand: no library reads for it, or sends what it did not ask for."""
+
+    GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+    READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+
+    def __init__(self, uri):
+        host, _, port = uri.removeprefix("tcp://").rpartition(":")
+        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.socket.sendall(self.GREETING)
+        self._receive_exactly(64)
+        self.socket.sendall(self.frame(self.READY, 4))
+        self._receive_exactly(self._receive_exactly(2)[1])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    @staticmethod
+    def frame(content, flags=0):
+        """A frame with its header: flag 1 announces another one, flag 4 marks a command."""
+        if len(content) < 256:
+            return bytes([flags, len(content)]) + content
+        return bytes([flags | 2]) + struct.pack(">Q", len(content)) + content
+
+    def send(self, message, payload=None):
+        frames = protocol.encode(message, payload)
+        self.socket.sendall(b"".join(self.frame(frame, frame is not frames[-1]) for frame in frames))
+
+    def hello(self):
+        self.send(protocol.Hello(request_id=1, version=protocol.PROTOCOL_VERSION, software="test", name="by hand"))
+
+    def reset(self):
+        """End the connection without a farewell."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def read_to_the_end(self):
+        """Return how many bytes still came before the other side ended the connection."""
+        n_bytes = 0
+        try:
+            while received := self.socket.recv(2**20):
+                n_bytes += len(received)
+        except ConnectionError:
+            pass
+        return n_bytes
+
+    def _receive_exactly(self, n_bytes):
+        received = b""
+        while len(received) < n_bytes:
+            received += self.socket.recv(n_bytes - len(received))
+        return received
+
+
+def resident_mib(pid):
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 def wait_until(condition, timeout_s=10.0):

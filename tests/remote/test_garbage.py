@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from link_helpers import RawClient
+from link_helpers import RawClient, resident_mib
 
 import opu
 from opu.device import SessionConfig
@@ -24,11 +24,6 @@ VECTORS = [
 ]
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(23, b"\x00") + bytes(32)
 READY = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
-
-
-def resident_mib(pid):
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
 
 
 @pytest.fixture

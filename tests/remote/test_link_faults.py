@@ -267,7 +267,7 @@ def test_a_server_of_another_version_is_refused(version):
     ):
         opu.open(server.uri + "?timeout_s=0.3")
     assert f"{version[0]}.{version[1]}" in caught.value.problem
-    assert "0.1" in caught.value.problem
+    assert "client version 0.2" in caught.value.problem
 
 
 def test_a_server_that_refuses_our_version_is_quoted(serve, monkeypatch):
@@ -277,7 +277,7 @@ def test_a_server_that_refuses_our_version_is_quoted(serve, monkeypatch):
     def old_hello(link):
         return protocol.Hello(request_id=link.next_id(), version=(0, 0), software="old", name="old")
 
-    with pytest.raises(VersionMismatchError, match=r"client speaks version 0\.0 .* server version 0\.1"):
+    with pytest.raises(VersionMismatchError, match=r"client speaks version 0\.0 .* server version 0\.2"):
         opu.open(server.uri)
 
 

@@ -252,8 +252,7 @@ def test_closing_gives_sessions_back(serve, toy):
         assert toy.open_sessions == 2
         with pytest.raises(ClosedError):
             sessions[0].submit(patterns(1, 10))
-    wait_until(lambda: toy.open_sessions == 0)
-    assert server.snapshot().clients == ()
+    wait_until(lambda: toy.open_sessions == 0 and server.snapshot().clients == ())
     for session in sessions:
         with pytest.raises(ClosedError):
             session.submit(patterns(1, 10))
