@@ -7,7 +7,6 @@ the seed, the epoch and the number of the next frame.
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from dfa_client.settings import TrainingSettings
 from opu.errors import DataFileError
+from opu.files import read_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -173,8 +173,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             "Check the path; to begin a new training leave --resume out.",
         ) from error
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as data:
-            arrays = {key: data[key] for key in data.files}
+        arrays = read_arrays(content)
         meta = msgspec.json.decode(arrays["meta"].tobytes(), type=_Meta)
         if meta.format != _FORMAT:
             raise ValueError(f"its format is {meta.format!r}, not {_FORMAT!r}")

@@ -16,7 +16,7 @@ from dfa_client.checkpoint import load_checkpoint
 from dfa_client.data import DATASETS, load_data
 from dfa_client.feedback import METHODS
 from dfa_client.settings import RECIPES, TUNING_FACTORS, TrainingSettings, check_settings
-from dfa_client.training import TrainingResult, Trial, Watcher, train, tune_learning_rate
+from dfa_client.training import TrainingResult, Trial, Watcher, check_checkpoint_file, train, tune_learning_rate
 from opu.console import JsonOption, Report, plain, reporting, split_json_option
 from opu.errors import InputError
 
@@ -192,6 +192,8 @@ def _check_options(
         )
     if resume and checkpoint is None:
         raise InputError("--resume needs a checkpoint.", "Name it by --checkpoint FILE.")
+    if checkpoint is not None and not resume:
+        check_checkpoint_file(checkpoint, resume=False)
     for option, seconds in (("--wait-s", wait_s), ("--checkpoint-s", checkpoint_s)):
         if not (math.isfinite(seconds) and seconds >= 0):
             raise InputError(f"{option} is {seconds}.", "Use a number of seconds from 0 on.")

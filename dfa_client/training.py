@@ -21,6 +21,7 @@ from dfa_client.network import Adam, Network, cosine_rate, count_correct, layer_
 from dfa_client.seeds import Stream, generator, noise_key
 from dfa_client.settings import TUNING_FACTORS, TrainingSettings, check_settings
 from opu.errors import InputError
+from opu.files import check_writable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -157,8 +158,8 @@ def train(
     check_settings(settings)
     start_unix_s = time.time()
     saved = _load_fitting(checkpoint, settings, data) if resume else None
-    if checkpoint is not None and not resume:
-        _check_new(checkpoint)
+    if checkpoint is not None:
+        check_checkpoint_file(checkpoint, resume=resume)
     watcher = watcher or Watcher()
     feedback = _open_feedback(settings=settings, data=data, uri=uri, wait_s=wait_s, saved=saved, watcher=watcher)
     closes: AbstractContextManager[object] = (
@@ -193,11 +194,28 @@ def _one_blas_thread() -> AbstractContextManager[object]:
     return limits
 
 
-def _check_new(path: str | os.PathLike[str]) -> None:
-    if Path(path).exists():
+def check_checkpoint_file(path: str | os.PathLike[str], *, resume: bool) -> None:
+    """Check, before any work, that a checkpoint can be written and would replace no other training.
+
+    Parameters
+    ----------
+    path : path
+        The checkpoint.
+    resume : bool
+        It is there already, and its training goes on.
+
+    Raises
+    ------
+    InputError
+        It exists, and is not to be resumed.
+    DataFileError
+        It cannot be written.
+    """
+    if not resume and Path(path).exists():
         raise InputError(
             f"The checkpoint {os.fspath(path)!r} exists.", "Add --resume to go on from it, or remove it to begin anew."
         )
+    check_writable(path)
 
 
 def _load_fitting(path: str | os.PathLike[str] | None, settings: TrainingSettings, data: Dataset) -> Checkpoint:

@@ -19,6 +19,7 @@ import msgspec
 import typer
 
 from opu.errors import OpuError
+from opu.files import check_writable, unwritable
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -138,23 +139,36 @@ def reporting(verb: str, json_to: str | None) -> Iterator[Report]:
     from rich.console import Console
 
     report = Report(Console(stderr=json_to == "-"))
-    error = None
-    status = 0
+
+    def write(error: dict[str, str] | None = None) -> None:
+        if json_to is not None:
+            write_json(verb, report, json_to, error=error)
+
+    with _errors_end_the_process():
+        if json_to is not None and json_to != "-":
+            check_writable(json_to)
+        try:
+            yield report
+        except OpuError as error:
+            report.ok = False
+            write({"code": error.code, "message": error.problem, "remedy": error.remedy})
+            raise
+        write()
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _errors_end_the_process() -> Iterator[None]:
+    """Tell people what was wrong and what would be right, and end with the exit status of the error."""
+    from rich.console import Console
+
     try:
-        yield report
-    except OpuError as caught:
-        error = {"code": caught.code, "message": caught.problem, "remedy": caught.remedy}
-        status = caught.exit_status
-        Console(stderr=True).print(
-            f"[bold red]Error:[/] {plain(caught.problem)}\n{plain(caught.remedy)}", highlight=False
-        )
-    else:
-        status = 0 if report.ok else 1
-    if json_to is not None:
-        report.ok = status == 0
-        write_json(verb, report, json_to, error=error)
-    if status:
-        raise typer.Exit(status)
+        yield
+    except OpuError as error:
+        text = f"[bold red]Error:[/] {plain(error.problem)}\n{plain(error.remedy)}"
+        Console(stderr=True).print(text, highlight=False)
+        raise typer.Exit(error.exit_status) from error
 
 
 def write_json(
@@ -172,13 +186,21 @@ def write_json(
         A file, or `-` for standard output.
     error : dict, optional
         `code`, `message` and `remedy` of what went wrong.
+
+    Raises
+    ------
+    DataFileError
+        The file cannot be written.
     """
     document = {"schema": f"openopu.{verb}/1", "ok": report.ok, "error": error, **report.fields}
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
     if target == "-":
         sys.stdout.write(text)
     else:
-        Path(target).write_text(text, encoding="utf-8")
+        try:
+            Path(target).write_text(text, encoding="utf-8")
+        except OSError as caught:
+            raise unwritable(target, caught) from caught
 
 
 def split_json_option(arguments: list[str]) -> list[str]:

@@ -67,6 +67,7 @@ __all__ = [
     "Timing",
     "check_frame_numbers",
     "check_out",
+    "check_whole",
     "resolve_config",
 ]
 
@@ -306,8 +307,23 @@ class Projection:
     provenance: Provenance
 
 
-def _whole(name: str, value: object, minimum: int, limit: int) -> int:
-    """Return a whole number, NumPy's included, as an int."""
+def check_whole(name: str, value: object, minimum: int, limit: int) -> int:
+    """Return a whole number, NumPy's included, as an int.
+
+    Parameters
+    ----------
+    name : str
+        What it is, for people.
+    value : object
+        What was given.
+    minimum, limit : int
+        The range: `limit` is the first number above it.
+
+    Raises
+    ------
+    ConfigError
+        It is no whole number, or outside.
+    """
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and minimum <= value < limit:
         return int(value)
     raise ConfigError(f"{name} is {value!r}.", f"Use a whole number from {minimum} to {limit - 1}.")
@@ -335,11 +351,13 @@ def _middle_rows(config: SessionConfig, pixels: tuple[int, int]) -> Region:
 
 def _check_region(region: Region, config: SessionConfig, pixels: tuple[int, int]) -> Region:
     rows, columns = pixels
+    if not isinstance(region, Region):
+        raise ConfigError(f"region is {region!r}.", "Use opu.Region(row, column, height, width), or None.")
     region = Region(
-        row=_whole("region.row", region.row, 0, 2**31),
-        column=_whole("region.column", region.column, 0, 2**31),
-        height=_whole("region.height", region.height, 1, 2**31),
-        width=_whole("region.width", region.width, 1, 2**31),
+        row=check_whole("region.row", region.row, 0, 2**31),
+        column=check_whole("region.column", region.column, 0, 2**31),
+        height=check_whole("region.height", region.height, 1, 2**31),
+        width=check_whole("region.width", region.width, 1, 2**31),
     )
     if region.row + region.height > rows or region.column + region.width > columns:
         raise CapacityError(
@@ -377,12 +395,14 @@ def resolve_config(config: SessionConfig, description: DeviceDescription) -> Ses
     CapacityError
         There are more features than mirrors, or more outputs than pixels.
     """
+    if not isinstance(config, SessionConfig):
+        raise ConfigError(f"The configuration is {config!r}.", "Use opu.SessionConfig(n_features=..., n_outputs=...).")
     config = msgspec.structs.replace(
         config,
-        n_features=_whole("n_features", config.n_features, 1, 2**31),
-        n_outputs=_whole("n_outputs", config.n_outputs, 1, 2**31),
-        stride=_whole("stride", config.stride, 1, 2**31),
-        noise_key=_whole("noise_key", config.noise_key, 0, NOISE_KEY_LIMIT),
+        n_features=check_whole("n_features", config.n_features, 1, 2**31),
+        n_outputs=check_whole("n_outputs", config.n_outputs, 1, 2**31),
+        stride=check_whole("stride", config.stride, 1, 2**31),
+        noise_key=check_whole("noise_key", config.noise_key, 0, NOISE_KEY_LIMIT),
     )
     _require_choice("layout", config.layout, description.layouts)
     _require_choice("light", config.light, description.light)
@@ -398,7 +418,8 @@ def resolve_config(config: SessionConfig, description: DeviceDescription) -> Ses
             f"n_outputs is {config.n_outputs}, more than the {rows * columns} pixels of the camera.",
             f"Ask for at most {rows * columns} outputs.",
         )
-    region = _check_region(config.region or _middle_rows(config, description.pixels), config, description.pixels)
+    region = _middle_rows(config, description.pixels) if config.region is None else config.region
+    region = _check_region(region, config, description.pixels)
     exposure = description.exposure_us.default if config.exposure_us is None else config.exposure_us
     return msgspec.structs.replace(
         config,
@@ -452,7 +473,7 @@ def check_frame_numbers(first_frame_index: object, n_frames: int, max_batch: int
     CapacityError
         The batch is larger than the session takes at once.
     """
-    first = _whole("first_frame_index", first_frame_index, 0, FRAME_INDEX_LIMIT)
+    first = check_whole("first_frame_index", first_frame_index, 0, FRAME_INDEX_LIMIT)
     if n_frames > max_batch:
         raise CapacityError(f"The batch has {n_frames} patterns.", f"Send at most {max_batch} patterns at a time.")
     return first

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 import numpy as np
 
-from opu.device import NO_REFERENCE, Projection, Region, SessionConfig
+from opu.device import NO_REFERENCE, Projection, Region, SessionConfig, check_whole
 from opu.errors import (
     CapacityError,
     ConfigError,
@@ -38,8 +38,9 @@ from opu.errors import (
     PatternValueError,
 )
 from opu.exposure import choose_exposure
+from opu.files import read_arrays, unwritable
 from opu.interference import ANCHOR, METHODS, Method, available_methods
-from opu.patterns import pack
+from opu.patterns import as_array, pack
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -62,6 +63,20 @@ _HOLOGRAM_MARGIN = 12
 # Frames of a binary or a ternary pattern, whatever the method, start at a multiple of this.
 _ALIGNMENT = 24
 _FORMAT = "openopu.linear_map/2"
+_FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
+class _Meta(msgspec.Struct, frozen=True, kw_only=True):
+    """What a saved map holds beside its arrays."""
+
+    format: str
+    config: SessionConfig
+    method: str
+    n_features: int
+    carrier: tuple[float, float] | None
+    medium_id: str
+    medium_epoch: int
+    n_frames: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,22 +131,20 @@ class LinearMap:
 
     def to_bytes(self) -> bytes:
         """Return the map as the content of a `.npz` file."""
-        meta = msgspec.json.encode(
-            {
-                "format": _FORMAT,
-                "config": self.config,
-                "method": self.method,
-                "n_features": self.n_features,
-                "carrier": self.carrier,
-                "medium_id": self.medium_id,
-                "medium_epoch": self.medium_epoch,
-                "n_frames": self.n_frames,
-            }
+        meta = _Meta(
+            format=_FORMAT,
+            config=self.config,
+            method=self.method,
+            n_features=self.n_features,
+            carrier=self.carrier,
+            medium_id=self.medium_id,
+            medium_epoch=self.medium_epoch,
+            n_frames=self.n_frames,
         )
         buffer = io.BytesIO()
         np.savez(
             buffer,
-            meta=np.frombuffer(meta, np.uint8),
+            meta=np.frombuffer(msgspec.json.encode(meta), np.uint8),
             pixels=self.pixels,
             offset_dn=self.offset_dn,
             scale_per_dn=self.scale_per_dn,
@@ -147,36 +160,49 @@ class LinearMap:
         DataFileError
             The content is damaged, or no linear map.
         """
+        return cls._from_bytes(content, "The linear map")
+
+    @classmethod
+    def _from_bytes(cls, content: bytes, name: str) -> LinearMap:
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as data:
-                meta = msgspec.json.decode(data["meta"].tobytes())
-                if meta["format"] != _FORMAT:
-                    raise DataFileError(f"The linear map has the format {meta['format']!r}.", f"Use {_FORMAT}.")
-                return cls(
-                    msgspec.convert(meta["config"], SessionConfig),
-                    METHODS[meta["method"]].name,
-                    meta["n_features"],
-                    data["pixels"].astype(np.int32),
-                    data["offset_dn"].astype(np.float32),
-                    data["scale_per_dn"].astype(np.float32),
-                    None if meta["carrier"] is None else tuple(meta["carrier"]),
-                    meta["medium_id"],
-                    meta["medium_epoch"],
-                    meta["n_frames"],
-                )
-        except DataFileError:
-            raise
+            arrays = read_arrays(content)
+            meta = msgspec.json.decode(arrays["meta"].tobytes(), type=_Meta)
+            if meta.format != _FORMAT:
+                raise ValueError(f"its format is {meta.format!r}, not {_FORMAT!r}")
+            linear_map = cls(
+                config=meta.config,
+                method=meta.method,
+                n_features=meta.n_features,
+                pixels=arrays["pixels"],
+                offset_dn=arrays["offset_dn"],
+                scale_per_dn=arrays["scale_per_dn"],
+                carrier=meta.carrier,
+                medium_id=meta.medium_id,
+                medium_epoch=meta.medium_epoch,
+                n_frames=meta.n_frames,
+            )
+            _check_consistent(linear_map)
         except Exception as error:  # numpy, zipfile, zlib and msgspec raise a dozen classes for damaged content
             raise DataFileError(
-                f"The linear map cannot be read: {error}.", "Fit it again with opu.fit_linear_map()."
+                f"{name} is damaged, or no linear map: {error}.", "Fit it again with opu.fit_linear_map()."
             ) from error
+        return linear_map
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Save the map; the file is written aside and renamed."""
+        """Save the map; the file is written aside and renamed.
+
+        Raises
+        ------
+        DataFileError
+            The file cannot be written.
+        """
         target = Path(path)
         aside = target.with_name(f"{target.name}.{os.getpid()}.part")
-        aside.write_bytes(self.to_bytes())
-        aside.replace(target)
+        try:
+            aside.write_bytes(self.to_bytes())
+            aside.replace(target)
+        except OSError as error:
+            raise unwritable(path, error) from error
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LinearMap:
@@ -187,13 +213,38 @@ class LinearMap:
         DataFileError
             The file is missing, damaged, or no linear map.
         """
+        name = f"The linear map {os.fspath(path)!r}"
         try:
             content = Path(path).read_bytes()
         except OSError as error:
-            raise DataFileError(
-                f"The linear map {os.fspath(path)!r} cannot be read: {error}.", "Check the path."
-            ) from error
-        return cls.from_bytes(content)
+            raise DataFileError(f"{name} cannot be read: {error.strerror}.", "Check the path.") from error
+        return cls._from_bytes(content, name)
+
+
+def _check_consistent(linear_map: LinearMap) -> None:
+    """Check that the parts of a map fit each other; raise ValueError where they do not."""
+    config, method, pixels = linear_map.config, METHODS[linear_map.method], linear_map.pixels
+    n_outputs = linear_map.scale_per_dn.size
+    n_places = -(-n_outputs // 2) if method.is_complex else n_outputs
+    n_anchor = config.n_features - linear_map.n_features
+    fitting = {
+        "config": config.region is not None and config.exposure_us is not None,
+        "method": method.reference == config.reference,
+        "n_features": linear_map.n_features > 0 and (n_anchor > 0 if method.name == ANCHOR else n_anchor == 0),
+        "pixels": _is_vector(pixels, n_places, np.int32, 0, config.n_outputs - 1),
+        "offset_dn": _is_vector(linear_map.offset_dn, n_outputs, np.float32, -_FLOAT_MAX, _FLOAT_MAX),
+        "scale_per_dn": n_outputs > 0 and _is_vector(linear_map.scale_per_dn, n_outputs, np.float32, 0.0, _FLOAT_MAX),
+        "carrier": (linear_map.carrier is not None) == (method.name == "off_axis"),
+        "n_frames": linear_map.n_frames >= 0,
+    }
+    wrong = [name for name, fits in fitting.items() if not fits]
+    if wrong:
+        raise ValueError(f"its {', '.join(wrong)} cannot be right")
+
+
+def _is_vector(array: NDArray[Any], length: int, dtype: type, low: float, high: float) -> bool:
+    """Tell whether an array is a vector with every value in a range, which no NaN is."""
+    return array.dtype == dtype and array.shape == (length,) and bool(((low <= array) & (array <= high)).all())
 
 
 def _anchored(patterns: NDArray[np.bool_], n_anchor: int, anchor_on: bool) -> NDArray[np.bool_]:
@@ -258,11 +309,11 @@ def fit_linear_map(
     With shot noise alone the ratio is `SNR = 2 S / ((1 + rho)(1 + 2 / rho))` for an anchor `rho` times as bright as
     the pattern: best at sqrt(2), flat from 1 to 4.
     """
+    n_features = check_whole("n_features", n_features, 1, 2**31)
+    n_outputs = check_whole("n_outputs", n_outputs, 1, 2**31)
     ones = n_features / 2 if expected_ones is None else expected_ones
-    if n_features < 1 or not 0 < ones <= n_features:
-        raise ConfigError(
-            f"n_features is {n_features} and expected_ones is {ones}.", "Use 0 < expected_ones <= n_features."
-        )
+    if not (isinstance(ones, (int, float, np.integer, np.floating)) and 0 < ones <= n_features):
+        raise ConfigError(f"expected_ones is {ones!r}.", f"Use a number above 0, up to n_features = {n_features}.")
     available = available_methods(device.describe())
     chosen = available[0] if method is None else method
     if chosen not in available:
@@ -582,7 +633,7 @@ class LinearProjector:
         return _then(frames, lambda projection: self._combine(projection, len(parts)))
 
     def _split(self, patterns: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        array = np.asarray(patterns)
+        array = as_array(patterns)
         if array.ndim != 2 or array.shape[1] != self.linear_map.n_features:
             raise PatternShapeError(
                 f"The patterns have the shape {array.shape}.", f"Use (batch, {self.linear_map.n_features})."

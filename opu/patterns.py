@@ -17,7 +17,7 @@ from opu.errors import PatternDtypeError, PatternShapeError, PatternValueError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["PackedPatterns", "as_packed", "pack", "unpack"]
+__all__ = ["PackedPatterns", "as_array", "as_packed", "pack", "unpack"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +76,20 @@ class PackedPatterns:
         return len(self.bits)
 
 
+def as_array(patterns: ArrayLike) -> NDArray[Any]:
+    """Return patterns as an array of whatever shape and dtype.
+
+    Raises
+    ------
+    PatternShapeError
+        They are no array: nested sequences of unequal lengths, for example.
+    """
+    try:
+        return np.asarray(patterns)
+    except (TypeError, ValueError) as error:
+        raise PatternShapeError(f"The patterns make no array: {error}", "Give every row the same length.") from error
+
+
 def pack(patterns: ArrayLike) -> PackedPatterns:
     """Check binary patterns and pack them.
 
@@ -94,7 +108,7 @@ def pack(patterns: ArrayLike) -> PackedPatterns:
     PatternDtypeError
         The dtype is neither boolean, integer nor floating point.
     PatternShapeError
-        The array is not two-dimensional, or empty.
+        The array is not two-dimensional, or empty, or none at all.
     PatternValueError
         A value is neither 0 nor 1 (NaN included); the message says which and where.
 
@@ -103,7 +117,7 @@ def pack(patterns: ArrayLike) -> PackedPatterns:
     >>> unpack(pack([[0, 1, 1]]))
     array([[0, 1, 1]], dtype=uint8)
     """
-    array = np.asarray(patterns)
+    array = as_array(patterns)
     if array.dtype.kind not in "buif":
         raise PatternDtypeError(
             f"The patterns have the dtype {array.dtype}.", "Use booleans, or numbers that are 0 or 1."

@@ -110,7 +110,7 @@ def open_device(uri: str | None = None) -> Device:
     ----------
     uri : str, optional
         Its address, for example `sim:?preset=aurora&seed=7` or `tcp://127.0.0.1:5755`. Default: the environment
-        variable `OPU_URI`, then the simulated device `sim:?preset=aurora`.
+        variable `OPU_URI`, and where that is empty too, the simulated device `sim:?preset=aurora`.
 
     Returns
     -------
@@ -131,7 +131,18 @@ def open_device(uri: str | None = None) -> Device:
     ...     device.describe().model
     'simulated bench, preset ideal'
     """
-    text = uri if uri is not None else os.environ.get("OPU_URI", DEFAULT_URI)
+    if uri is not None:
+        return _open(uri)
+    text = os.environ.get("OPU_URI")
+    if not text:
+        return _open(DEFAULT_URI)
+    try:
+        return _open(text)
+    except UriError as error:
+        raise UriError(f"The environment variable OPU_URI: {error.problem}", error.remedy) from error
+
+
+def _open(text: str) -> Device:
     parsed = parse_uri(text)
     for backend in backends():
         if backend.scheme != parsed.scheme:

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 from opu.errors import UriError
 
-__all__ = ["Uri", "UriOption", "parse_host_port", "parse_uri"]
+__all__ = ["Uri", "UriOption", "parse_host_port", "parse_uri", "parse_whole"]
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
 
@@ -123,14 +123,16 @@ def parse_uri(text: str) -> Uri:
     Raises
     ------
     UriError
-        There is no scheme, a character that no address may hold, an option without a value, or an option
-        given twice.
+        It is no text; or there is no scheme, a character that no address may hold, an option without a value, or
+        an option given twice.
 
     Examples
     --------
     >>> parse_uri("tcp://127.0.0.1:5755?timeout_s=2")
     Uri(text='tcp://127.0.0.1:5755?timeout_s=2', scheme='tcp', rest='//127.0.0.1:5755', options={'timeout_s': '2'})
     """
+    if not isinstance(text, str):
+        raise UriError(f"The address is {text!r}.", "Use a text, for example 'sim:?preset=aurora'.")
     if not text.isprintable() or any(character.isspace() for character in text):
         raise UriError(f"The address {text!r} holds white space or control characters.", "Remove them.")
     scheme, colon, tail = text.partition(":")
@@ -182,3 +184,21 @@ def parse_host_port(uri: Uri) -> tuple[str, int]:
             f"Write {uri.scheme}://HOST:PORT, for example {uri.scheme}://127.0.0.1:5755.",
         )
     return match[1] or match[2], int(match[3])
+
+
+def parse_whole(text: str) -> int:
+    """Read a whole number as it is written in an address: decimal digits and nothing else.
+
+    Raises
+    ------
+    ValueError
+        It is none. `int` would take `1_000`, spaces, and the digits of other scripts as well.
+
+    Examples
+    --------
+    >>> parse_whole("007")
+    7
+    """
+    if not re.fullmatch("[0-9]+", text):
+        raise ValueError("not a whole number in decimal digits")
+    return int(text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from opu.device import SessionConfig
+from opu.device import SessionConfig, check_frame_numbers
 from opu.patterns import pack
 
 if TYPE_CHECKING:
@@ -69,12 +69,19 @@ def measure_throughput(
     -------
     list of Throughput
         A row for each batch size.
+
+    Raises
+    ------
+    ConfigError, CapacityError
+        The device does not offer such a session, or it does not take such a batch; nothing was measured.
     """
     config = SessionConfig(n_features=n_features, n_outputs=n_outputs)
     where = "in_process" if device.describe().backend != "tcp" else "link"
     generator = np.random.default_rng(0)
     rows = []
     with device.open_session(config) as session:
+        for batch in batches:
+            check_frame_numbers(0, batch, session.describe().max_batch)
         for batch in batches:
             patterns = pack(generator.random((batch, n_features)) < 0.5)
             session.project(patterns)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from opu.errors import UriError
 from opu.registry import Backend, FoundDevice
 from opu.sim.media import MEDIA
-from opu.uri import Uri, UriOption
+from opu.uri import Uri, UriOption, parse_whole
 
 if TYPE_CHECKING:
     from opu.device import Device
@@ -19,7 +19,7 @@ __all__ = ["BACKEND"]
 
 
 def _seed(text: str) -> int:
-    seed = int(text)
+    seed = parse_whole(text)
     if not 0 <= seed < 2**64:
         raise ValueError("not within 0 and 2**64 - 1")
     return seed

@@ -7,7 +7,7 @@ import pytest
 
 import opu
 from opu.calibration import ROUTINES, calibrate, measure_throughput
-from opu.errors import ConfigError
+from opu.errors import CapacityError, ConfigError
 from opu.sim.device import SimulatedBench
 from opu.sim.models import preset
 
@@ -87,3 +87,10 @@ def test_throughput_counts_what_was_done():
         assert row.p50_us <= row.p99_us
         # With batches in flight the device is never slower than half the rate of one call after another.
         assert row.frames_per_s > 0.5 * row.batch / (row.p99_us * 1e-6)
+
+
+def test_a_batch_that_the_device_does_not_take_is_refused_before_it_is_made():
+    rows = []
+    with opu.open("sim:?preset=ideal") as device, pytest.raises(CapacityError, match="1000000000 patterns"):
+        measure_throughput(device, batches=(1, 10**9), n_features=20, n_outputs=30, seconds=0.01, on_result=rows.append)
+    assert rows == []

@@ -56,6 +56,7 @@ def test_json_goes_to_standard_output_alone():
         (("calibrate", "sim:?colour=red"), 2, "uri"),
         (("bench", "sim:", "--batches", "1,x"), 2, "config"),
         (("bench", "sim:", "--n-features", "2000000"), 2, "capacity"),
+        (("bench", "sim:", "--batches", "1000000000"), 2, "capacity"),
         (("selftest", "carrier-pigeon:"), 2, "uri"),
     ],
 )

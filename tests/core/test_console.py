@@ -101,6 +101,22 @@ def test_an_error_is_told_to_people_and_to_scripts(error, status, capsys):
     assert error.remedy in captured.err
 
 
+@pytest.mark.parametrize("name", ["none/out.json", ""])
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(name, tmp_path, capsys):
+    with pytest.raises(typer.Exit) as caught, reporting("weigh", str(tmp_path / name)):
+        pytest.fail("the work began")
+    assert caught.value.exit_code == 2
+    assert str(tmp_path / name) in capsys.readouterr().err.replace("\n", "")
+
+
+def test_a_file_that_cannot_be_written_any_more_is_an_error_like_others(tmp_path, capsys):
+    path = tmp_path / "out.json"
+    with pytest.raises(typer.Exit) as caught, reporting("weigh", str(path)):
+        path.mkdir()
+    assert caught.value.exit_code == 2
+    assert "Is a directory" in capsys.readouterr().err
+
+
 def test_a_missed_limit_is_no_error_and_ends_with_1(capsys):
     with pytest.raises(typer.Exit) as caught, reporting("weigh", "-") as report:
         report.ok = False

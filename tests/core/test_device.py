@@ -85,6 +85,9 @@ def test_the_default_region_is_the_least_number_of_whole_rows_in_the_middle(desc
         ({"region": Region(1080, 0, 9, 100)}, CapacityError, "beyond the camera"),
         ({"region": Region(-1, 0, 9, 100)}, ConfigError, r"region\.row is -1"),
         ({"region": Region(0, 0, 0, 100)}, ConfigError, r"region\.height is 0"),
+        ({"region": Region("0", 0, 9, 100)}, ConfigError, r"region\.row is '0'"),
+        ({"region": (0, 0, 5, 5)}, ConfigError, r"region is \(0, 0, 5, 5\)"),
+        ({"region": ()}, ConfigError, r"region is \(\)"),
     ],
 )
 def test_what_a_device_does_not_offer_is_named_with_the_value(device, change, error, said):
@@ -92,6 +95,12 @@ def test_what_a_device_does_not_offer_is_named_with_the_value(device, change, er
         device.open_session(msgspec.structs.replace(CONFIG, **change))
     assert type(caught.value) is error
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("config", [None, {"n_features": 20, "n_outputs": 30}, 20])
+def test_what_is_no_configuration_is_refused(device, config):
+    with pytest.raises(ConfigError, match=r"The configuration is .*SessionConfig"):
+        device.open_session(config)
 
 
 def test_the_largest_noise_key_and_all_mirrors_are_accepted(description):
@@ -143,6 +152,7 @@ def test_patterns_are_copied_on_submission(session):
         (np.zeros(20), PatternShapeError),
         (np.zeros((0, 20)), PatternShapeError),
         (np.zeros((2, 20), complex), PatternDtypeError),
+        ([[0, 1], [1]], PatternShapeError),
     ],
 )
 def test_bad_patterns_are_refused_and_use_no_frame_number(session, patterns, error):

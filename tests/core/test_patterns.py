@@ -74,6 +74,11 @@ def test_a_shape_that_is_no_batch_is_refused(shape):
     assert str(shape) in caught.value.problem
 
 
+def test_what_makes_no_array_is_refused():
+    with pytest.raises(PatternShapeError, match=r"make no array.*same length"):
+        pack([[0, 1], [1]])
+
+
 def test_packed_patterns_check_what_they_are_given():
     with pytest.raises(PatternDtypeError, match="int64"):
         PackedPatterns(np.zeros((1, 1), np.int64), 8)

@@ -6,7 +6,7 @@ import pytest
 import opu
 from opu.device import CONTRACT_VERSION
 from opu.errors import DataFileError, UriError
-from opu.registry import Backend, UnavailableBackend, backends
+from opu.registry import DEFAULT_URI, Backend, UnavailableBackend, backends
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -106,6 +106,24 @@ def test_the_default_address_comes_from_the_environment(monkeypatch):
     monkeypatch.setenv("OPU_URI", "sim:?preset=ideal&seed=5")
     with opu.open() as device:
         assert device.uri == "sim:?preset=ideal&seed=5"
+
+
+def test_an_empty_variable_names_no_device(monkeypatch):
+    monkeypatch.setenv("OPU_URI", "")
+    with opu.open() as device:
+        assert device.uri == DEFAULT_URI
+
+
+def test_a_bad_address_from_the_environment_names_the_variable(monkeypatch):
+    monkeypatch.setenv("OPU_URI", "aurora")
+    with pytest.raises(UriError, match="OPU_URI: The address 'aurora' has no scheme"):
+        opu.open()
+
+
+@pytest.mark.parametrize("uri", [1, b"sim:", Path("sim:")])
+def test_an_address_is_a_text(uri):
+    with pytest.raises(UriError, match="The address is"):
+        opu.open(uri)
 
 
 def test_without_any_address_a_simulated_device_opens():

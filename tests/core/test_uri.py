@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import opu
 from opu.errors import UriError
-from opu.uri import UriOption, parse_host_port, parse_uri
+from opu.uri import UriOption, parse_host_port, parse_uri, parse_whole
 
 SEED = UriOption("seed", int, 0, "device seed, a whole number")
 PRESET = UriOption("preset", str, "aurora", "aurora or ideal")
@@ -125,3 +126,16 @@ def test_a_malformed_host_or_port_is_refused_with_an_example(rest):
     with pytest.raises(UriError, match="host and a port") as caught:
         parse_host_port(parse_uri(f"tcp:{rest}"))
     assert "tcp://127.0.0.1:5755" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1_000", "\N{ARABIC-INDIC DIGIT THREE}", " 1", "+1", "-1", "1.0", "1\n", "9" * 5000]
+)
+def test_a_whole_number_is_written_in_digits_alone(text):
+    with pytest.raises(ValueError, match=r"not a whole number|4300 digits"):
+        parse_whole(text)
+
+
+def test_a_seed_is_a_whole_number():
+    with pytest.raises(UriError, match=r"seed='1_000'.*decimal digits"):
+        opu.open("sim:?seed=1_000")

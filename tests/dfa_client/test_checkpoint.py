@@ -89,9 +89,14 @@ def test_a_damaged_number_never_gets_through(tmp_path, make_settings):
 
 
 def test_pickles_are_not_loaded(tmp_path):
-    np.savez(tmp_path / "c.npz", meta=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(DataFileError, match="damaged"):
-        load_checkpoint(tmp_path / "c.npz")
+    path = tmp_path / "c.npz"
+    np.savez(path, meta=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(DataFileError, match="Python objects") as of_pickle:
+        load_checkpoint(path)
+    path.write_bytes(b"garbage")
+    with pytest.raises(DataFileError, match=r"c\.npz.*no \.npz archive") as of_garbage:
+        load_checkpoint(path)
+    assert "allow_pickle" not in f"{of_pickle.value} {of_garbage.value}"
 
 
 def test_a_missing_file_and_a_missing_directory(tmp_path, make_settings):
@@ -99,6 +104,11 @@ def test_a_missing_file_and_a_missing_directory(tmp_path, make_settings):
         load_checkpoint(tmp_path / "none.npz")
     with pytest.raises(DataFileError, match="cannot be written"):
         save_checkpoint(tmp_path / "none" / "c.npz", random_checkpoint(make_settings()))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_the_first_step(tmp_path, digits, make_settings):
+    with pytest.raises(DataFileError, match="cannot be written"):
+        train(make_settings(), digits, checkpoint=tmp_path / "none" / "c.npz", watcher=InterruptAfter(0))
 
 
 # InterruptedTrainingError trainings

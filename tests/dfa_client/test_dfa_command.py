@@ -106,6 +106,12 @@ def test_a_tuned_training_is_resumed_at_its_learning_rate(tmp_path):
         (["--method", "dfa", "--resume"], "input", "--resume", "--checkpoint"),
         (["--method", "dfa", "--resume", "--checkpoint", "/none/c.npz"], "data_file", "/none/c.npz", "--resume"),
         (["--method", "dfa", "--seed", "1", "--seed", "2", "--checkpoint", "c.npz"], "input", "2 seeds", "own"),
+        (
+            ["--method", "dfa", "--learning-rate", "auto", "--checkpoint", "/none/c.npz"],
+            "data_file",
+            "/none/c.npz",
+            "directory",
+        ),
         (["--data", "mnist", "--method", "dfa", "--data-dir", "/none"], "data_file", "/none/mnist/", "--data-dir"),
         (["--opu", "simm:"], "uri", "'simm'", "sim"),
         (["--opu", "sim:?sede=7"], "uri", "'sede'", "seed"),
