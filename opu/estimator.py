@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from opu.device import Device, SessionConfig
 from opu.encoders import BitPlaneEncoder, ThresholdEncoder
-from opu.errors import ConfigError, MediumChangedError, MissingExtraError
+from opu.errors import ClosedError, ConfigError, LinkError, MediumChangedError, MissingExtraError, OpuError
 from opu.exposure import choose_exposure
 from opu.linear import LinearProjector, fit_linear_map
 from opu.patterns import pack
@@ -58,20 +59,31 @@ def _pipelined(futures: Iterable[Future[ResultT]]) -> Iterator[ResultT]:
 class _Link:
     """The device of a fitted estimator, opened when needed, and the numbers of its next frames.
 
-    Only the numbers survive closing and pickling; sessions are opened again on the next use.
+    Only the numbers survive closing, a failure of the link and pickling; sessions are opened again on the next use.
     """
 
     def __init__(self) -> None:
         self.next_frame_index = 0
         self.next_linear_frame_index: int | None = None
+        self._lock = threading.RLock()
         self._reset()
 
     def _reset(self) -> None:
-        self.lock = threading.RLock()
         self._device: Device | None = None
         self._session: Session | None = None
         self._projector: LinearProjector | None = None
         self._close_device: Callable[[], object] = lambda: None
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep other threads out; after a failure of the link let the next use open everything again."""
+        with self._lock:
+            try:
+                yield
+            except (LinkError, ClosedError):
+                with suppress(OpuError):
+                    self.close()
+                raise
 
     def use(self, device: Device, *, owned: bool) -> None:
         """Take an open device; one that is owned is closed with the link."""
@@ -112,12 +124,11 @@ class _Link:
 
     def close(self) -> None:
         """Close sessions, and the device if it is owned."""
-        with self.lock:
-            if self._projector is not None:
-                self._projector.close()
-            if self._session is not None:
-                self._session.close()
-            self._close_device()
+        with self._lock, ExitStack() as last_to_first:
+            last_to_first.callback(self._close_device)
+            for opened in (self._session, self._projector):
+                if opened is not None:
+                    last_to_first.callback(opened.close)
             self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -128,6 +139,7 @@ class _Link:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._lock = threading.RLock()
         self._reset()
 
 
@@ -303,12 +315,14 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             `fit` was not called.
         MediumChangedError
             The device was opened again and has another medium.
+        LinkError, ClosedError
+            The link to the device failed. The next call opens it again.
         """
         check_is_fitted(self)
         samples = validate_data(self, X, dtype="numeric", reset=False)
         frames = np.empty((len(samples), self.session_config_.n_outputs), self.frame_dtype_)
         link = self._link
-        with link.lock:
+        with link.in_use():
             session = link.session(self)
             rows = min(session.describe().max_batch, max(1, _CHUNK_BYTES // samples.shape[1]))
             first = link.next_frame_index
@@ -350,13 +364,15 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
             The device does not offer what a linear projection needs: mirrors and pixels to spare for the anchor.
         MediumChangedError
             The device was opened again and has another medium.
+        LinkError, ClosedError
+            The link to the device failed. The next call opens it again.
         """
         check_is_fitted(self)
         samples = validate_data(self, X, dtype="numeric", reset=False)
         encoder = self.bit_plane_encoder_
         output = np.empty((len(samples), self.session_config_.n_outputs), np.float32)
         link = self._link
-        with link.lock:
+        with link.in_use():
             self._fit_linear_map(link)
             projector = link.projector(self)
             frames_each = self.linear_map_.frames_per_pattern * (2 if encoder.signed_ else 1)

@@ -20,7 +20,16 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import opu
 from opu.encoders import ThresholdEncoder
-from opu.errors import CapacityError, ConfigError, MediumChangedError, MissingExtraError, UriError
+from opu.errors import (
+    CapacityError,
+    ClosedError,
+    ConfigError,
+    LinkError,
+    MediumChangedError,
+    MissingExtraError,
+    UriError,
+)
+from opu.remote.server import OpuServer
 
 AURORA = "sim:?preset=aurora&seed=7"
 IDEAL = "sim:?preset=ideal&seed=7"
@@ -270,6 +279,27 @@ def test_closing_is_followed_by_opening_again(samples):
     features.close()
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(found_linear, expected_linear)
+
+
+def test_after_a_failure_of_the_link_the_next_use_opens_it_again(bench, samples):
+    with OpuServer(bench, "tcp://127.0.0.1:0") as server:
+        features = opu.OPU(20, device=f"{server.uri}?timeout_s=1").fit(samples)
+        features.transform(samples)
+        features.linear_transform(samples)
+        numbers = features._link.next_frame_index, features._link.next_linear_frame_index
+    for use in (features.transform, features.linear_transform, features.transform):  # nobody is there
+        with pytest.raises((LinkError, ClosedError)):
+            use(samples)
+    with OpuServer(bench, server.uri):
+        assert features.transform(samples).shape == (30, 20)
+        assert features.linear_transform(samples).shape == (30, 20)
+    with OpuServer(bench, server.uri):  # another one, which does not know the sessions
+        with pytest.raises((LinkError, ClosedError)):
+            features.linear_transform(samples)
+        assert features.linear_transform(samples).shape == (30, 20)
+        features.close()
+    assert features._link.next_frame_index > numbers[0]
+    assert features._link.next_linear_frame_index > numbers[1]
 
 
 def test_a_pickled_copy_continues_where_the_original_stood(samples):
