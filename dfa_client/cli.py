@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -15,7 +18,7 @@ import opu
 from dfa_client.checkpoint import load_checkpoint
 from dfa_client.data import DATASETS, load_data
 from dfa_client.feedback import METHODS
-from dfa_client.settings import RECIPES, TUNING_FACTORS, TrainingSettings, check_settings
+from dfa_client.settings import RECIPES, TrainingSettings, check_settings
 from dfa_client.training import TrainingResult, Trial, Watcher, check_checkpoint_file, train, tune_learning_rate
 from opu.console import JsonOption, Report, plain, reporting, split_json_option
 from opu.errors import InputError
@@ -56,7 +59,13 @@ def _dfa(
     """Train networks by direct feedback alignment, through light."""
 
 
-_TRIED = ", ".join(f"{factor:g}" for factor in TUNING_FACTORS)
+def _defaults(field: str) -> str:
+    """Say what the recipes of the data sets have for an option."""
+    values = {name: getattr(recipe, field) for name, recipe in RECIPES.items()}
+    texts = {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" for name, value in values.items()
+    }
+    return "Default: " + "; ".join(f"{name} {text}" for name, text in texts.items()) + "."
 
 
 @app.command("train")
@@ -73,16 +82,16 @@ def train_command(
         ),
     ] = None,
     hidden: Annotated[
-        str | None, typer.Option(metavar="W,W,...", help="Widths of the hidden layers. Default: by data set.")
+        str | None, typer.Option(metavar="W,W,...", help=f"Widths of the hidden layers. {_defaults('hidden')}")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(help="How often every image is seen. Default: by data set.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a step. Default: by data set.")] = None,
+    epochs: Annotated[int | None, typer.Option(help=f"How often every image is seen. {_defaults('epochs')}")] = None,
+    batch_size: Annotated[int | None, typer.Option(help=f"Images in a step. {_defaults('batch_size')}")] = None,
     learning_rate: Annotated[
         str | None,
         typer.Option(
             metavar="X|auto",
-            help=f"Of Adam. auto: train with {_TRIED} times the default, take what is best on the validation images. "
-            "Default: by data set.",
+            help="Of Adam. auto: train with the default, 3, 10, ... times it or 0.3, 0.1, ... times it, while it gets "
+            f"better on the validation images. {_defaults('learning_rate')}",
         ),
     ] = None,
     threshold: Annotated[
@@ -155,7 +164,7 @@ def train_command(
             settings = msgspec.structs.replace(settings, learning_rate=rate)
         results = []
         for each in seed or [0]:
-            with _Display(report.console, f"seed {each}") as display:
+            with _interruption_told(report.console, checkpoint), _Display(report.console, f"seed {each}") as display:
                 results.append(
                     train(
                         msgspec.structs.replace(settings, seed=each),
@@ -245,6 +254,20 @@ def _parse_rate(text: str) -> float:
         return float(text)
     except ValueError as error:
         raise InputError(f"The learning rate is {text!r}.", "Use a number, for example 0.001, or auto.") from error
+
+
+@contextmanager
+def _interruption_told(console: Console, checkpoint: str | None) -> Iterator[None]:
+    """Say, when Ctrl-C ends a training, whether it can go on later."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoint is not None and Path(checkpoint).exists():
+            said = f"Interrupted. {plain(checkpoint)} holds the training: go on by the same command with --resume."
+        else:
+            said = "Interrupted. Nothing of the training is saved."
+        console.print(said, style="bold yellow", highlight=False, soft_wrap=True)
+        raise
 
 
 class _Display(Watcher):

@@ -10,9 +10,8 @@ from dfa_client.data import DATASETS
 from dfa_client.feedback import METHODS
 from opu.errors import InputError
 
-__all__ = ["RECIPES", "TUNING_FACTORS", "Recipe", "TrainingSettings", "check_settings"]
+__all__ = ["RECIPES", "Recipe", "TrainingSettings", "check_settings"]
 
-TUNING_FACTORS = (1.0, 0.3, 3.0)
 _MAX_WIDTH = 2**20
 
 

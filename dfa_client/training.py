@@ -19,7 +19,7 @@ from dfa_client.checkpoint import Checkpoint, EpochRecord, Tally, load_checkpoin
 from dfa_client.feedback import BackPropagation, Feedback, OpticalFeedback, make_feedback
 from dfa_client.network import Adam, Network, cosine_rate, count_correct, layer_views, softmax_error
 from dfa_client.seeds import Stream, generator, noise_key
-from dfa_client.settings import TUNING_FACTORS, TrainingSettings, check_settings
+from dfa_client.settings import TrainingSettings, check_settings
 from opu.errors import InputError
 from opu.files import check_writable
 
@@ -419,8 +419,10 @@ def tune_learning_rate(
 ) -> tuple[float, list[Trial]]:
     """Choose a learning rate by the validation images.
 
-    The rate of `settings`, 0.3 times it and 3 times it are each trained with in full; the test images are not looked
-    at. Of equally good ones the first counts.
+    The search climbs from the rate of `settings`, in steps of about a factor of 3 (1, 3, 10, 30, ... times it), as long
+    as each is better than the one before: upwards, or else downwards. The chosen rate is thus at least as good as its
+    neighbours on both sides, however far the default was off. Every trial is a whole training; the test images are not
+    looked at.
 
     Parameters
     ----------
@@ -434,16 +436,26 @@ def tune_learning_rate(
     tuple of (float, list of Trial)
         The best learning rate, and what was tried.
     """
-    trials = []
-    for number, factor in enumerate(TUNING_FACTORS, start=1):
-        rate = float(f"{settings.learning_rate * factor:.3g}")
-        result = train(
-            msgspec.structs.replace(settings, learning_rate=rate, trial=number, alignment=False),
-            data,
-            uri=uri,
-            wait_s=wait_s,
-            watcher=watcher,
+    trials: list[Trial] = []
+
+    def accuracy_at(step: int) -> float:
+        trial = msgspec.structs.replace(
+            settings,
+            learning_rate=_tuning_rate(settings.learning_rate, step),
+            trial=len(trials) + 1,
+            alignment=False,
         )
-        trials.append(Trial(rate, result.validation_accuracy, result.frames, result.device_s))
-    best = max(trials, key=lambda trial: trial.validation_accuracy)
-    return best.learning_rate, trials
+        result = train(trial, data, uri=uri, wait_s=wait_s, watcher=watcher)
+        trials.append(Trial(trial.learning_rate, result.validation_accuracy, result.frames, result.device_s))
+        return result.validation_accuracy
+
+    best, best_accuracy = 0, accuracy_at(0)
+    for direction in (1, -1):  # downwards only where the first step upwards was no better
+        while best * direction >= 0 and (accuracy := accuracy_at(best + direction)) > best_accuracy:
+            best, best_accuracy = best + direction, accuracy
+    return _tuning_rate(settings.learning_rate, best), trials
+
+
+def _tuning_rate(learning_rate: float, step: int) -> float:
+    factor = 10.0 ** (step // 2) * (3 if step % 2 else 1)
+    return float(f"{learning_rate * factor:.3g}")

@@ -1,5 +1,7 @@
 """Training: deterministic, as good as promised, honest about what it measures."""
 
+from types import SimpleNamespace
+
 import msgspec
 import numpy as np
 import pytest
@@ -131,16 +133,35 @@ def test_a_batch_larger_than_the_data_is_the_whole_data(digits, make_settings):
 def test_tuning_looks_at_the_validation_images_alone(digits, make_settings):
     settings = make_settings(method="ternary", epochs=4, learning_rate=1e-3)
     rate, trials = tune_learning_rate(settings, digits)
-    assert [trial.learning_rate for trial in trials] == [1e-3, 3e-4, 3e-3]
-    assert rate == max(trials, key=lambda trial: trial.validation_accuracy).learning_rate == 3e-3
+    assert rate == max(trials, key=lambda trial: trial.validation_accuracy).learning_rate > 1e-3
     blind = Dataset("digits", 10, digits.train, digits.validation, Part(-digits.test.images, digits.test.labels))
     assert tune_learning_rate(settings, blind) == (rate, trials)
+
+
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (2e-3, [2e-3, 6e-3, 6e-4]),
+        (0.2, [2e-3, 6e-3, 2e-2, 6e-2, 0.2, 0.6]),
+        (2e-5, [2e-3, 6e-3, 6e-4, 2e-4, 6e-5, 2e-5, 6e-6]),
+    ],
+)
+def test_tuning_never_ends_at_an_edge(best, tried, monkeypatch, digits, make_settings):
+    def fake_train(settings, *_, **__):
+        accuracy = 1 - abs(np.log10(settings.learning_rate / best)) / 10
+        return SimpleNamespace(validation_accuracy=accuracy, frames=settings.trial, device_s=0.0)
+
+    monkeypatch.setattr("dfa_client.training.train", fake_train)
+    rate, trials = tune_learning_rate(make_settings(learning_rate=2e-3), digits)
+    assert rate == best
+    assert [trial.learning_rate for trial in trials] == tried
+    assert [trial.frames for trial in trials] == list(range(1, len(tried) + 1))  # each with noise of its own
 
 
 def test_tuning_through_light_meets_its_own_noise(digits, make_settings):
     settings = make_settings(method="optical", epochs=1)
     _, trials = tune_learning_rate(settings, digits, uri=SIM)
-    assert [trial.frames for trial in trials] == [4 * len(digits.train)] * 3
+    assert {trial.frames for trial in trials} == {4 * len(digits.train)}
     tuned, trained = (train(msgspec.structs.replace(settings, trial=n), digits, uri=SIM) for n in (1, 0))
     assert trials[0].validation_accuracy == tuned.validation_accuracy
     assert tuned.network.parameters.tobytes() != trained.network.parameters.tobytes()
