@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 import zlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,20 +143,30 @@ def load_data(name: str, *, seed: int = 0, data_dir: str | os.PathLike[str] | No
 
 
 def _load_digits(seed: int) -> Dataset:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise MissingExtraError(
-            "The digits come with scikit-learn, which is not installed.",
-            "Install the extra 'sklearn': pip install 'openopu[sklearn]'; or use --data mnist.",
-        ) from error
-    raw = load_digits()
-    images = raw.data.astype(np.float32)
-    labels = raw.target.astype(np.int64)
+    raw = _read_digits()
+    images, labels = raw[:, :-1], raw[:, -1].astype(np.int64)
     order = generator(seed, Stream.SPLIT).permutation(len(labels))
     test, rest = _stratified(order, labels, TEST_FRACTION)
     validation, train = _stratified(rest, labels, VALIDATION_FRACTION)
     return _standardised("digits", *(Part(images[chosen], labels[chosen]) for chosen in (train, validation, test)))
+
+
+def _read_digits() -> NDArray[np.float32]:
+    """Return the digits of scikit-learn, shape (n, 65): the pixels of each image, and its class."""
+    installed = find_spec("sklearn")
+    if installed is None or installed.origin is None:
+        raise MissingExtraError(
+            "The digits come with scikit-learn, which is not installed.",
+            "Install the extra 'sklearn': pip install 'openopu[sklearn]'; or use --data mnist.",
+        )
+    # Importing scikit-learn takes longer than a training.
+    path = Path(installed.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        return np.loadtxt(path, delimiter=",", dtype=np.float32)
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    return np.column_stack([raw.data, raw.target]).astype(np.float32)
 
 
 def _stratified(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 import dfa_client.data
 from dfa_client import load_data
@@ -97,9 +98,18 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_without_scikit_learn_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingExtraError, match=r"openopu\[sklearn\]"):
         load_data("digits")
+
+
+def test_the_digits_are_those_of_scikit_learn(digits, monkeypatch):
+    """Read from its file, or by its own function where the file is elsewhere."""
+    raw = dfa_client.data._read_digits()
+    np.testing.assert_array_equal(raw[:, :-1], load_digits().data)
+    np.testing.assert_array_equal(raw[:, -1], load_digits().target)
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name != "digits.csv.gz")
+    assert load_data("digits", seed=0).checksum == digits.checksum
 
 
 # Downloads
