@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -20,9 +22,10 @@ import typer
 
 import opu
 from opu.cli import bench, calibrate
-from opu.console import JsonOption, Report, plain, reporting, table, write_json
+from opu.console import JsonOption, Report, plain, progress, reporting, table, write_json
 from opu.device import Region, SessionConfig
 from opu.errors import DeviceError, MissingExtraError
+from opu.files import check_writable, unwritable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,13 +40,15 @@ TRAINING = ("--data", "digits", "--hidden", "32,32", "--threshold", "0.15")
 SPECKLE_SIDE = 128
 _START_TIMEOUT_S = 60
 _TRAINING_TIMEOUT_S = 600
+_LOOK_S = 0.05
+_MEASURE_S = 0.25
 
 
 def demo(
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where demo.json and index.html go.")] = Path(
         "openopu-demo"
     ),
-    seed: Annotated[int, typer.Option(min=0, help="Device seed of the simulated OPU.")] = 7,
+    seed: Annotated[int, typer.Option(min=0, max=2**64 - 1, help="Device seed of the simulated OPU.")] = 7,
     json_to: JsonOption = None,
 ) -> None:
     """Run the main job: serve a simulated OPU, train through it, calibrate it, measure it, and report.
@@ -60,39 +65,52 @@ def demo(
                 raise MissingExtraError(f"The demo needs {module}.", "Install the extra: pip install 'openopu[demo]'.")
         from opu.cli.demo_report import write_page
 
-        output.mkdir(parents=True, exist_ok=True)
+        page, data = output / "index.html", output / "demo.json"
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(output, error) from error
+        for path in (page, data):
+            check_writable(path)
         speckle = _run(report, f"sim:?preset=aurora&seed={seed}", seed)
-        write_page(output / "index.html", report.fields, speckle)
-        write_json("demo", report, output / "demo.json")
+        write_page(page, report.fields, speckle)
+        write_json("demo", report, data)
         _show(report)
-        where = f"Report: {plain(output / 'index.html')}\nData:   {plain(output / 'demo.json')}"
+        where = f"Report: {plain(page)}\nData:   {plain(data)}"
         report.console.print(where, soft_wrap=True)
 
 
 def _run(report: Report, device_uri: str, seed: int) -> NDArray[Any]:
     """Do everything, fill the report's fields, and return a picture of the speckle."""
     say = partial(report.console.print, soft_wrap=True)
-    with tempfile.TemporaryDirectory(prefix="openopu-demo-") as folder, _server(device_uri, Path(folder)) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="openopu-demo-") as folder,
+        progress(report.console, "demo", _n_steps()) as advance,
+        _server(device_uri, Path(folder)) as server,
+    ):
         say(f"Serving {plain(device_uri)} at {plain(server['uri'])}")
-        say("Training by digital methods: " + ", ".join(DIGITAL_METHODS))
-        trained: dict[str, dict[str, Any]] = {}
-        for pair in (DIGITAL_METHODS[:2], DIGITAL_METHODS[2:]):
-            calls = [("--method", method, "--learning-rate", "auto", *_seeds(*SEEDS_OF_CLIENTS)) for method in pair]
-            trained |= dict(zip(pair, _train(calls, folder), strict=True))
-        say("Training through the light: choosing the learning rate on validation data")
         light = ("--method", "optical", "--opu", server["uri"])
-        [tuned] = _train([(*light, "--learning-rate", "auto", *_seeds(SEEDS_OF_CLIENTS[0][:1]))], folder)
+        first_seed = _seeds(SEEDS_OF_CLIENTS[0][:1])
+        say(f"Training by digital methods: {', '.join(DIGITAL_METHODS)}")
+        say("Training through the light: choosing the learning rate on validation data")
+        *digital, tuned = _train(
+            [("--method", method, "--learning-rate", "auto", *_seeds(*SEEDS_OF_CLIENTS)) for method in DIGITAL_METHODS]
+            + [(*light, "--learning-rate", "auto", *first_seed)],
+            folder,
+            advance,
+        )
+        trained = dict(zip(DIGITAL_METHODS, digital, strict=True))
         say("Training through the light: two clients at once share the served device")
         rate = ("--learning-rate", str(tuned["learning_rate"]))
-        clients = _train([(*light, *rate, *_seeds(seeds)) for seeds in SEEDS_OF_CLIENTS], folder)
+        clients = _train([(*light, *rate, *_seeds(seeds)) for seeds in SEEDS_OF_CLIENTS], folder, advance)
         with opu.open(server["uri"]) as device:
             say("Calibrating over the link")
-            calibration = _calibration(device)
+            calibration = _calibration(device, advance)
             say("Measuring throughput over the link and in process")
-            throughput = _throughput(device)
+            throughput = _throughput(device, advance)
             speckle = _speckle(device)
         with opu.open(device_uri) as device:
-            throughput = _throughput(device) + throughput
+            throughput = _throughput(device, advance) + throughput
     runs = [{**run, "pid": client["pid"]} for client in clients for run in client["runs"]]
     report.fields |= {
         "accuracy": {method: document["test_accuracy"] for method, document in trained.items()}
@@ -127,6 +145,14 @@ def _run(report: Report, device_uri: str, seed: int) -> NDArray[Any]:
     return speckle
 
 
+def _n_steps() -> int:
+    """Return how often the demo's progress bar advances."""
+    from opu.calibration import ROUTINES
+    from opu.calibration.throughput import DEFAULT_BATCHES
+
+    return len(DIGITAL_METHODS) + 1 + len(SEEDS_OF_CLIENTS) + len(ROUTINES) + 2 * len(DEFAULT_BATCHES)
+
+
 def _seeds(*groups: Sequence[int]) -> list[str]:
     return [word for group in groups for seed in group for word in ("--seed", str(seed))]
 
@@ -134,11 +160,13 @@ def _seeds(*groups: Sequence[int]) -> list[str]:
 @contextmanager
 def _server(device_uri: str, folder: Path) -> Iterator[dict[str, Any]]:
     """Serve a device in a process of its own; at the end the dictionary tells how many frames it took."""
-    report = folder / "server.json"
-    bind = "tcp://127.0.0.1:0"
-    process = _start("opu.cli", ["serve", device_uri, "--bind", bind, f"--json={report}"], stdout=subprocess.PIPE)
+    report, log = folder / "server.json", folder / "server.log"
+    with log.open("w") as stream:  # a pipe that nobody reads would stop the server when it is full
+        process = _start(
+            "opu.cli", ["serve", device_uri, "--bind", "tcp://127.0.0.1:0", f"--json={report}"], stdout=stream
+        )
     try:
-        server: dict[str, Any] = {"pid": process.pid, "uri": _served_uri(process), "frames": 0}
+        server: dict[str, Any] = {"pid": process.pid, "uri": _served_uri(process, log, device_uri), "frames": 0}
         yield server
         process.send_signal(signal.SIGTERM)
         process.wait(_START_TIMEOUT_S)
@@ -146,20 +174,19 @@ def _server(device_uri: str, folder: Path) -> Iterator[dict[str, Any]]:
     finally:
         process.kill()
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
-def _served_uri(process: subprocess.Popen[str]) -> str:
-    """Read the address from the line that the server prints when it is ready."""
-    for line in process.stdout or ():
-        words = line.split()
-        if line.startswith("Serving") and words[-1].startswith("tcp://"):
-            return words[-1]
-    raise DeviceError(
-        f"The server ended with status {process.wait(_START_TIMEOUT_S)} before it was ready.",
-        "Try it alone: opu serve sim: --bind tcp://127.0.0.1:5755.",
-    )
+def _served_uri(process: subprocess.Popen[str], log: Path, device_uri: str) -> str:
+    """Wait for the line that the server prints when it is ready, and read the address from it."""
+    deadline_s = time.monotonic() + _START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline_s:
+        ready = re.search(r"^Serving .* at (tcp://\S+)\n", log.read_text(encoding="utf-8"), re.MULTILINE)
+        if ready:
+            return ready[1]
+        time.sleep(_LOOK_S)
+    status = process.poll()
+    fault = f"was not ready within {_START_TIMEOUT_S} s" if status is None else f"ended with status {status}"
+    raise DeviceError(f"The server {fault}.", f"Try it alone: opu serve '{device_uri}'.")
 
 
 def _start(module: str, arguments: list[str], **options: Any) -> subprocess.Popen[str]:
@@ -167,21 +194,31 @@ def _start(module: str, arguments: list[str], **options: Any) -> subprocess.Pope
     return subprocess.Popen(command, text=True, **options)  # noqa: S603 - our own commands
 
 
-def _train(calls: list[tuple[str, ...]], folder: str) -> list[dict[str, Any]]:
+def _train(calls: list[tuple[str, ...]], folder: str, advance: Callable[[], None]) -> list[dict[str, Any]]:
     """Run training clients, all at once, each in a process of its own; return their JSON."""
     reports = [Path(folder) / f"training-{number}.json" for number in range(len(calls))]
     processes = [
         _start("dfa_client.cli", ["train", *TRAINING, *call, f"--json={report}"], stdout=subprocess.DEVNULL)
         for call, report in zip(calls, reports, strict=True)
     ]
+    running = dict(zip(processes, calls, strict=True))
+    deadline_s = time.monotonic() + _TRAINING_TIMEOUT_S
     try:
-        for process, call in zip(processes, calls, strict=True):
-            status = process.wait(_TRAINING_TIMEOUT_S)
-            if status:
+        while running:
+            for process in [process for process in running if process.poll() is not None]:
+                call = running.pop(process)
+                if process.returncode:
+                    raise DeviceError(
+                        f"A training client ended with status {process.returncode}: dfa train {' '.join(call)}.",
+                        "What it printed above says why.",
+                    )
+                advance()
+            if time.monotonic() > deadline_s:
                 raise DeviceError(
-                    f"A training client ended with status {status}: dfa train {' '.join(call)}.",
-                    "What it printed above says why.",
+                    f"{len(running)} training clients take more than {_TRAINING_TIMEOUT_S} s.",
+                    "Try again when the machine has less to do.",
                 )
+            time.sleep(_LOOK_S)
     finally:
         for process in processes:
             process.kill()
@@ -189,16 +226,18 @@ def _train(calls: list[tuple[str, ...]], folder: str) -> list[dict[str, Any]]:
     return [msgspec.json.decode(report.read_bytes()) for report in reports]
 
 
-def _calibration(device: Device) -> dict[str, dict[str, Any]]:
+def _calibration(device: Device, advance: Callable[[], None]) -> dict[str, dict[str, Any]]:
     from opu.calibration import calibrate as run
 
-    return {result.name: msgspec.to_builtins(result.as_json()) for result in run(device)}
+    results = run(device, on_result=lambda _: advance())
+    return {result.name: msgspec.to_builtins(result.as_json()) for result in results}
 
 
-def _throughput(device: Device) -> list[dict[str, Any]]:
+def _throughput(device: Device, advance: Callable[[], None]) -> list[dict[str, Any]]:
     from opu.calibration import measure_throughput
 
-    return [msgspec.to_builtins(row) for row in measure_throughput(device, seconds=0.5)]
+    rows = measure_throughput(device, seconds=_MEASURE_S, on_result=lambda _: advance())
+    return [msgspec.to_builtins(row) for row in rows]
 
 
 def _speckle(device: Device) -> NDArray[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -41,6 +42,7 @@ body { font: 16px/1.55 system-ui, "DejaVu Sans", sans-serif; color: #1f2937; max
        padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; }
 p { max-width: 46rem; } .lead { font-size: 1.08rem; color: #374151; }
+.wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; border-bottom: 2px solid #d1d5db; padding: .4rem .7rem .4rem 0; white-space: nowrap; }
 td { border-bottom: 1px solid #e5e7eb; padding: .4rem .7rem .4rem 0; vertical-align: top; }
@@ -134,8 +136,8 @@ def _accuracy_section(fields: dict[str, Any]) -> str:
         "<h2>Does it learn?</h2>"
         "<p>Test accuracy, mean over three seeds; the learning rate of each method was chosen on validation data.</p>"
         + _table(("Method", "Test accuracy", "Learning rate", "Feedback"), rows)
-        + f"<figure>{_svg(_curves(fields['curves']))}<figcaption>Test accuracy after each epoch, first seed of each "
-        "method.</figcaption></figure>"
+        + f"<figure>{_svg(_curves(fields['curves']), 'curves')}<figcaption>Test accuracy after each epoch, first seed "
+        "of each method.</figcaption></figure>"
     )
 
 
@@ -168,15 +170,15 @@ def _speckle_section(speckle: NDArray[Any]) -> str:
         "<h2>What does the camera see?</h2>"
         f'<div class="pair"><figure><img alt="speckle" src="data:image/png;base64,{image}"><figcaption>A part of a '
         "frame, half of the mirrors on.</figcaption></figure>"
-        f"<figure>{_svg(_histogram(speckle))}<figcaption>Its intensities against the exponential law of fully "
-        "developed speckle with the same mean.</figcaption></figure></div>"
+        f"<figure>{_svg(_histogram(speckle), 'histogram')}<figcaption>Its intensities against the exponential law "
+        "of fully developed speckle with the same mean.</figcaption></figure></div>"
     )
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _cell(text: str) -> str:
@@ -195,11 +197,12 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, name: str) -> str:
+    """Draw a figure; its name keeps its identifiers apart from those of others on the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", text[text.index("<svg") :])
 
 
 def _curves(curves: dict[str, list[dict[str, Any]]]) -> Figure:

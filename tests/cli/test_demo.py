@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import time
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from opu.cli import demo as demo_module
+from opu.cli.app import app
 from opu.cli.demo_report import write_page
 from opu.console import split_json_option
 
@@ -20,10 +23,6 @@ SMALL = (*demo_module.TRAINING, "--epochs", "4")
 @pytest.fixture(scope="module")
 def small_demo(tmp_path_factory):
     """The demo with four epochs instead of thirty."""
-    from typer.testing import CliRunner
-
-    from opu.cli.app import app
-
     output = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_module, "TRAINING", SMALL)
@@ -61,6 +60,10 @@ def test_the_page_is_one_file_with_everything_in_it(small_demo):
         "http://creativecommons.org", ""
     )
     assert "<script" not in page
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(set(identifiers)) == len(identifiers) > 20
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', page)) <= set(identifiers)
+    assert page.count('<div class="wide"><table>') == page.count("<table>")
     for text in ("speckle_contrast", "optical", "in process", "link"):
         assert text in page
 
@@ -79,18 +82,52 @@ def test_texts_from_elsewhere_are_escaped_in_the_page(small_demo, tmp_path):
 
 
 def test_a_client_that_fails_ends_the_demo_with_its_command(monkeypatch, tmp_path):
-    from typer.testing import CliRunner
-
-    from opu.cli.app import app
-
     monkeypatch.setattr(demo_module, "TRAINING", ("--data", "no-such-data"))
     result = CliRunner().invoke(app, ["demo", "--output", str(tmp_path)])
     assert result.exit_code != 0
     assert "dfa train" in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--output", "FILE/demo"), "FILE/demo"),
+        (("--output", "FILE"), "FILE"),
+        (("--output", "OTHER"), "OTHER/demo.json"),
+        (("--seed", str(2**64)), "--seed"),
+        (("--seed", "-1"), "--seed"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(arguments, said, monkeypatch, tmp_path):
+    (tmp_path / "FILE").touch()
+    (tmp_path / "OTHER" / "demo.json").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_module, "_run", lambda *_: pytest.fail("the work began"))
+    result = CliRunner().invoke(app, ["demo", *arguments])
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_server_that_does_not_start_is_reported(monkeypatch, tmp_path):
+    run = demo_module._run
+    monkeypatch.setattr(demo_module, "_run", lambda report, _, seed: run(report, "sim:?preset=dusk", seed))
+    result = CliRunner().invoke(app, ["demo", "--output", str(tmp_path)])
+    assert result.exit_code == 3
+    assert "The server ended with status 2" in result.output
+    assert "opu serve 'sim:?preset=dusk'" in " ".join(result.output.split())
+
+
+def test_clients_that_take_too_long_are_ended(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo_module, "_TRAINING_TIMEOUT_S", 0)
+    result = CliRunner().invoke(app, ["demo", "--output", str(tmp_path)])
+    assert result.exit_code == 3
+    assert "5 training clients take more than 0 s" in " ".join(result.output.split())
+
+
 def test_an_interrupted_demo_leaves_no_process(tmp_path):
-    command = [sys.executable, "-c", "from opu.cli import main; main()", "demo", "--output", str(tmp_path)]
+    # A shell that starts this test in the background has its children ignore SIGINT.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from opu.cli import main; main()"
+    command = [sys.executable, "-c", code, "demo", "--output", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert "Serving" in process.stdout.readline()
@@ -106,6 +143,7 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path):
         process.stdout.close()
         if _group_is_alive(process.pid):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
 
 
 def _group_is_alive(group):
