@@ -55,7 +55,6 @@ __all__ = [
 
 METHODS = ("bp", "shallow", "dfa", "ternary", "optical")
 
-FRAMES_PER_SAMPLE = 4
 EXPECTED_ONES = 2.0
 _RETRY_S = 0.5
 _PASSING = (LinkError, BusyError, ClosedError)  # a server that stops, is away, or comes back without our session
@@ -284,7 +283,7 @@ class OpticalFeedback:
         sent = ternarise(error, self._threshold)
         answer = self._patiently(lambda: self._open_projector().project(sent, ternary=True))
         provenance = answer.projection.provenance
-        self.next_frame_index += FRAMES_PER_SAMPLE * len(sent)
+        self.next_frame_index = provenance.first_frame_index + provenance.n_frames
         self._use.frames += provenance.n_frames
         self._use.device_us += provenance.device_us
         self.session_id = provenance.session_id

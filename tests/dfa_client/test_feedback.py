@@ -127,6 +127,19 @@ def test_every_sample_takes_four_frames_whatever_its_error(optical, network, lay
     assert optical.take_use().frames == 0
 
 
+@pytest.mark.parametrize(("preset", "frames"), [("interferometer", 4), ("holography", 2)])
+def test_a_reference_arm_is_used_and_its_frames_are_counted(preset, frames, network, layers, error):
+    """A resumed training goes on with the frame that an uninterrupted one would take."""
+    feedback = open_optical(f"sim:?preset={preset}&seed=7")
+    try:
+        before = feedback.next_frame_index
+        feedback.deltas(network, layers, error)
+        assert feedback.next_frame_index - before == frames * len(error)
+        assert feedback.next_frame_index == feedback._projector.next_frame_index
+    finally:
+        feedback.close()
+
+
 def test_frame_numbers_name_the_noise(optical, network, layers, error):
     first, second = (optical.deltas(network, layers, error) for _ in range(2))
     again = open_optical(linear_map=optical.linear_map, first_frame_index=optical.linear_map.n_frames + 64)
