@@ -201,9 +201,13 @@ class HandConnection:
     GREETING = b"\xff" + bytes(7) + b"\x01\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
     READY = b"\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 
-    def __init__(self, uri):
+    def __init__(self, uri, receive_bytes=None):
         host, _, port = uri.removeprefix("tcp://").rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=10)
+        self.socket = socket.socket()
+        self.socket.settimeout(10)
+        if receive_bytes is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self.socket.connect((host, int(port)))
         self.socket.sendall(self.GREETING)
         self._receive_exactly(64)
         self.socket.sendall(self.frame(self.READY, 4))

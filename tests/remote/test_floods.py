@@ -98,6 +98,16 @@ def test_an_evicted_client_loses_its_connection(serve):
         lazy.read_to_the_end()
 
 
+def test_a_client_that_only_asks_and_never_reads_is_evicted(serve, caplog):
+    server = serve(stall_s=0.3, expire_s=60.0, max_waiting=10**7)
+    with HandConnection(server.uri, receive_bytes=4096) as lazy, contextlib.suppress(ConnectionError):
+        lazy.hello()
+        while not server.snapshot().evicted:
+            lazy.socket.sendall(STATUS * 500)
+            time.sleep(0.05)
+    assert "it does not read" in caplog.text
+
+
 def test_a_silent_client_that_does_not_read_loses_its_connection(serve):
     server = serve(expire_s=0.5)
     with greeted(server, WIDE) as lazy:

@@ -399,20 +399,6 @@ def test_a_client_that_never_reads_is_evicted_and_others_lose_nothing(serve, raw
     assert server.snapshot().queued == 0
 
 
-def test_a_client_that_only_asks_and_never_reads_is_evicted(serve, raw, caplog):
-    server = serve(stall_s=0.3, expire_s=60.0)
-    lazy, other = raw(server.uri, receive_limit=1), raw(server.uri)
-    lazy.hello()
-    other.hello()
-    deadline = time.monotonic() + 30
-    while server.snapshot().evicted == 0:
-        assert time.monotonic() < deadline
-        for _ in range(400):
-            lazy.send(protocol.Status(request_id=lazy.number()))
-        assert isinstance(other.ask(protocol.Ping(request_id=other.number())), protocol.Pong)
-    assert "it does not read" in caplog.text
-
-
 # Stopping
 
 
