@@ -32,6 +32,7 @@ import opu
 from opu.device import Device, Projection, Session, SessionDescription, check_frame_numbers
 from opu.errors import (
     BusyError,
+    CapacityError,
     ClosedError,
     LinkError,
     OpuError,
@@ -79,6 +80,8 @@ class ServerLimits:
         Clients at a time.
     max_sessions : int
         Open sessions of one client.
+    max_compiled_bytes : int
+        Memory of their compiled media together.
     max_queued : int
         Unanswered projections of one client.
     max_queued_total : int
@@ -99,6 +102,7 @@ class ServerLimits:
 
     max_clients: int = 64
     max_sessions: int = 16
+    max_compiled_bytes: int = 2**31
     max_queued: int = 64
     max_queued_total: int = 256
     max_queued_bytes: int = 2**29
@@ -149,6 +153,10 @@ class _Client:
     frames: int = 0
     refused: int = 0
     gone: bool = False
+
+    def compiled_bytes(self) -> int:
+        """Return the memory of the compiled media of its sessions."""
+        return sum(opened.description.compiled_bytes for opened in self.sessions.values())
 
     def count_on_the_way(self) -> int:
         """Return how many bytes of large replies ZeroMQ has not sent yet."""
@@ -543,12 +551,24 @@ class OpuServer:
         if client.gone:
             self._pool.submit(_close_session, session)
             return
+        compiled_bytes = client.compiled_bytes() + description.compiled_bytes
+        if compiled_bytes > self._limits.max_compiled_bytes:
+            self._pool.submit(_close_session, session)
+            self._refuse(client, request.request_id, self._too_much_compiled(compiled_bytes))
+            return
         self._n_sessions += 1
         client.sessions[self._n_sessions] = _OpenedSession(session, description)
         opened = protocol.SessionOpened(
             request_id=request.request_id, session=self._n_sessions, description=description
         )
         self._send(client, opened)
+
+    def _too_much_compiled(self, compiled_bytes: int) -> CapacityError:
+        return CapacityError(
+            f"The sessions of this client would hold {compiled_bytes / 2**20:.1f} MiB of compiled medium, and a client "
+            f"may hold {self._limits.max_compiled_bytes / 2**20:.1f} MiB.",
+            "Close a session first, or ask for fewer features or outputs.",
+        )
 
     def _limit_batch(self, description: SessionDescription) -> SessionDescription:
         """State a largest batch whose patterns and frames fit into a payload."""

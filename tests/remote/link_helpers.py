@@ -50,7 +50,8 @@ TOY_DESCRIPTION = DeviceDescription(
 class ToyDevice(Device):
     """Frame `i`, pixel `j` is `(lit features * (j + 1) + i + noise_key) % 251`.
 
-    `delay_s` is the time of a batch, `error` what a batch raises, and `gate` lets batches pass while it is set.
+    `delay_s` is the time of a batch, `error` what a batch raises, `compiled_bytes` what a session holds, and `gate`
+    lets batches pass while it is set.
     """
 
     def __init__(self, description=TOY_DESCRIPTION):
@@ -58,6 +59,7 @@ class ToyDevice(Device):
         self.delay_s = 0.0
         self.open_delay_s = 0.0
         self.error = None
+        self.compiled_bytes = 0
         self.gate = threading.Event()
         self.gate.set()
         self.open_sessions = 0
@@ -89,7 +91,7 @@ class ToySession(Session):
                 frame_us=100.0,
                 mirrors_per_feature=1,
                 max_batch=device.describe().max_batch,
-                compiled_bytes=0,
+                compiled_bytes=device.compiled_bytes,
             )
         )
         self._device = device

@@ -277,6 +277,23 @@ def test_sessions_and_clients_are_bounded(serve, raw):
     assert isinstance(clients[2].hello(), protocol.Welcome)
 
 
+def test_the_compiled_memory_of_a_client_is_bounded(serve, toy, raw):
+    server = serve(max_compiled_bytes=5 * 2**20)
+    toy.compiled_bytes = 2 * 2**20
+    one, other = raw(server.uri), raw(server.uri)
+    first = greeted(one)
+    one.open_session(CONFIG)
+    refusal = one.open_session(CONFIG)
+    assert "6.0 MiB" in error_of(refusal, "capacity")
+    assert "may hold 5.0 MiB" in refusal.problem
+    assert "Close a session" in refusal.remedy
+    wait_until(lambda: toy.open_sessions == 2)
+    assert isinstance(other.hello(), protocol.Welcome)
+    assert isinstance(other.open_session(CONFIG), protocol.SessionOpened)
+    one.ask(protocol.CloseSession(request_id=90, session=first))
+    assert isinstance(one.open_session(CONFIG), protocol.SessionOpened)
+
+
 def test_too_large_messages_end_the_connection_unread(serve, raw):
     server = serve(max_payload_bytes=100_000)
     large, other = raw(server.uri), raw(server.uri)
