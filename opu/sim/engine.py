@@ -3,8 +3,9 @@
 Every row that a pattern lights is added up; nothing is multiplied. Batches share the work ("Method of Four Russians",
 Arlazarov et al. 1970): for five features at a time a table of the 32 possible sums is made once, and each pattern then
 adds one table row instead of up to five matrix rows. Entries and partial sums are 16-bit integers, sixteen to a vector
-register; a segment of features ends before a sum could leave their range. On one core of a 2021 server this takes a
-quarter of the time of the two float32 BLAS products that it replaces, and it uses no threads but Numba's.
+register; a segment of features ends before a sum could leave their range. The inner loops are explicit vectors (LLVM
+instructions, portable). It takes less than half of the time of the two float32 BLAS products that it replaces, and uses no
+threads but Numba's.
 
 Sums of integers below 2**24 are exact in float32, so the result is the one of any other engine, to the bit.
 """
@@ -16,7 +17,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
 
 from opu.sim.threads import numba_lock
 
@@ -28,6 +31,7 @@ __all__ = ["IntegerMatrix", "block_shape"]
 OUTPUTS = 64
 """Outputs in a block: a row of a block is 64 real and 64 imaginary parts, 256 bytes."""
 
+_LANES = 16
 _GROUP = 5
 _TABLES = 4
 _STEP = _GROUP * _TABLES
@@ -119,6 +123,64 @@ class IntegerMatrix:
 # of them than needed, keep that short.
 
 
+_INT64 = ir.IntType(64)
+_VECTOR = ir.VectorType(ir.IntType(16), _LANES)
+
+
+def _vectors(builder: Any, data: Any, place: Any) -> list[Any]:
+    """Return the addresses of the vectors of a row that starts at an element of an array of int16."""
+    starts = [builder.add(place, ir.Constant(_INT64, i)) for i in range(0, 2 * OUTPUTS, _LANES)]
+    return [builder.bitcast(builder.gep(data, [start]), _VECTOR.as_pointer()) for start in starts]
+
+
+def _loads(builder: Any, data: Any, place: Any) -> list[Any]:
+    return [builder.load(address, align=2) for address in _vectors(builder, data, place)]
+
+
+@intrinsic
+def _add_feature(typing_context: Any, blocks: Any, row: Any, tables: Any, without: Any, with_row: Any) -> Any:  # noqa: ARG001 - the types stand in the signature
+    """Write `tables[without] + blocks[row]` to `tables[with_row]`; rows by the place of their first element."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        blocks, row, tables, without, with_row = arguments
+        source = context.make_array(signature.args[0])(context, builder, blocks).data
+        table = context.make_array(signature.args[2])(context, builder, tables).data
+        pairs = zip(_loads(builder, source, row), _loads(builder, table, without), strict=True)
+        for pair, address in zip(pairs, _vectors(builder, table, with_row), strict=True):
+            builder.store(builder.add(*pair), address, align=2)
+        return context.get_dummy_value()
+
+    return types.void(blocks, types.int64, tables, types.int64, types.int64), generate
+
+
+@intrinsic
+def _add_sums(typing_context: Any, tables: Any, a: Any, b: Any, c: Any, d: Any, sums: Any, place: Any) -> Any:  # noqa: ARG001 - the types stand in the signature
+    """Add the rows `a` to `d` of `tables` to a row of `sums`, in 16 bits.
+
+    Numba's loops over the row do the same and take up to a third longer: they check and start anew for every row.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        tables, *rows, sums, place = arguments
+        table = context.make_array(signature.args[0])(context, builder, tables).data
+        target = context.make_array(signature.args[5])(context, builder, sums).data
+        parts = [_vectors(builder, table, row) for row in rows]
+        for addresses in zip(*parts, _vectors(builder, target, place), strict=True):
+            first, second, third, fourth, total = (builder.load(address, align=2) for address in addresses)
+            both = builder.add(builder.add(first, second), builder.add(third, fourth))
+            builder.store(builder.add(total, both), addresses[-1], align=2)
+        return context.get_dummy_value()
+
+    whole = types.int64
+    return types.void(tables, whole, whole, whole, whole, sums, whole), generate
+
+
+@njit(inline="always", cache=True)
+def _row(array: Any, first: Any, second: Any) -> Any:  # pragma: no cover - compiled
+    """Return the place of the first element of a row of an array of three dimensions."""
+    return np.int64((np.int64(first) * array.shape[1] + np.int64(second)) * array.shape[2])
+
+
 @njit(parallel=True, cache=True)
 def _sum_rows(features: Any, blocks: Any, real: Any, imag: Any) -> None:  # pragma: no cover - compiled
     batch, n_features = features.shape
@@ -165,18 +227,24 @@ def _sum_tables(codes: Any, blocks: Any, bounds: Any, real: Any, imag: Any) -> N
                     if code == 2 * top:
                         top = code
                         feature += 1
-                    for i in range(2 * OUTPUTS):
-                        tables[table, code, i] = tables[table, code - top, i] + blocks[block, feature, i]
+                    _add_feature(
+                        blocks,
+                        _row(blocks, block, feature),
+                        tables,
+                        _row(tables, table, code - top),
+                        _row(tables, table, code),
+                    )
             group = step * _TABLES
             for pattern in range(batch):
-                code_0 = codes[group, pattern]
-                code_1 = codes[group + 1, pattern]
-                code_2 = codes[group + 2, pattern]
-                code_3 = codes[group + 3, pattern]
-                for i in range(2 * OUTPUTS):
-                    low = np.int16(tables[0, code_0, i] + tables[1, code_1, i])
-                    high = np.int16(tables[2, code_2, i] + tables[3, code_3, i])
-                    sums[pattern, i] += np.int16(low + high)
+                _add_sums(
+                    tables,
+                    _row(tables, 0, codes[group, pattern]),
+                    _row(tables, 1, codes[group + 1, pattern]),
+                    _row(tables, 2, codes[group + 2, pattern]),
+                    _row(tables, 3, codes[group + 3, pattern]),
+                    sums,
+                    np.int64(pattern) * 2 * OUTPUTS,
+                )
             reach += bounds[step]
             if step + 1 == n_steps or reach + bounds[step + 1] > _LIMIT:
                 for pattern in range(batch):
