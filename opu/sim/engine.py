@@ -4,8 +4,8 @@ Every row that a pattern lights is added up; nothing is multiplied. Batches shar
 Arlazarov et al. 1970): for five features at a time a table of the 32 possible sums is made once, and each pattern then
 adds one table row instead of up to five matrix rows. Entries and partial sums are 16-bit integers, sixteen to a vector
 register; a segment of features ends before a sum could leave their range. The inner loops are explicit vectors (LLVM
-instructions, portable). It takes less than half of the time of the two float32 BLAS products that it replaces, and uses no
-threads but Numba's.
+instructions, portable). This takes less than half of the time of the two float32 BLAS products that it replaces, and
+uses no threads but Numba's.
 
 Sums of integers below 2**24 are exact in float32, so the result is the one of any other engine, to the bit.
 """
