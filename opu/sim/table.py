@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ArmedCamera", "LightPath", "OpticalTable"]
 
-_CHUNK_BYTES = 32 * 2**20
+_CHUNK_BYTES = 64 * 2**20
 _LARGE_CHUNK_BYTES = 128 * 2**20
 _GOOD_BATCH = 32
 """From so many frames on, media share most of the work between frames."""
