@@ -39,6 +39,8 @@ from opu.testing import media_laws
 SHAPES = ((512, 1000, 10_000), (128, 10_000, 10_000))
 SEED = 7
 ROUNDS = 9
+PAUSE_S = 0.3
+"""Before each measurement: threads of a BLAS spin for a while after their work, on cores that the next one needs."""
 MEGA = 2**20
 
 
@@ -88,6 +90,7 @@ def compare(batch, n_features, n_outputs, rounds):
             times = {name: [] for name in variants}
             for _ in range(rounds):
                 for name, function in variants.items():
+                    time.sleep(PAUSE_S)
                     times[name].append(timed(function))
     seconds = {name: statistics.median(values) for name, values in times.items()}
     return [
