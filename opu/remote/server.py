@@ -1,8 +1,8 @@
 """The server: one device, shared among many clients over ZeroMQ.
 
 One thread owns the sockets. The device works in threads of its own: projections through `Session.submit`, whose
-futures wake the loop when they are done, and the opening and closing of sessions, which may take seconds, in a small
-pool. So the loop never waits for the device, and answers pings and status requests while it works.
+futures wake the loop when they are done, and the opening and closing of sessions, which may take seconds, in a few
+workers. So the loop never waits for the device, and answers pings and status requests while it works.
 
 Requests wait in a queue for each client. The server keeps the device busy with two at a time and takes them from the
 clients in turns.
@@ -19,7 +19,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, cast
@@ -29,7 +29,7 @@ import numpy as np
 import zmq
 
 import opu
-from opu.device import Device, Projection, Session, SessionDescription, check_frame_numbers
+from opu.device import Device, Projection, Session, SessionConfig, SessionDescription, check_frame_numbers
 from opu.errors import (
     BusyError,
     CapacityError,
@@ -45,6 +45,7 @@ from opu.errors import (
 from opu.remote import DEFAULT_BIND, protocol
 from opu.remote.inbox import Arrival, Inbox, shut_down
 from opu.remote.waker import Waker
+from opu.remote.workers import Workers
 from opu.uri import parse_uri
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ _DEVICE_DEPTH = 2
 _OUTBOX_MESSAGES = 1024
 _ON_THE_WAY_BYTES = 2**26
 _ZERO_COPY_BYTES = 2**16
+_CLOSING_S = 1.0
 _OPEN_AGAIN = "Call close(), then open the device again."
 _ROUTER_OPTIONS = {
     zmq.ROUTER_MANDATORY: 1,  # without it a full queue drops replies without a word
@@ -385,7 +387,7 @@ class OpuServer:
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._waker.receiver, zmq.POLLIN)
-        self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="opu-server-session")
+        self._workers = Workers(4, "opu-server-session")
         self._started_s = time.monotonic()
         self._uri = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         _log.info("serving %s at %s", self._device.uri, self._uri)
@@ -400,7 +402,8 @@ class OpuServer:
                 self._forget(client)
             self._router.close()
             self._context.term()
-            self._pool.shutdown(wait=True)
+            if not self._workers.stop(_CLOSING_S):
+                _log.warning("a session is still being opened or closed; the server does not wait for it")
             self._waker.close()
             _log.info("stopped serving at %s", self._uri)
 
@@ -536,8 +539,14 @@ class OpuServer:
             )
         client.opening += 1
         client.unanswered.add(request.request_id)
-        future = self._pool.submit(self._device.open_session, request.config)
+        future = self._workers.submit(self._open_for, client, request.config)
         future.add_done_callback(lambda done: self._post(self._session_opened, client, request, done))
+
+    def _open_for(self, client: _Client, config: SessionConfig) -> Session:
+        session = self._device.open_session(config)
+        if client.gone:  # and perhaps the server has stopped, and closes nothing any more
+            session.close()
+        return session
 
     def _session_opened(self, client: _Client, request: protocol.OpenSession, done: Future[Session]) -> None:
         client.opening -= 1
@@ -549,11 +558,11 @@ class OpuServer:
             self._refuse(client, request.request_id, self._explain(client, error))
             return
         if client.gone:
-            self._pool.submit(_close_session, session)
+            self._workers.submit(_close_session, session)
             return
         compiled_bytes = client.compiled_bytes() + description.compiled_bytes
         if compiled_bytes > self._limits.max_compiled_bytes:
-            self._pool.submit(_close_session, session)
+            self._workers.submit(_close_session, session)
             self._refuse(client, request.request_id, self._too_much_compiled(compiled_bytes))
             return
         self._n_sessions += 1
@@ -585,7 +594,7 @@ class OpuServer:
             error = ClosedError(f"Session {request.session} is not open.", "It may have been closed before.")
             self._refuse(client, request.request_id, error)
             return
-        future = self._pool.submit(_close_session, opened.device_session)
+        future = self._workers.submit(_close_session, opened.device_session)
         future.add_done_callback(lambda _: self._post(self._done, client, request.request_id))
 
     def _done(self, client: _Client, request_id: int) -> None:
@@ -800,7 +809,7 @@ class OpuServer:
         client.jobs.clear()
         client.outbox.clear()
         for opened in client.sessions.values():
-            self._pool.submit(_close_session, opened.device_session)
+            self._workers.submit(_close_session, opened.device_session)
         client.sessions.clear()
 
 

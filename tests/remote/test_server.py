@@ -453,6 +453,21 @@ def test_stopping_refuses_what_it_has_no_time_for(serve, toy, raw):
             assert "was stopped" in error_of(reply, "unreachable")
 
 
+def test_stopping_does_not_wait_for_a_session_that_is_being_opened(serve, toy, raw):
+    server = serve(drain_s=0.2)
+    toy.open_delay_s = 5.0
+    client = raw(server.uri)
+    client.hello()
+    client.send(protocol.OpenSession(request_id=70, config=CONFIG))
+    assert isinstance(client.ask(protocol.Ping(request_id=71)), protocol.Pong)
+    started_s = time.monotonic()
+    server.stop()
+    assert time.monotonic() - started_s < 4
+    assert "was stopped" in error_of(client.receive()[0], "unreachable")
+    wait_until(lambda: not any(thread.name.startswith("opu-server-session") for thread in threading.enumerate()))
+    assert toy.open_sessions == 0
+
+
 def test_while_it_stops_new_requests_are_refused(serve, toy, raw):
     server = serve(drain_s=1.0)
     client = raw(server.uri)
