@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import queue
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, cast
 
 import msgspec
 import typer
@@ -29,6 +32,8 @@ __all__ = ["serve"]
 COLUMNS = ("Client", "Name", "Sessions", "Frames", "In queue", "Refused")
 _LOOK_S = 0.1
 _LOOKS_PER_PICTURE = 5
+_WAITING_TEXTS = 1000
+_FAREWELL_S = 1.0
 
 
 def serve(
@@ -41,11 +46,12 @@ def serve(
     """Serve a device to many clients, until SIGINT (Ctrl-C) or SIGTERM.
 
     Shows clients, queue and rate on a terminal, and a line for each event otherwise. When it stops, every accepted
-    request is answered or refused. This version has no keys and listens on the loopback interface alone.
+    request is answered or refused; the same signal again ends it at once. This version has no keys and listens on the
+    loopback interface alone.
 
     Example: opu serve 'sim:?preset=aurora&seed=7' --bind tcp://127.0.0.1:5755
     """
-    with reporting("serve", json_to) as report, _stop_signals() as received:
+    with reporting("serve", json_to) as report, _never_waiting(report.console), _stop_signals() as received:
         from opu.remote.server import OpuServer, parse_bind
 
         parse_bind(bind)
@@ -65,15 +71,82 @@ def serve(
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list instead of dying of them."""
+    """Collect SIGINT and SIGTERM in a list instead of dying of them, each once."""
     received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda caught, _: received.append(caught)) for number in numbers]
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = [signal.signal(number, receive) for number in numbers]
     try:
         yield received
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+class _PatientStream:
+    """A stream of text that never makes its writer wait: while nobody reads, it leaves out what comes, and counts it.
+
+    A thread writes to the descriptor, and not to the stream: what hangs there holds no lock that the end of the process
+    needs.
+    """
+
+    def __init__(self, target: IO[str]) -> None:
+        self.encoding = getattr(target, "encoding", "utf-8")
+        self._descriptor = target.fileno()
+        self._texts: queue.Queue[str | None] = queue.Queue(_WAITING_TEXTS)
+        self._left_out = 0
+        self._thread = threading.Thread(target=self._write_out, name="opu-serve-console", daemon=True)
+        self._thread.start()
+
+    def write(self, text: str) -> int:
+        try:
+            self._texts.put_nowait(text)
+        except queue.Full:
+            self._left_out += 1
+        return len(text)
+
+    def flush(self) -> None:
+        """Do nothing: it may take a while."""
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def finish(self) -> None:
+        """Wait for what has been written, but not long."""
+        with contextlib.suppress(queue.Full):
+            self._texts.put_nowait(None)
+        self._thread.join(_FAREWELL_S)
+
+    def _write_out(self) -> None:
+        while (text := self._texts.get()) is not None:
+            left_out, self._left_out = self._left_out, 0
+            note = f"... {left_out} lines left out: nobody read\n" if left_out else ""
+            data = (note + text).encode(self.encoding, errors="replace")
+            try:
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+            except OSError:
+                return  # the reader has gone
+
+
+@contextmanager
+def _never_waiting(console: Console) -> Iterator[None]:
+    """Have the console never make anybody wait who prints."""
+    target = console.file
+    stream = _PatientStream(target)
+    console.file = cast("IO[str]", stream)
+    try:
+        yield
+    finally:
+        stream.finish()
+        console.file = target
 
 
 class _ConsoleHandler(logging.Handler):

@@ -8,13 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-from link_helpers import RawClient
+from link_helpers import RawClient, wait_until
 
 import opu
 from opu.device import SessionConfig
+from opu.remote import protocol
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
 X = np.eye(3, 10, dtype=np.uint8)
@@ -50,6 +52,69 @@ def test_what_was_accepted_before_a_signal_is_answered_or_refused(served_process
         outcomes = [future.exception(timeout=20) for future in futures]
     assert process.wait(timeout=20) == 0
     assert all(error is None or isinstance(error, opu.errors.UnreachableError) for error in outcomes)
+
+
+def test_an_output_that_nobody_reads_does_not_stop_it(served_process):
+    process, uri = served_process()
+    with RawClient(uri) as client:
+        for _ in range(400):  # some 250 kB of log, four times what a pipe holds
+            assert isinstance(client.hello("\x1b" * 64), protocol.Welcome)
+            assert isinstance(client.ask(protocol.Bye(request_id=client.number())), protocol.Done)
+    process.terminate()
+    assert process.wait(timeout=20) == 0
+
+
+def test_it_tells_how_much_it_left_out(served_process):
+    process, uri = served_process()
+    with RawClient(uri) as client:
+        for _ in range(1500):
+            client.hello("\x1b" * 64)
+            client.ask(protocol.Bye(request_id=client.number()))
+    process.terminate()
+    output, _ = process.communicate(timeout=20)
+    assert re.search(r"\.\.\. [0-9]+ lines left out", output)
+    assert "clients: 1500" in output
+
+
+@pytest.fixture
+def slow_server():
+    """Start `opu serve` for a device that takes a minute to open a session, and begin to open one."""
+    source = (
+        "import opu, link_helpers\n"
+        "toy = link_helpers.ToyDevice()\n"
+        "toy.open_delay_s = 60\n"
+        "opu.open = lambda uri: toy\n"
+        "from opu.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", source, "serve", "toy:", "--bind", "tcp://127.0.0.1:0"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    uri = process.stdout.readline().split()[-1]
+    with RawClient(uri) as client:
+        client.hello()
+        client.send(protocol.OpenSession(request_id=client.number(), config=CONFIG))
+        assert isinstance(client.ask(protocol.Ping(request_id=client.number())), protocol.Pong)
+        yield process, client
+    process.kill()
+    process.communicate()
+
+
+def test_a_signal_ends_it_while_a_session_is_being_opened(slow_server):
+    process, client = slow_server
+    process.terminate()
+    reply, _ = client.receive(timeout_s=15)
+    assert (reply.request_id, reply.code) == (2, "unreachable")
+    assert process.wait(timeout=10) == 0
+    assert "does not wait for it" in process.stdout.read()
+
+
+def test_the_same_signal_again_ends_it_at_once(slow_server):
+    process, client = slow_server
+    process.terminate()
+    wait_until(lambda: client.hello().code == "unreachable")
+    process.terminate()
+    assert process.wait(timeout=3) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
