@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from opu.registry import Backend, FoundDevice
@@ -15,15 +14,18 @@ from opu.uri import Uri, UriOption
 if TYPE_CHECKING:
     from opu.device import Device
 
-__all__ = ["BACKEND", "DEFAULT_BIND"]
+__all__ = ["BACKEND", "DEFAULT_BIND", "OPEN_AGAIN"]
 
 DEFAULT_BIND = "tcp://127.0.0.1:5755"
+OPEN_AGAIN = "Call close(), then open the device again."
+
+_SHORTEST_S, _LONGEST_S = 0.01, 86400.0
 
 
 def _seconds(text: str) -> float:
     value = float(text)
-    if not math.isfinite(value) or value <= 0:
-        raise ValueError("not a time")
+    if not _SHORTEST_S <= value <= _LONGEST_S:
+        raise ValueError(f"it is not from {_SHORTEST_S:g} to {_LONGEST_S:g}")
     return value
 
 
@@ -44,7 +46,12 @@ BACKEND = Backend(
     summary="A device that another process serves (opu serve)",
     syntax="tcp://127.0.0.1:5755?timeout_s=5",
     options=[
-        UriOption("timeout_s", _seconds, 5.0, "seconds without a sign of life before the server counts as gone"),
+        UriOption(
+            "timeout_s",
+            _seconds,
+            5.0,
+            f"seconds without a sign of life before the server counts as gone, {_SHORTEST_S:g} to {_LONGEST_S:g}",
+        ),
     ],
     make=_make,
     find=_find,

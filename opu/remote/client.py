@@ -8,9 +8,11 @@ Callbacks of futures run in that thread: they may submit, and must not wait for 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import itertools
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -38,7 +40,7 @@ from opu.errors import (
     error_from_code,
 )
 from opu.registry import FoundDevice
-from opu.remote import protocol
+from opu.remote import OPEN_AGAIN, protocol
 from opu.remote.waker import Waker
 from opu.uri import Uri, parse_host_port, parse_uri
 
@@ -188,7 +190,7 @@ class Link:
             self._fail(UnreachableError(f"Cannot use {self.address}: {error.strerror}.", "Check the address."))
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
             _log.exception("the link to %s failed", self.address)
-            self._fail(LinkError(f"The link to {self.address} failed: {error!r}.", "Open the device again."))
+            self._fail(LinkError(f"The link to {self.address} failed: {error!r}.", OPEN_AGAIN))
         finally:
             self._ended = True
             dealer.close()
@@ -287,13 +289,49 @@ class Link:
             pending.future.set_exception(_copy_error(self._error))
 
     def _unreachable(self) -> UnreachableError:
-        remedy = f"Start it with: opu serve URI --bind {self.address}, or check the address."
+        remedy = how_to_reach(self.address)
         if self._max_queued is None:
             return UnreachableError(f"Nobody answers at {self.address} within {self._timeout_s:g} s.", remedy)
         return UnreachableError(
             f"The server at {self.address} has given no sign of life for {self._timeout_s:g} s.",
-            f"{remedy} Then open the device again.",
+            f"{remedy} {OPEN_AGAIN}",
         )
+
+
+def how_to_reach(address: str) -> str:
+    """Tell what to do when nobody answers at an address.
+
+    Parameters
+    ----------
+    address : str
+        `tcp://HOST:PORT`.
+    """
+    host, port = parse_host_port(parse_uri(address))
+    if _is_loopback(host):
+        return f"Start it with: opu serve URI --bind {address}, or check the address."
+    return (
+        f"Check the address. A server listens on its own machine alone: forward a port to it with "
+        f"ssh -N -L {port}:127.0.0.1:{port} {host}, and open tcp://127.0.0.1:{port}."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_host(uri: Uri) -> None:
+    """Tell a host that is unknown from one where nobody answers."""
+    host, port = parse_host_port(uri)
+    try:
+        socket.getaddrinfo(host, port, socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no host has such a name"
+        raise UnreachableError(
+            f"The host {host!r} of {uri.text!r} cannot be found: {reason}.", "Check its name, or write its number."
+        ) from error
 
 
 def _reply_itself(reply: Any, _: memoryview | None) -> Any:
@@ -432,13 +470,13 @@ def open_remote(uri: Uri, timeout_s: float) -> RemoteDevice:
     UriError
         The address names no host and port.
     UnreachableError
-        Nobody answers.
+        The host is unknown, or nobody answers.
     VersionMismatchError
         The server speaks another version of the protocol.
     BusyError
         The server has as many clients as it takes.
     """
-    parse_host_port(uri)
+    _check_host(uri)
     link = Link(f"tcp:{uri.rest}", timeout_s)
     try:
         welcome = link.greet()

@@ -42,7 +42,7 @@ from opu.errors import (
     UnreachableError,
     UriError,
 )
-from opu.remote import DEFAULT_BIND, protocol
+from opu.remote import DEFAULT_BIND, OPEN_AGAIN, protocol
 from opu.remote.inbox import Arrival, Inbox, shut_down
 from opu.remote.waker import Waker
 from opu.remote.workers import Workers
@@ -63,7 +63,6 @@ _OUTBOX_MESSAGES = 1024
 _ON_THE_WAY_BYTES = 2**26
 _ZERO_COPY_BYTES = 2**16
 _CLOSING_S = 1.0
-_OPEN_AGAIN = "Call close(), then open the device again."
 _ROUTER_OPTIONS = {
     zmq.ROUTER_MANDATORY: 1,  # without it a full queue drops replies without a word
     zmq.LINGER: 1000,
@@ -414,7 +413,7 @@ class OpuServer:
         for client in list(self._clients.values()):
             for request_id in sorted(client.unanswered):
                 self._refuse(client, request_id, self._stopped())
-            remedy = f"Start it again. {_OPEN_AGAIN}"
+            remedy = f"Start it again. {OPEN_AGAIN}"
             self._say_goodbye(client, protocol.Goodbye(problem=self._stopped().problem, remedy=remedy))
 
     def _turn(self) -> None:
@@ -745,7 +744,7 @@ class OpuServer:
     def _do_not_know(self) -> protocol.Goodbye:
         return protocol.Goodbye(
             problem=f"The server at {self._uri} does not know this client: it was restarted, or has said goodbye.",
-            remedy=_OPEN_AGAIN,
+            remedy=OPEN_AGAIN,
         )
 
     # Clients that go
@@ -773,7 +772,7 @@ class OpuServer:
         if client is not None:
             self._forget(client)
         goodbye = protocol.Goodbye(
-            problem=f"The server has cut off this connection: {sent}.", remedy=f"Wait for answers. {_OPEN_AGAIN}"
+            problem=f"The server has cut off this connection: {sent}.", remedy=f"Wait for answers. {OPEN_AGAIN}"
         )
         self._hang_up(excess.route, excess.descriptor, goodbye)
 
@@ -783,7 +782,7 @@ class OpuServer:
         self._forget(client)
         goodbye = protocol.Goodbye(
             problem="The server has evicted this client because it did not read its replies.",
-            remedy=f"Read what it sends. {_OPEN_AGAIN}",
+            remedy=f"Read what it sends. {OPEN_AGAIN}",
         )
         self._hang_up(client.route, client.descriptor, goodbye)
 
@@ -791,7 +790,7 @@ class OpuServer:
         self._expired += 1
         silence = f"for {self._limits.expire_s:g} s"
         _log.warning("client %s expired: silent %s", client.label, silence)
-        goodbye = protocol.Goodbye(problem=f"The server has not heard this client {silence}.", remedy=_OPEN_AGAIN)
+        goodbye = protocol.Goodbye(problem=f"The server has not heard this client {silence}.", remedy=OPEN_AGAIN)
         if client.outbox or client.count_on_the_way():
             self._forget(client)
             self._hang_up(client.route, client.descriptor, goodbye)
