@@ -639,7 +639,7 @@ class LinearProjector:
                 f"The patterns have the shape {array.shape}.", f"Use (batch, {self.linear_map.n_features})."
             )
         if array.dtype.kind in "if":
-            wrong = ~np.isin(array, (-1, 0, 1))
+            wrong = (array != 0) & (array != 1) & (array != -1)
             if wrong.any():
                 raise PatternValueError(f"The value {array[wrong][0]} is none of -1, 0, 1.", "Encode the values first.")
             return array > 0, array < 0
