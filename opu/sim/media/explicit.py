@@ -54,17 +54,17 @@ def _block_dtype(mirrors: MirrorMap) -> type[np.signedinteger[Any]]:
 
 
 @njit(inline="always", cache=True)
-def _run_sum(words: Any, low: Any, high: Any) -> Any:  # pragma: no cover - compiled
-    """Sum the signs of the mirrors `low` to `high - 1`, counted from the first bit of `words`."""
+def _run_sum(words: Any, part: Any, low: Any, high: Any) -> Any:  # pragma: no cover - compiled
+    """Sum the signs of the mirrors `low` to `high - 1`, counted from the first bit of `words[part]`."""
     first, last = low // BLOCK, (high - 1) // BLOCK
     head = _ALL_BITS << np.uint64(low - first * BLOCK)
     tail = _ALL_BITS >> np.uint64((last + 1) * BLOCK - high)
     if first == last:
-        negative = popcount(words[first] & head & tail)
+        negative = popcount(words[part, first] & head & tail)
     else:
-        negative = popcount(words[first] & head) + popcount(words[last] & tail)
+        negative = popcount(words[part, first] & head) + popcount(words[part, last] & tail)
         for i in range(first + 1, last):
-            negative += popcount(words[i])
+            negative += popcount(words[part, i])
     return high - low - 2 * np.int64(negative)
 
 
@@ -78,17 +78,14 @@ def _add_runs(
     while run < len(runs) and runs[run, 0] < chunk_high:
         low = max(runs[run, 0] - chunk_low, 0)
         high = min(runs[run, 0] + runs[run, 1], chunk_high) - chunk_low
-        real = _run_sum(words[0], low, high) * runs[run, 3]
-        imag = _run_sum(words[1], low, high) * runs[run, 3]
         feature = runs[run, 2]
-        if feature >= 0:
-            block[feature, column] += real
-            block[feature, OUTPUTS + column] += imag
-        elif feature == STUCK_ON:
-            rest[_STUCK, 0] += real
-            rest[_STUCK, 1] += imag
-        rest[_EVERYTHING, 0] += real
-        rest[_EVERYTHING, 1] += imag
+        for part in range(2):  # real and imaginary
+            value = _run_sum(words, part, low, high) * runs[run, 3]
+            if feature >= 0:
+                block[feature, part * OUTPUTS + column] += value
+            elif feature == STUCK_ON:
+                rest[_STUCK, part] += value
+            rest[_EVERYTHING, part] += value
         run += 1
 
 
