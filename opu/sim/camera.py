@@ -26,6 +26,7 @@ import numpy as np
 from numba import get_num_threads, njit, prange
 
 from opu.sim.counters import derive_key, philox, philox_words
+from opu.sim.kernels import address_of, caller
 from opu.sim.threads import numba_lock
 from opu.sim.variates import (
     BLOCK,
@@ -190,6 +191,7 @@ def pixel_maps(model: CameraModel, seed: int, pixels: NDArray[np.int64]) -> Pixe
         The same for a pixel, whichever others are asked for.
     """
     dark = _F(model.dark_current_e_per_s * model.dark_current_factor)
+    pixels = np.require(pixels, np.int64, ["C", "W"])  # what the compiled function takes
     if model.is_even:
         response, offset, current = (np.broadcast_to(value, pixels.shape) for value in (_ONE, _F(0), dark))
         return PixelMaps(pixels, response, offset, current, is_even=True)
@@ -209,68 +211,66 @@ def pixel_maps(model: CameraModel, seed: int, pixels: NDArray[np.int64]) -> Pixe
 
 
 _TASKS_PER_THREAD = 4
+_ONES, _ZEROS = np.ones(BLOCK, _F), np.zeros(BLOCK, _F)
+_NO_BYTES, _NO_WORDS = np.zeros((0, 0), np.uint8), np.zeros((0, 0), np.uint16)
 
 
 @njit(cache=True)
-def _draw_words(
-    pixels: Any, is_run: Any, low: Any, high: Any, k0: Any, k1: Any, first_words: Any, second_words: Any
-) -> Any:  # pragma: no cover - compiled
-    """Write two words for each pixel, from the place on that is returned."""
-    if not is_run:
-        for i in range(len(pixels)):
-            pixel = np.uint64(pixels[i])
-            a, b, c, d = philox(low, pixel >> _U1, high, _U0, k0, k1)
-            odd = pixel & _U1 != _U0
-            first_words[i] = c if odd else a
-            second_words[i] = d if odd else b
-        return 0
-    # Two streams of counters keep more of the processor busy than one. Words of neighbours are stored together, the
-    # even pixel's in the lower half.
-    offset = pixels[0] & 1
-    half = (offset + len(pixels) + 3) // 4
-    first, second = first_words.view(np.uint64), second_words.view(np.uint64)
-    later_first, later_second = first[half:], second[half:]
-    pair = np.uint64(pixels[0] >> 1)
-    later_pair = pair + np.uint64(half)
+def _draw(
+    counters: Any, n: Any, low: Any, high: Any, stream: Any, k0: Any, k1: Any, first: Any, second: Any
+) -> None:  # pragma: no cover - compiled
+    """Draw four words for each counter: words 0 and 2 go to `first`, 1 and 3 to `second`, as halves of 64 bits."""
+    # Two places at a time keep more of the processor busy than one; and whole vectors.
+    half = ((n + np.uint64(7)) >> np.uint64(3)) << np.uint64(2)
     for i in range(half):
-        a, b, c, d = philox(low, pair + np.uint64(i), high, _U0, k0, k1)
+        a, b, c, d = philox(low, counters[i], high, stream, k0, k1)
         first[i] = a | (c << _WORD)
         second[i] = b | (d << _WORD)
-        a, b, c, d = philox(low, later_pair + np.uint64(i), high, _U0, k0, k1)
-        later_first[i] = a | (c << _WORD)
-        later_second[i] = b | (d << _WORD)
-    return offset
+        later = half + i
+        a, b, c, d = philox(low, counters[later], high, stream, k0, k1)
+        first[later] = a | (c << _WORD)
+        second[later] = b | (d << _WORD)
 
 
 @njit(cache=True)
-def _draw_small_words(
-    pixels: Any, found: Any, n: Any, low: Any, high: Any, k0: Any, k1: Any, numbers: Any, words: Any
+def _draw_scattered(
+    pixels: Any, start: Any, size: Any, low: Any, high: Any, k0: Any, k1: Any, radius_words: Any, angle_words: Any
 ) -> None:  # pragma: no cover - compiled
-    for i in range(n):
-        numbers[i] = pixels[found[i]]
-    for i in range((n + 7) // 8 * 8):  # whole vectors
-        a, _b, _c, _d = philox(low, np.uint64(numbers[i]), high, _U1, k0, k1)
-        words[i] = a
+    """Write two words of 32 bits for each pixel."""
+    for i in range(size):
+        pixel = np.uint64(pixels[start + i])
+        a, b, c, d = philox(low, pixel >> _U1, high, _U0, k0, k1)
+        odd = pixel & _U1 != _U0
+        radius_words[i] = c if odd else a
+        angle_words[i] = d if odd else b
 
 
 @njit(cache=True)
-def _count_equal(values: Any, number: Any) -> Any:  # pragma: no cover - compiled
-    largest = values[0]
-    for i in range(len(values)):
-        largest = max(largest, values[i])
-    count = 0
-    if largest == number:  # seldom
-        for i in range(len(values)):
-            count += values[i] == number
-    return count
+def _draw_run(
+    pixel: Any, size: Any, low: Any, high: Any, k0: Any, k1: Any, counters: Any, first: Any, second: Any
+) -> Any:  # pragma: no cover - compiled
+    """Write two words of 32 bits for each pixel of a run, from the half on that is returned, the lower halves first."""
+    begin = pixel & _U1
+    n = (begin + size + _U1) >> _U1
+    for i in range(n):
+        counters[i] = (pixel >> _U1) + i
+    _draw(counters, n, low, high, _U0, k0, k1, first, second)
+    return begin
 
 
-@njit(cache=True, error_model="numpy")
+_EXPOSE_BLOCKS = (
+    "int64(int64, int64, float32[:, ::1], float32[::1], float32[::1], float32[::1], int64[::1], boolean[::1], uint64,"
+    "uint64, uint64, boolean, float32, float32, float32, float32, float32, float32, float32, uint8[:, ::1],"
+    "uint16[:, ::1])"
+)
+_call_expose_blocks = caller(_EXPOSE_BLOCKS)
+
+
+@address_of(_EXPOSE_BLOCKS, error_model="numpy")
 def _expose_blocks(
     first_block: Any,
     last_block: Any,
     light_e: Any,
-    even: Any,
     response: Any,
     offset_e: Any,
     dark_e: Any,
@@ -287,74 +287,83 @@ def _expose_blocks(
     a3: Any,
     black_level: Any,
     full_scale: Any,
-    out: Any,
+    out_8: Any,
+    out_16: Any,
 ) -> Any:  # pragma: no cover - compiled
     """Expose blocks of pixels, counted frame by frame, and return how many values are at full scale."""
-    n_outputs = out.shape[1]
-    straight = a2 == 0 and a3 == 0
+    # Simple loops, few of NumPy's functions, and no slices: these take long to compile. Places are unsigned, because an
+    # index that could be negative keeps a loop from becoming vectors.
+    n_outputs = light_e.shape[1]
+    has_bytes = len(out_8) > 0
     inverse_full_scale = _ONE / full_scale
-    first_words = np.empty(BLOCK + 8, np.uint32)
-    second_words = np.empty(BLOCK + 8, np.uint32)
+    counters = np.empty(BLOCK + 8, np.uint64)
+    first = np.empty(BLOCK + 8, np.uint64)
+    second = np.empty(BLOCK + 8, np.uint64)
+    radius_words, angle_words = first.view(np.uint32), second.view(np.uint32)
     mean = np.empty(BLOCK, _F)
     signal = np.empty(BLOCK, _F)
-    noise = np.zeros(BLOCK, _F)
-    scratch = np.empty(BLOCK, _F)
+    noise = np.empty(BLOCK, _F)
     found = np.empty(BLOCK + 8, np.int64)
-    lanes = np.empty((4, BLOCK))
     drawn = np.empty(BLOCK, np.int64)
-    saturated = 0
+    lanes = np.empty((4, BLOCK))
+    for i in range(BLOCK):
+        noise[i] = _F(0.0)
+    saturated: Any = 0
     for block in range(first_block, last_block):
         frame = block // len(runs)
-        start = (block % len(runs)) * BLOCK
-        stop = min(start + BLOCK, n_outputs)
-        size = stop - start
+        part = block % len(runs)
+        size = np.uint64(n_outputs - part * BLOCK if part == len(runs) - 1 else BLOCK)
+        start = np.uint64(part * BLOCK)
+        place = start % np.uint64(len(response))
         number = first_frame + np.uint64(frame)
         low, high = number & _MASK, number >> _WORD
-        light = light_e[frame, start:stop]
-        counts = out[frame, start:stop]
-        if even:
-            for i in range(size):
-                mean[i] = light[i] + dark_e[0]
-        else:
-            for i in range(size):
-                mean[i] = light[i] * response[start + i] + dark_e[start + i]
+        for i in range(size):
+            mean[i] = light_e[frame, start + i] * response[place + i] + dark_e[place + i]
         if shot_noise or read_noise_e > 0:
-            first = _draw_words(
-                pixels[start:stop], runs[block % len(runs)], low, high, k0, k1, first_words, second_words
-            )
-            fill_normal_pairs(first_words[first:], second_words[first:], signal, noise, scratch, size)
+            if runs[part]:
+                begin = _draw_run(np.uint64(pixels[start]), size, low, high, k0, k1, counters, first, second)
+            else:
+                begin = _U0
+                _draw_scattered(pixels, start, size, low, high, k0, k1, radius_words, angle_words)
+            fill_normal_pairs(radius_words, angle_words, begin, signal, noise, size)
         if shot_noise:
             fill_poisson(mean, signal, size)
-            for i in range(size, BLOCK):
+            for i in range(size, np.uint64(BLOCK)):
                 mean[i] = np.inf  # not small
-            n = find_small(mean, found)
+            n = find_small(mean, drawn, found)
             if n > 0:
-                _draw_small_words(pixels[start:stop], found, n, low, high, k0, k1, drawn, first_words)
-                fill_small_poisson(mean, first_words, found, n, lanes, drawn, signal)
+                for i in range(n):
+                    counters[i] = pixels[start + np.uint64(found[i])]
+                _draw(counters, np.uint64(n), low, high, _U1, k0, k1, first, second)
+                fill_small_poisson(mean, first, found, n, lanes, drawn, signal)
         else:
             for i in range(size):
                 signal[i] = mean[i]
-        if not even:
-            for i in range(size):
-                signal[i] = signal[i] + offset_e[start + i]
+        full = np.int32(0)
         for i in range(size):
-            signal[i] = min(signal[i] + read_noise_e * noise[i], full_well_e) * gain
-        if not straight:
+            electrons = (signal[i] + offset_e[place + i]) + read_noise_e * noise[i]
+            y = (electrons if electrons < full_well_e else full_well_e) * gain
+            x = y * inverse_full_scale
+            value = (y * (_ONE + x * (a2 + x * a3)) + black_level) + _HALF
+            full = np.int32(full + np.int32(value >= full_scale))
+            value = value if value > _F(0.0) else _F(0.0)
+            signal[i] = value if value < full_scale else full_scale
+        saturated += full
+        if has_bytes:
             for i in range(size):
-                x = signal[i] * inverse_full_scale
-                signal[i] = signal[i] * (_ONE + x * (a2 + x * a3))
-        for i in range(size):
-            value = (signal[i] + black_level) + _HALF
-            counts[i] = np.int32(min(max(value, _F(0.0)), full_scale))  # rounds down
-        saturated += _count_equal(counts, counts.dtype.type(full_scale))
+                out_8[frame, start + i] = np.int32(signal[i])  # rounds down
+        else:
+            for i in range(size):
+                out_16[frame, start + i] = np.int32(signal[i])
     return saturated
 
 
 @njit(parallel=True, cache=True)
 def _expose(
+    address: Any,
     saturated: Any,
+    n_blocks: Any,
     light_e: Any,
-    even: Any,
     response: Any,
     offset_e: Any,
     dark_e: Any,
@@ -371,16 +380,15 @@ def _expose(
     a3: Any,
     black_level: Any,
     full_scale: Any,
-    out: Any,
+    out_8: Any,
+    out_16: Any,
 ) -> None:  # pragma: no cover - compiled
     n_tasks = len(saturated)
-    n_blocks = len(out) * len(runs)
     for task in prange(n_tasks):
-        saturated[task] = _expose_blocks(
-            task * n_blocks // n_tasks,
-            (task + 1) * n_blocks // n_tasks,
+        arguments = (
+            np.int64(task) * n_blocks // n_tasks,
+            np.int64(task + 1) * n_blocks // n_tasks,
             light_e,
-            even,
             response,
             offset_e,
             dark_e,
@@ -397,8 +405,10 @@ def _expose(
             a3,
             black_level,
             full_scale,
-            out,
+            out_8,
+            out_16,
         )
+        saturated[task] = _call_expose_blocks(address, arguments)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -437,6 +447,13 @@ class Exposure:
         return dark
 
     @property
+    def repeating_maps(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Response, offset and dark electrons of all pixels, or of a block of 512 where all blocks are alike."""
+        if self.maps.is_even:
+            return _ONES, _ZEROS, _ONES * self.dark_e
+        return self.maps.response, self.maps.offset_e, self.dark_e
+
+    @property
     def gain(self) -> np.float32:
         """System gain at this gain setting, in DN per electron."""
         return _F(self.camera.gain_dn_per_e * 10 ** (self.gain_db / 20))
@@ -464,16 +481,20 @@ def expose(exposure: Exposure, out: NDArray[Any]) -> int:
         How many values are at full scale.
     """
     camera, maps = exposure.camera, exposure.maps
-    nothing = np.zeros(0, _F)
+    frames = np.ascontiguousarray(out)
+    is_8_bit = frames.dtype == np.uint8
+    response, offset_e, dark_e = exposure.repeating_maps
+    n_blocks = len(frames) * len(maps.runs)
     with numba_lock:
-        saturated = np.zeros(_TASKS_PER_THREAD * get_num_threads(), np.int64)
+        saturated = np.zeros(min(_TASKS_PER_THREAD * get_num_threads(), n_blocks), np.int64)
         _expose(
+            _expose_blocks(),
             saturated,
-            exposure.light_e,
-            maps.is_even,
-            nothing if maps.is_even else maps.response,
-            nothing if maps.is_even else maps.offset_e,
-            exposure.dark_e,
+            n_blocks,
+            np.ascontiguousarray(exposure.light_e),
+            response,
+            offset_e,
+            dark_e,
             maps.pixels,
             maps.runs,
             np.uint64(exposure.first_frame_index),
@@ -486,8 +507,11 @@ def expose(exposure: Exposure, out: NDArray[Any]) -> int:
             _F(camera.cubic_nonlinearity),
             _F(camera.black_level_dn),
             _F(camera.full_scale_dn),
-            out,
+            frames if is_8_bit else _NO_BYTES,
+            _NO_WORDS if is_8_bit else frames,
         )
+    if frames is not out:
+        out[:] = frames
     return int(saturated.sum())
 
 

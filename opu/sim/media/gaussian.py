@@ -64,13 +64,13 @@ def _draw(
 ) -> None:  # pragma: no cover - compiled
     """Draw the entries of some blocks from `first` on, as whole numbers, int16, shape (2, n_mirrors).
 
-    `words`, uint32, shape (2, n_mirrors), and `normals`, float32, shape (3, n_mirrors), are scratch.
+    `words`, uint32, shape (2, n_mirrors), and `normals`, float32, shape (2, n_mirrors), are scratch.
     """
     size = len(epochs) * BLOCK
     for i in range(len(epochs)):
         places = slice(i * BLOCK, (i + 1) * BLOCK)
         _draw_half_blocks(first + i, epochs[i], point, k0, k1, words[0, places], words[1, places])
-    fill_normal_pairs(words[0], words[1], normals[0], normals[1], normals[2], size)
+    fill_normal_pairs(words[0], words[1], np.uint64(0), normals[0], normals[1], np.uint64(size))
     for part in range(2):
         for i in range(size):
             entries[part, i] = np.int16(np.floor(normals[part, i] * _STEPS_PER_UNIT + _HALF))
@@ -125,7 +125,7 @@ def _sum_group(
     """Add up the field for some points, in sums of shape (n_points, n_frames, 2)."""
     n_frames = len(lit)
     words = np.empty((2, _CHUNK * BLOCK), np.uint32)
-    normals = np.empty((3, _CHUNK * BLOCK), np.float32)
+    normals = np.empty((2, _CHUNK * BLOCK), np.float32)
     entries = np.empty((2, _CHUNK * BLOCK), np.int16)
     total = np.empty((1, 2), np.int64)
     for start in range(0, len(epochs), _CHUNK):
