@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGING := setup.cfg pyproject.toml
 PYTEST_OPTIONS ?=
+TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs bench clean
@@ -25,7 +26,7 @@ demo: $(VENV)/installed-demo ## Serve a simulated OPU, train over the network, c
 	$(BIN)/opu demo
 
 test: lint docs ## Run every check: lint, documentation, tests with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal --cov --cov-report=term $(PYTEST_OPTIONS)
 
 lint: $(VENV)/installed-develop ## Check style, types and layers
 	$(BIN)/ruff check .

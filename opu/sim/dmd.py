@@ -25,7 +25,7 @@ __all__ = ["DMD_CHIPS", "Blaze", "DmdModel", "mirror_map"]
 class Blaze:
     """Tilted mirrors are a blazed grating: how much light its best diffraction order gets.
 
-    With mirror pitch `d`, wavelength `l`, tilt `b` and angle of incidence `a` the blaze number is
+    With mirror pitch `d`, wavelength `l`, tilt `b` and angle of incidence `a` the blaze number is::
 
         m = |(4 d / (sqrt(2) l)) sin(b) cos(b - a) mod 2 - 1|,
 

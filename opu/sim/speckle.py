@@ -1,14 +1,14 @@
 r"""From the field at independent points to the mean intensity of camera pixels: grain, pixel area, polarisation.
 
 *Grain.* The field behind a scattering medium, seen through a circular pupil of diameter D at the distance z, is
-circular complex Gaussian with the correlation
+circular complex Gaussian with the correlation::
 
     mu(x) = 2 J1(v) / v,    v = pi |x| / L,    L = lambda z / D
 
 (Goodman, Speckle Phenomena in Optics, chapter on autocorrelation and power spectrum). The correlation area
 `A_c = integral of |mu|^2 = (lambda z)^2 / (pi D^2 / 4) = 4 L^2 / pi` is the size of a grain.
 
-*Pixel.* A pixel of area A averages the intensity over `r = A / A_c` grains (fill factor 1). Its contrast is
+*Pixel.* A pixel of area A averages the intensity over `r = A / A_c` grains (fill factor 1). Its contrast is::
 
     C^2 = 1 / A^2  double integral over the pixel of |mu(x - x')|^2 dx dx'
 
