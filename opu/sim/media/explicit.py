@@ -181,6 +181,24 @@ class _Changes:
         """When each piece renews."""
         return np.repeat(self.frames, np.diff(self.bounds))
 
+    @property
+    def stuck(self) -> _Changes:
+        """What stuck mirrors have of them."""
+        chosen = self.features == STUCK_ON
+        change_of_piece = np.repeat(np.arange(len(self.blocks)), np.diff(self.bounds))
+        kept, counts = np.unique(change_of_piece[chosen], return_counts=True)
+        return _Changes(
+            self.frames[kept],
+            self.blocks[kept],
+            self.old[kept],
+            self.new[kept],
+            np.concatenate([[0], np.cumsum(counts)]),
+            self.low[chosen],
+            self.high[chosen],
+            self.features[chosen],
+            self.levels[chosen],
+        )
+
 
 def _find_changes(mirrors: MirrorMap, start: NDArray[np.uint32], track: EpochTrack) -> _Changes:
     """List what differs from the epochs `start`, at the first frame and later."""
@@ -354,17 +372,22 @@ class CompiledMedium(PreparedMedium):
 
     def _move_to(self, epochs: NDArray[np.uint32]) -> None:
         """Bring the compiled matrix up to date, block by block where few of them have changed."""
-        changes = _find_changes(self.mirrors, self.epochs, EpochTrack.still(1, epochs))
-        if len(changes.blocks) > len(epochs) // 4 or self.mirrors.has_stuck_on:
+        if np.count_nonzero(self.epochs != epochs) > len(epochs) // 4:
             self._compile(epochs)
             return
+        changes = _find_changes(self.mirrors, self.epochs, EpochTrack.still(1, epochs))
         self._is_valid = False
-        last = np.zeros(block_shape(1, len(self.points)), np.int32)
-        self._add(changes, changes.features, np.zeros(len(changes.low), np.int64), self.matrix.blocks, last)
-        total = IntegerMatrix(last, 1, len(self.points))
-        self.rest[:, _EVERYTHING, 0] += total.real[0].astype(np.int64)
-        self.rest[:, _EVERYTHING, 1] += total.imag[0].astype(np.int64)
+        self.rest[:, _EVERYTHING] += self._add_up(changes, self.matrix.blocks)
+        if self.mirrors.has_stuck_on:  # they show no feature, so that the matrix stays as it is
+            self.rest[:, _STUCK] += self._add_up(changes.stuck, self.matrix.blocks)
         self._settle(epochs)
+
+    def _add_up(self, changes: _Changes, blocks: NDArray[Any]) -> NDArray[np.int64]:
+        """Add changes to the rows of their features, and return what they add up to, shape (n_points, 2)."""
+        last = np.zeros(block_shape(1, len(self.points)), np.int32)
+        self._add(changes, changes.features, np.zeros(len(changes.low), np.int64), blocks, last)
+        total = IntegerMatrix(last, 1, len(self.points))
+        return np.stack([total.real[0], total.imag[0]], axis=1).astype(np.int64)
 
     def transmission_matrix(self) -> NDArray[np.complex64]:
         """Return the matrix over features, shape (n_points, n_features), at the epochs of the last sequence."""
