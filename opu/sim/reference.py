@@ -1,6 +1,6 @@
 r"""The reference arm: light that goes around the medium and meets the speckle on the camera.
 
-The camera sees::
+Its intensity is::
 
     I = |E + r exp(i (phi_i + 2 pi k . u))|^2
 

@@ -20,10 +20,10 @@ import numpy as np
 from numba import njit, prange
 
 from opu.parts import UNUSED_MIRROR
-from opu.sim.counters import WORD_BITS, WORD_MASK, derive_key
+from opu.sim.counters import WORD_BITS, WORD_MASK
 from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
-from opu.sim.media.base import EpochTrack, Fields, Medium, PreparedMedium
-from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount
+from opu.sim.media.base import EpochTrack, Fields, PreparedMedium
+from opu.sim.media.qpsk import QpskMedium, block_words, entries_with_numpy, popcount
 from opu.sim.media.qpsk_vectors import CHUNK, N_SHARED, begin_words, end_words
 from opu.sim.mirrors import BLOCK, STUCK_ON, MirrorMap, n_blocks
 from opu.sim.threads import numba_lock
@@ -417,7 +417,7 @@ def compile_with_numpy(
     return matrix.T, entries[:, mirrors.features == STUCK_ON].sum(axis=1), entries.sum(axis=1)
 
 
-class ExplicitMedium(Medium):
+class ExplicitMedium(QpskMedium):
     """A medium whose matrix over features is compiled and held in memory.
 
     Parameters
@@ -425,18 +425,6 @@ class ExplicitMedium(Medium):
     seed : int
         Device seed, from 0 to 2**64 - 1.
     """
-
-    law = QPSK_LAW
-    min_ones = QPSK_MIN_ONES
-    variance = QPSK_VARIANCE
-
-    def __init__(self, seed: int) -> None:
-        self.key = derive_key("medium", seed)
-
-    @property
-    def medium_id(self) -> str:
-        """A name for the matrix: equal for equal seeds."""
-        return f"qpsk-{int(self.key[1]):08x}{int(self.key[0]):08x}"
 
     def session_bytes(self, mirrors: MirrorMap, n_points: int) -> int:
         """Return the memory of a compiled medium: two integers of 16 or 32 bits for each feature and point."""
@@ -451,11 +439,3 @@ class ExplicitMedium(Medium):
     def prepare(self, mirrors: MirrorMap, points: NDArray[np.int64]) -> CompiledMedium:
         """Compile the medium for a session."""
         return CompiledMedium(self, mirrors, points, np.zeros(n_blocks(mirrors.n_mirrors), np.uint32))
-
-    def entries(
-        self, mirrors: NDArray[np.int64], points: NDArray[np.int64], epochs: NDArray[np.uint32] | None = None
-    ) -> NDArray[np.complex64]:
-        """Return a block of the transmission matrix, see `Medium.entries`."""
-        if epochs is None:
-            epochs = np.zeros(n_blocks(int(mirrors.max(initial=0)) + 1), np.uint32)
-        return entries_with_numpy(self.key, points, mirrors, epochs).astype(np.complex64)
