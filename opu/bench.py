@@ -120,7 +120,7 @@ class Bench(Device):
         return BenchSession(description, self, layout, settings, prepared)
 
     def check_memory(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
-        """Return the memory that preparing a session takes, in bytes.
+        """Return the memory that a session and its projections take at the most, in bytes.
 
         Raises
         ------
@@ -132,17 +132,24 @@ class Bench(Device):
         if limit is not None and n_bytes > limit:
             raise CapacityError(
                 f"A session of {layout.n_features} features and {len(pixels)} outputs needs {n_bytes / 2**20:.0f} "
-                f"MiB of compiled medium, and the limit is {limit / 2**20:.0f} MiB.",
+                f"MiB of memory, and the limit is {limit / 2**20:.0f} MiB.",
                 self._smaller_session(limit, layout, pixels),
             )
         return n_bytes
 
     def _smaller_session(self, limit: int, layout: MirrorLayout, pixels: NDArray[np.int64]) -> str:
         """Say what fits a memory limit which a session exceeds."""
-        fewer = range(1, layout.n_features)
         optics = self.parts.optics
-        fitting = bisect_right(fewer, limit, key=lambda n: optics.compiled_bytes(replace(layout, n_features=n), pixels))
-        return f"Ask for fewer features or outputs: at {len(pixels)} outputs {fitting} features fit."
+        features, outputs = range(1, layout.n_features), range(1, len(pixels))
+        fitting = bisect_right(
+            features, limit, key=lambda n: optics.compiled_bytes(replace(layout, n_features=n), pixels)
+        )
+        if fitting > 0:
+            return f"Ask for fewer features or outputs: at {len(pixels)} outputs {fitting} features fit."
+        fitting = bisect_right(outputs, limit, key=lambda n: optics.compiled_bytes(layout, pixels[:n]))
+        if fitting > 0:
+            return f"Ask for fewer outputs: at {layout.n_features} features {fitting} outputs fit."
+        return "Ask for fewer features and outputs."
 
     @property
     def device_clock_us(self) -> float:

@@ -255,7 +255,8 @@ class SessionDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What opening a session came to: its complete configuration, its limit and its cost.
 
     `max_batch` is the largest batch that this session takes, at most the device's: frames of a batch are in memory
-    at once.
+    at once. `compiled_bytes` is the memory on the device that the session and its projections take beside them at the
+    most.
     """
 
     session_id: str

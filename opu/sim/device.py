@@ -36,7 +36,7 @@ from opu.sim.drift import epochs_at
 from opu.sim.media import MEDIA, make_medium
 from opu.sim.media.base import EpochTrack
 from opu.sim.mirrors import n_blocks
-from opu.sim.table import ArmedCamera, LightPath, OpticalTable
+from opu.sim.table import MAX_BATCH, ArmedCamera, LightPath, OpticalTable
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SimulatedBench"]
 
-MAX_BATCH = 20_000
 MAX_SESSION_BYTES = 2 * 2**30
 _TRUTH_FEATURES = 512
 
@@ -165,12 +164,10 @@ class SimulatedBench(Bench):
     def _smaller_session(self, limit: int, layout: MirrorLayout, pixels: NDArray[np.int64]) -> str:
         """Say what fits a memory limit, other media included."""
         smaller = super()._smaller_session(limit, layout, pixels)
-        mirrors = self.table.mirrors(layout)
-        n_points = self.table.n_points(pixels)
         fitting = []
         for name in MEDIA:
             medium = make_medium(name, self.table.seed, self.table.model)
-            n_bytes = medium.session_bytes(mirrors, n_points)
+            n_bytes = self.table.bytes_with(medium, layout, pixels)
             if n_bytes <= limit and not medium.has_grain:
                 matrix = "the same matrix" if medium.medium_id == self.table.medium.medium_id else "another matrix"
                 fitting.append(f"medium={name} ({matrix}, {n_bytes / 2**20:.0f} MiB)")

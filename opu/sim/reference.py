@@ -89,5 +89,7 @@ def reference_field(
     number = first_frame_index % n_steps + np.arange(n_frames if n_steps > 1 else 1)
     # Exact for two and four steps: the powers of -1 and of i.
     step = np.round(np.exp(2j * np.pi * np.arange(n_steps) / n_steps), 15)
-    field: NDArray[np.complex64] = (step[number % n_steps][:, np.newaxis] * along).astype(np.complex64)
-    return field
+    field = np.empty((n_steps, len(along)), np.complex64)
+    for k in range(n_steps):  # one by one: the double precision of all would take much memory
+        field[k] = step[k] * along
+    return field[number % n_steps]

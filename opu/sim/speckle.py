@@ -369,8 +369,9 @@ class SpeckleSampling:
         ----------
         real, imag : ndarray of float32, shape (n_frames, n_points)
             The field at the points.
-        arm : ndarray of complex64, shape (n_frames or 1, n_outputs * n_samples), optional
-            A field that is added at the samples, in the first polarisation: light that goes around the medium.
+        arm : ndarray of complex64, shape (n_steps, n_outputs * n_samples), optional
+            A field that is added at the samples, in the first polarisation: light that goes around the medium. Frame
+            `i` sees row `i mod n_steps`.
 
         Returns
         -------
@@ -398,7 +399,7 @@ class SpeckleSampling:
                 width = 2 * len(real[frames])
                 lanes = buffer[: len(self.points) * width].reshape(len(self.points), width)
                 _interleave(real[frames], imag[frames], lanes)
-                beside = light[frames] if len(light) > 1 else light
+                beside = light[frames] if len(light) == len(real) else np.roll(light, -start, axis=0)
                 _detect(lanes, self.starts, self.phases, *self.stencil.taps, coefficients, beside, out[frames])
         return out
 

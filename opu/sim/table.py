@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opu.device import NO_REFERENCE
+from opu.device import NO_REFERENCE, REFERENCE_STEPS
 from opu.errors import ConfigError, DeviceError
 from opu.parts import FrameNumbers
 from opu.patterns import PackedPatterns, unpack
@@ -29,22 +29,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from opu.parts import CameraSettings, MirrorLayout, TriggerPlan
-    from opu.sim.media.base import PreparedMedium
+    from opu.sim.media.base import Medium, PreparedMedium
     from opu.sim.mirrors import MirrorMap
     from opu.sim.models import BenchModel
     from opu.sim.speckle import SpeckleSampling
 
-__all__ = ["ArmedCamera", "LightPath", "OpticalTable"]
+__all__ = ["MAX_BATCH", "ArmedCamera", "LightPath", "OpticalTable"]
+
+MAX_BATCH = 20_000
+"""Patterns in the largest batch."""
 
 _CHUNK_BYTES = 64 * 2**20
-_LARGE_CHUNK_BYTES = 128 * 2**20
-_GOOD_BATCH = 32
+_LARGE_CHUNK_BYTES = 256 * 2**20
+_GOOD_BATCH = 96
 """From so many frames on, media share most of the work between frames."""
 
 
 def _frames_at_once(n_points: int, n_features: int) -> int:
-    """Return how many frames are computed together: as many as fit a cache, or some more where they are few."""
-    n_bytes = 8 * n_points + n_features
+    """Return how many frames are computed together: a moderate amount of memory, or some more where they are few."""
+    n_bytes = 24 * n_points + 4 * n_features  # fields, light and what lies between them
     return max(1, min(_GOOD_BATCH, _LARGE_CHUNK_BYTES // n_bytes), _CHUNK_BYTES // n_bytes)
 
 
@@ -148,11 +151,42 @@ class OpticalTable:
         return self.model.speckle.n_points(pixels, self.model.camera.columns)
 
     def compiled_bytes(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
-        """Return the memory that preparing a session takes, in bytes."""
+        """Return the memory that a session and its projections take at the most, in bytes.
+
+        Beside the patterns of a batch and its frames, which the largest batch bounds.
+        """
+        return self.bytes_with(self.medium, layout, pixels)
+
+    def bytes_with(self, medium: Medium, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
+        """Return what `compiled_bytes` would be with another medium."""
         n_media = 2 if self._vibrates else 1
         speckle = self.model.speckle
+        n_points = self.n_points(pixels)
         arranging = speckle.arrange_bytes(pixels, self.model.camera.columns) if speckle.grain_area_px else 0
-        return n_media * self.medium.session_bytes(self.mirrors(layout), self.n_points(pixels)) + arranging
+        held = n_media * medium.session_bytes(self.mirrors(layout), n_points) + arranging
+        if not self.model.drift.is_still:
+            held += medium.drift_bytes(layout.n_features, n_points)
+        return held + self._projecting_bytes(layout.n_features, n_points, len(pixels))
+
+    def _projecting_bytes(self, n_features: int, n_points: int, n_outputs: int) -> int:
+        """Return the memory that computing takes at the most, beside what media hold: measured, and rounded up."""
+        model = self.model
+        uses = [use for use in model.reference.uses if REFERENCE_STEPS[use] > 1]
+        is_plain = n_points == n_outputs
+        # In bytes for each frame that is computed at once.
+        for_feature = 4 if model.drift.is_still else 8
+        for_point = 12 + 16 * (not model.drift.is_still) + 16 * self._vibrates
+        for_output = 12
+        if is_plain and uses:
+            for_output += 24
+        if not is_plain and model.dmd.off_amplitude != 0:
+            for_point += 16
+        n_frames = min(_frames_at_once(max(n_points, n_outputs), n_features), MAX_BATCH) + 2
+        frames = n_frames * (for_feature * n_features + for_point * n_points + for_output * n_outputs)
+        # The arm at the samples of all pixels, and what is known of each pixel and each feature.
+        n_steps = max((REFERENCE_STEPS[use] for use in model.reference.uses), default=0)
+        arm = len(model.speckle.stencil.quadrature) * (64 + 16 * n_steps) if n_steps else 0
+        return frames + (64 + arm) * n_outputs + 64 * n_features
 
     def prepare(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> LightPath:
         """Prepare a session, or return what another open session has prepared.
@@ -349,8 +383,11 @@ class OpticalTable:
         if self.reference == NO_REFERENCE:
             return None
         places = path.sampling.sample_places()
-        field = reference_field(self.model.reference, self.reference, *places, first_frame_index, n_frames)
-        return field * np.float32(np.sqrt(intensity_per_electron_us))
+        # With several samples in a pixel a frame of the arm is large, and one of each step is enough.
+        n_rows = n_frames if path.sampling.is_plain else min(n_frames, REFERENCE_STEPS[self.reference])
+        field = reference_field(self.model.reference, self.reference, *places, first_frame_index, n_rows)
+        field *= np.float32(np.sqrt(intensity_per_electron_us))
+        return field
 
     def _fields(self, path: LightPath, features: NDArray[np.uint8], times_s: NDArray[np.float64]) -> Fields:
         blocks = n_blocks(path.mirrors.n_mirrors)

@@ -12,7 +12,10 @@ import opu
 from opu.device import Timing
 from opu.errors import CapacityError
 from opu.parts import MirrorLayout
-from opu.sim.media.base import EpochTrack
+from opu.patterns import pack
+from opu.sim.device import SimulatedBench
+from opu.sim.drift import DriftModel
+from opu.sim.trigger import TriggerModel
 
 TIMING = Timing(
     readout_us=300.0, frame_overhead_us=50.0, call_overhead_us=40_000.0, latency_us=0.0, reconfigure_us=7000.0
@@ -106,6 +109,8 @@ def test_a_session_beyond_the_memory_limit_is_refused_and_the_remedy_works(
     make_bench, monkeypatch, n_features, n_outputs
 ):
     config = opu.SessionConfig(n_features=n_features, n_outputs=n_outputs)
+    monkeypatch.setattr("opu.sim.table._CHUNK_BYTES", 1)  # the medium itself is what takes memory
+    monkeypatch.setattr("opu.sim.table._LARGE_CHUNK_BYTES", 1)
     with make_bench() as device, device.open_session(config) as session:
         limit = session.describe().compiled_bytes // 2
     monkeypatch.setattr("opu.sim.device.MAX_SESSION_BYTES", limit)
@@ -113,12 +118,14 @@ def test_a_session_beyond_the_memory_limit_is_refused_and_the_remedy_works(
         assert device.describe().max_session_bytes == limit
         with pytest.raises(CapacityError, match="MiB") as refusal:
             device.open_session(config)
-        fitting = int(re.search(r"(\d+) features fit", refusal.value.remedy)[1])
-        more = MirrorLayout(fitting + 1, 64, 64)
-        assert device.parts.optics.compiled_bytes(more, np.arange(n_outputs)) > limit
-        with device.open_session(msgspec.structs.replace(config, n_features=fitting)) as session:
+        kind = re.search(r"(features|outputs) fit\.", refusal.value.remedy)[1]
+        fitting = int(re.search(rf"(\d+) {kind} fit", refusal.value.remedy)[1])
+        fits, more = (msgspec.structs.replace(config, **{f"n_{kind}": n}) for n in (fitting, fitting + 1))
+        layout = MirrorLayout(more.n_features, 64, 64)
+        assert device.parts.optics.compiled_bytes(layout, np.arange(more.n_outputs)) > limit
+        with device.open_session(fits) as session:
             assert session.describe().compiled_bytes <= limit
-            session.project(np.ones((1, fitting)))
+            session.project(np.ones((1, fits.n_features)))
 
 
 def test_the_default_limit_is_two_gibibytes():
@@ -137,25 +144,48 @@ def test_the_default_limit_is_two_gibibytes():
         assert session.project(np.ones((1, 100_000))).frames.shape == (1, 20_000)
 
 
-@pytest.mark.parametrize("medium", ["explicit", "matrix_free", "gaussian", "structured", "layered"])
-def test_the_memory_of_a_session_is_stated_before_it_is_taken(make_bench, medium):
-    config = opu.SessionConfig(n_features=500, n_outputs=1500, region=opu.Region(500, 500, 40, 40))
-    with make_bench(medium=medium) as device:
-        with device.open_session(config) as warm:
-            warm.project(np.ones((2, 500)))  # kernels are loaded
-            pixels = warm.settings.pixels
-        optics = device.parts.optics
-        layout = MirrorLayout(500, 64, 64)
-        stated = optics.compiled_bytes(layout, pixels)
+RESTLESS = DriftModel(correlation_time_s=0.1, vibration_rms_rad=0.02)
+SQUARE = opu.Region(500, 500, 40, 40)
+MEMORY = {
+    # preset, medium, changes of the model, changes of the session
+    "explicit": ("aurora", "explicit", {}, {}),
+    "matrix_free": ("aurora", "matrix_free", {}, {}),
+    "gaussian": ("aurora", "gaussian", {}, {"n_features": 4000, "n_outputs": 100}),
+    "structured": ("aurora", "structured", {}, {}),
+    "layered": ("aurora", "layered", {}, {}),
+    "many features": ("aurora", "explicit", {}, {"n_features": 8000, "n_outputs": 60}),
+    "late trigger": ("aurora", "explicit", {"trigger": TriggerModel(latency_us=200.0)}, {}),
+    "drift": ("aurora", "explicit", {"drift": DriftModel(correlation_time_s=0.1)}, {}),
+    "everything": ("laboratory", "explicit", {"drift": RESTLESS}, {}),
+    "everything, never stored": ("laboratory", "matrix_free", {"drift": RESTLESS}, {}),
+    "phase steps": ("interferometer", "explicit", {}, {"reference": "four_step"}),
+    "phase steps of holograms": ("holography", "explicit", {}, {"reference": "four_step"}),
+    "holograms": ("holography", "structured", {}, {"reference": "off_axis"}),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_the_memory_of_a_session_is_stated_before_it_is_taken(small_preset, monkeypatch, case):
+    """Opening a session and projecting more than one chunk of frames."""
+    name, medium, fields, changes = MEMORY[case]
+    config = opu.SessionConfig(**({"n_features": 500, "n_outputs": 1500, "region": SQUARE} | changes))
+    monkeypatch.setattr("opu.sim.table._CHUNK_BYTES", 2**21)
+    monkeypatch.setattr("opu.sim.table._LARGE_CHUNK_BYTES", 2**22)
+    model = small_preset(name, **fields)
+    patterns = pack(np.random.default_rng(0).integers(0, 2, (120, config.n_features), dtype=np.uint8))
+    with SimulatedBench(model, seed=7, medium=medium) as device, device.open_session(config) as warm:
+        frames = warm.project(patterns).frames  # kernels are loaded, tables of grain are made
+    with SimulatedBench(model, seed=7, medium=medium) as device:
         tracemalloc.start()
         try:
-            path = optics.make_path(layout, pixels)
-            path.medium.fields(np.ones((1, 500), np.uint8), EpochTrack.still(1, np.zeros(64, np.uint32)))
-            taken = tracemalloc.get_traced_memory()[0]
+            with device.open_session(config) as session:
+                session.project(patterns, out=frames)
+                stated = session.describe().compiled_bytes
+            taken = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-    # The mirror map and the list of pixels, a few bytes for each, are not the medium's.
-    assert taken <= stated + 200_000
+    # The mirror map, a few bytes for each mirror, is the bench's.
+    assert stated / 4 < taken <= stated + 200_000
 
 
 def test_ground_truth_keeps_within_the_memory_limit():

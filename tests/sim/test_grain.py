@@ -154,6 +154,18 @@ def test_light_is_spread_evenly(grain_area):
     np.testing.assert_array_equal(sampling.intensity(*fields), intensity_with_numpy(sampling, *fields))
 
 
+@pytest.mark.parametrize("n_steps", [1, 3, 4, 70])
+@pytest.mark.parametrize("n_frames", [2, 33, 70])
+def test_the_steps_of_an_arm_come_again(n_frames, n_steps):
+    sampling = SpeckleModel(grain_area_px=5.0, polarisation=0.5).arrange(square_region(9)[:77], 1000)
+    real, imag = white_noise(sampling.points, n_frames)
+    n_samples = 77 * len(sampling.stencil.quadrature)
+    arm = np.random.default_rng(0).normal(size=(2, n_steps, n_samples)).astype(np.float32)
+    steps = (arm[0] + 1j * arm[1]).astype(np.complex64)
+    expected = intensity_with_numpy(sampling, real, imag, steps[np.arange(n_frames) % n_steps])
+    np.testing.assert_array_equal(sampling.intensity(real, imag, steps[:n_frames]), expected)
+
+
 @pytest.mark.parametrize("n_frames", [1, 31, 33, 70])
 @pytest.mark.parametrize(
     "model", [{}, {"polarisation": 0.2}, {"grain_area_px": 5.0}, {"grain_area_px": 1.0, "polarisation": 0.5}]

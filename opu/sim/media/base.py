@@ -151,6 +151,10 @@ class Medium(ABC):
     def session_bytes(self, mirrors: MirrorMap, n_points: int) -> int:
         """Return the memory that preparing a session takes, in bytes, without taking it."""
 
+    def drift_bytes(self, n_features: int, n_points: int) -> int:  # noqa: ARG002 - for media that must
+        """Return the memory that following a drift takes beside it at the most, in bytes."""
+        return 0
+
     @abstractmethod
     def prepare(self, mirrors: MirrorMap, points: NDArray[np.int64]) -> PreparedMedium:
         """Make ready for a session.

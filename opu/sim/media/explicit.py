@@ -308,7 +308,7 @@ class CompiledMedium(PreparedMedium):
     @property
     def _most_rows(self) -> int:
         """How many rows a correction may have: as many as the matrix itself has, and within bounds of memory."""
-        return max(1, min(max(BLOCK, self.mirrors.n_features), _CORRECTION_BYTES // (16 * len(self.points))))
+        return _most_rows(self.mirrors.n_features, len(self.points))
 
     def _still_fields(self, features: NDArray[np.uint8]) -> Fields:
         real, imag = self.matrix.multiply(features)
@@ -395,6 +395,10 @@ class CompiledMedium(PreparedMedium):
         return matrix
 
 
+def _most_rows(n_features: int, n_points: int) -> int:
+    return max(1, min(max(BLOCK, n_features), _CORRECTION_BYTES // (16 * n_points)))
+
+
 def _rows(background: NDArray[np.float32], like: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.broadcast_to(background, like.shape)
 
@@ -430,6 +434,10 @@ class ExplicitMedium(QpskMedium):
         """Return the memory of a compiled medium: two integers of 16 or 32 bits for each feature and point."""
         rest = 4 * np.dtype(np.int64).itemsize * n_points
         return self.compiled_bytes(mirrors.n_features, n_points, _block_dtype(mirrors)) + rest
+
+    def drift_bytes(self, n_features: int, n_points: int) -> int:
+        """Return the memory of corrections: with 32-bit integers, and once more as a matrix over frames."""
+        return 16 * _most_rows(n_features, n_points) * n_points + 2**20
 
     @staticmethod
     def compiled_bytes(n_features: int, n_points: int, dtype: type[np.signedinteger[Any]] = np.int16) -> int:
