@@ -1,4 +1,6 @@
-r"""The reference arm: light that goes around the medium and meets the speckle on the camera::
+r"""The reference arm: light that goes around the medium and meets the speckle on the camera.
+
+Its intensity is::
 
     I = |E + r exp(i (phi_i + 2 pi k . u))|^2
 

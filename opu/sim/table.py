@@ -333,10 +333,13 @@ class OpticalTable:
         if not self.light_on:
             return np.zeros((n_frames, len(settings.pixels)), np.float32)
         out = np.empty((n_frames, len(settings.pixels)), np.float32)
-        fields = self._fields(path, features, times_s)
         scale = self._electrons_per_intensity(path.mirrors.full_level, settings.exposure_us)
         off = self.model.dmd.off_amplitude
         arm = self._arm(path, settings.exposure_us / scale, first_frame_index, n_frames)
+        if path.sampling.is_plain and path.shaken is None:
+            path.medium.light_electrons(features, self._track(path, times_s), off, arm, scale, out)
+            return out
+        fields = self._fields(path, features, times_s)
         if path.sampling.is_plain:
             light_electrons(fields, off, arm, scale, out)
             return out
@@ -353,15 +356,18 @@ class OpticalTable:
         field = reference_field(self.model.reference, self.reference, *places, first_frame_index, n_frames)
         return field * np.float32(np.sqrt(intensity_per_electron_us))
 
+    def _track(self, path: LightPath, times_s: NDArray[np.float64]) -> EpochTrack:
+        """Return the epochs of the medium at the times of the frames."""
+        return track(self.model.drift, self.seed, n_blocks(path.mirrors.n_mirrors), times_s)
+
     def _fields(self, path: LightPath, features: NDArray[np.uint8], times_s: NDArray[np.float64]) -> Fields:
-        blocks = n_blocks(path.mirrors.n_mirrors)
-        epochs = track(self.model.drift, self.seed, blocks, times_s)
-        fields = path.medium.fields(features, epochs)
+        fields = path.medium.fields(features, self._track(path, times_s))
         if path.shaken is None:
             return fields
         angle = vibration_angle(self.model.drift, self.seed, times_s)[:, np.newaxis]
         cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        shaken = path.shaken.fields(features, EpochTrack.still(len(features), np.zeros(blocks, np.uint32)))
+        never = np.zeros(n_blocks(path.mirrors.n_mirrors), np.uint32)
+        shaken = path.shaken.fields(features, EpochTrack.still(len(features), never))
         return Fields(
             *(
                 cosine * getattr(fields, name) + sine * getattr(shaken, name)
