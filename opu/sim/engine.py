@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from opu.sim.light import Sight, put_electrons, put_light
+from opu.sim.light import BLIND, Sight, put_electrons, put_light
 from opu.sim.threads import numba_lock
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ _STEP = _GROUP * _TABLES
 _SMALL_BATCH = 12
 _LARGE_BATCH = 512
 _LIMIT = np.iinfo(np.int16).max
-_BLIND = Sight(np.complex64(0), np.zeros((0, 1), np.complex64), np.float32(0))
 
 
 def block_shape(n_features: int, n_outputs: int) -> tuple[int, int, int]:
@@ -94,7 +93,7 @@ class IntegerMatrix:
         real = np.empty((len(features), self.n_outputs), dtype=np.float32)
         imag = np.empty_like(real)
         if self._shares_work(len(features)):
-            self._sum_tables(features, _BLIND, real, imag)
+            self._sum_tables(features, BLIND, real, imag)
         else:
             with numba_lock:
                 _sum_rows(features, self.blocks, real, imag)  # in 32 bits
@@ -133,11 +132,12 @@ class IntegerMatrix:
                     codes,
                     self.blocks,
                     self._bounds,
+                    self.n_outputs,
                     part.on,
                     part.beside,
                     part.electrons_per_intensity,
-                    first[rows],
-                    second[rows],
+                    first[rows].reshape(-1),
+                    second[rows].reshape(-1),
                 )
 
     @cached_property
@@ -252,10 +252,18 @@ def _widen(sums: Any, totals: Any, begins: Any) -> None:  # pragma: no cover - c
 
 @njit(parallel=True, cache=True)
 def _sum_tables(
-    codes: Any, blocks: Any, bounds: Any, on: Any, beside: Any, electrons_per_intensity: Any, first: Any, second: Any
+    codes: Any,
+    blocks: Any,
+    bounds: Any,
+    n_outputs: Any,
+    on: Any,
+    beside: Any,
+    electrons_per_intensity: Any,
+    first: Any,
+    second: Any,
 ) -> None:  # pragma: no cover - compiled
     # With no electrons per intensity the sums themselves are wanted: real parts in `first`, imaginary ones in `second`.
-    batch, n_outputs = first.shape
+    batch = codes.shape[1]
     n_steps = len(bounds)
     for block in prange(blocks.shape[0]):
         sums = np.empty((batch, 2 * OUTPUTS), np.int16)
@@ -300,13 +308,16 @@ def _sum_tables(
                 _widen(sums, totals, begins)
                 begins = False
                 reach = 0
+        real = totals.reshape(-1)
+        imag = real[OUTPUTS:]
         start = np.uint64(block * OUTPUTS)
         size = min(np.uint64(OUTPUTS), np.uint64(n_outputs) - start)
         for pattern in range(np.uint64(batch)):
-            real, imag = totals[pattern, :OUTPUTS], totals[pattern, OUTPUTS:]
+            at = pattern * np.uint64(2 * OUTPUTS)
+            target = pattern * np.uint64(n_outputs) + start
             if electrons_per_intensity != 0:
-                put_electrons(real, imag, start, size, on, beside, electrons_per_intensity, pattern, first)
+                put_electrons(real, imag, at, size, on, beside, pattern, start, electrons_per_intensity, first, target)
             else:
                 for i in range(size):
-                    first[pattern, start + i] = real[i]
-                    second[pattern, start + i] = imag[i]
+                    first[target + i] = real[at + i]
+                    second[target + i] = imag[at + i]

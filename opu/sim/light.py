@@ -23,27 +23,40 @@ if TYPE_CHECKING:
 
     from opu.sim.media.base import Fields
 
-__all__ = ["Sight", "light_electrons", "light_electrons_with_numpy", "put_electrons", "sight", "total_field"]
+__all__ = [
+    "BLIND",
+    "Sight",
+    "light_electrons",
+    "light_electrons_with_numpy",
+    "off_field",
+    "put_electrons",
+    "put_light",
+    "sight",
+    "total_field",
+]
 
 _F = np.float32
 
 
-def _beside_the_pattern(
-    off_amplitude: complex, background: tuple[Any, Any], arm: NDArray[np.complex64] | None
-) -> NDArray[np.complex64] | None:
-    """Return `eps G + r`, what does not depend on the pattern, and None where it is 0."""
+def off_field(off_amplitude: complex, all_real: Any, all_imag: Any) -> NDArray[np.complex64] | None:
+    """Return `eps G`, what mirrors that are off throw, of the shape of `G`; None without such light."""
     if off_amplitude == 0:
-        return arm
-    real, imag = background
-    off: NDArray[np.complex64] = np.complex64(off_amplitude) * (real + 1j * imag)
-    return off if arm is None else off + arm
+        return None
+    field: NDArray[np.complex64] = np.complex64(off_amplitude) * (all_real + 1j * all_imag)
+    return field
+
+
+def _sum(first: NDArray[np.complex64] | None, second: NDArray[np.complex64] | None) -> NDArray[np.complex64] | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return first + second
 
 
 def total_field(
     fields: Fields, off_amplitude: complex, arm: NDArray[np.complex64] | None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return real and imaginary part of `E`, shape (n_frames, n_points); parameters as of `light_electrons`."""
-    beside = _beside_the_pattern(off_amplitude, (fields.all_real, fields.all_imag), arm)
+    beside = _sum(off_field(off_amplitude, fields.all_real, fields.all_imag), arm)
     if beside is None:
         return fields.real, fields.imag
     on = np.complex64(1 - off_amplitude)
@@ -75,54 +88,62 @@ class Sight:
         return self if len(self.beside) < 2 else replace(self, beside=self.beside[frames])
 
 
+BLIND = Sight(np.complex64(0), np.zeros((0, 1), np.complex64), _F(0))
+"""No camera: fields themselves are wanted."""
+
+
 def sight(
     off_amplitude: complex,
-    background: tuple[Any, Any],
+    off: NDArray[np.complex64] | None,
     arm: NDArray[np.complex64] | None,
     electrons_per_intensity: float,
 ) -> Sight:
-    """Return how the camera sees the field; parameters as of `light_electrons`, the background being `G`."""
-    beside = _beside_the_pattern(off_amplitude, background, arm)
+    """Return how the camera sees the field; parameters as of `light_electrons`, `off` being the `off_field`."""
+    beside = _sum(off, arm)
     rows = np.zeros((0, 1), np.complex64) if beside is None else beside
     return Sight(np.complex64(1 - off_amplitude), rows, _F(electrons_per_intensity))
 
 
 @njit(inline="always", cache=True)
 def put_electrons(
-    real: Any, imag: Any, start: Any, n: Any, on: Any, beside: Any, electrons_per_intensity: Any, frame: Any, out: Any
+    real: Any,
+    imag: Any,
+    at: Any,
+    n: Any,
+    on: Any,
+    beside: Any,
+    frame: Any,
+    point: Any,
+    electrons_per_intensity: Any,
+    out: Any,
+    target: Any,
 ) -> None:  # pragma: no cover - compiled
-    """Compute photo-electrons of `n` points of a frame, from `start` on, for a row of fields that begins there."""
+    """Compute photo-electrons of the `n` points of a frame from `point` on, to `out[target]` and following.
+
+    Their fields lie from `real[at]` and `imag[at]` on. All arrays but `beside` are flat.
+    """
     # Unsigned places: an index that could be negative keeps a loop from becoming vectors.
+    at, target = np.uint64(at), np.uint64(target)
     if len(beside) == 0:
-        for i in range(n):
-            x, y = real[i], imag[i]
-            out[frame, start + i] = (x * x + y * y) * electrons_per_intensity
+        for i in range(np.uint64(n)):
+            x, y = real[at + i], imag[at + i]
+            out[target + i] = (x * x + y * y) * electrons_per_intensity
     else:
-        row = frame % np.uint64(len(beside))
-        for i in range(n):
-            other = beside[row, start + i]
-            x = real[i] * on.real - imag[i] * on.imag + other.real
-            y = imag[i] * on.real + real[i] * on.imag + other.imag
-            out[frame, start + i] = (x * x + y * y) * electrons_per_intensity
+        row, place = np.uint64(frame) % np.uint64(len(beside)), np.uint64(point)
+        for i in range(np.uint64(n)):
+            other = beside[row, place + i]
+            x = real[at + i] * on.real - imag[at + i] * on.imag + other.real
+            y = imag[at + i] * on.real + real[at + i] * on.imag + other.imag
+            out[target + i] = (x * x + y * y) * electrons_per_intensity
 
 
 @njit(parallel=True, cache=True)
 def _light_electrons(
-    real: Any, imag: Any, on: Any, beside: Any, electrons_per_intensity: Any, out: Any
+    real: Any, imag: Any, n_points: Any, on: Any, beside: Any, electrons_per_intensity: Any, out: Any
 ) -> None:  # pragma: no cover - compiled
-    n_frames, n_points = real.shape
-    for frame in prange(n_frames):
-        put_electrons(
-            real[frame],
-            imag[frame],
-            np.uint64(0),
-            np.uint64(n_points),
-            on,
-            beside,
-            electrons_per_intensity,
-            np.uint64(frame),
-            out,
-        )
+    for frame in prange(len(out) // n_points):
+        at = frame * n_points
+        put_electrons(real, imag, at, n_points, on, beside, frame, 0, electrons_per_intensity, out, at)
 
 
 def light_electrons(
@@ -147,14 +168,24 @@ def light_electrons(
     out : ndarray of float32, shape (n_frames, n_points)
         Receives them.
     """
-    seen = sight(off_amplitude, (fields.all_real, fields.all_imag), arm, electrons_per_intensity)
+    seen = sight(
+        off_amplitude, off_field(off_amplitude, fields.all_real, fields.all_imag), arm, electrons_per_intensity
+    )
     put_light(fields.real, fields.imag, seen, out)
 
 
 def put_light(real: NDArray[np.float32], imag: NDArray[np.float32], seen: Sight, out: NDArray[np.float32]) -> None:
     """Compute the mean photo-electrons of fields, shape (n_frames, n_points) as `out`."""
     with numba_lock:
-        _light_electrons(real, imag, seen.on, seen.beside, seen.electrons_per_intensity, out)
+        _light_electrons(
+            real.reshape(-1),
+            imag.reshape(-1),
+            out.shape[1],
+            seen.on,
+            seen.beside,
+            seen.electrons_per_intensity,
+            out.reshape(-1),
+        )
 
 
 def light_electrons_with_numpy(

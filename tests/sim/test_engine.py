@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
-from opu.sim.light import light_electrons_with_numpy, sight
+from opu.sim.light import light_electrons_with_numpy, off_field, sight
 from opu.sim.media.base import Fields
 
 
@@ -63,5 +63,5 @@ def test_photo_electrons_are_those_of_the_products(batch, beside):
     shape = (batch if beside.endswith("frame") else 1, 130)
     arm = generator.normal(size=shape).astype(np.complex64) if off else None
     out = np.empty((batch, 130), np.float32)
-    matrix.light_electrons(features, sight(off, (fields.all_real, fields.all_imag), arm, 1e-3), out)
+    matrix.light_electrons(features, sight(off, off_field(off, fields.all_real, fields.all_imag), arm, 1e-3), out)
     np.testing.assert_array_equal(out, light_electrons_with_numpy(fields, off, arm, 1e-3))

@@ -22,7 +22,7 @@ from numba import njit, prange
 from opu.parts import UNUSED_MIRROR
 from opu.sim.counters import WORD_BITS, WORD_MASK, derive_key
 from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
-from opu.sim.light import sight
+from opu.sim.light import off_field, sight
 from opu.sim.media.base import EpochTrack, Fields, Medium, PreparedMedium
 from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount
 from opu.sim.media.qpsk_vectors import CHUNK, N_SHARED, begin_words, end_words
@@ -302,7 +302,8 @@ class CompiledMedium(PreparedMedium):
         if not is_still or self.mirrors.has_stuck_on:
             super().light_electrons(features, track, off_amplitude, arm, electrons_per_intensity, out)
             return
-        seen = sight(off_amplitude, self._background(), arm, electrons_per_intensity)
+        off = off_field(off_amplitude, *self._background())
+        seen = sight(off_amplitude, off, arm, electrons_per_intensity)
         self.matrix.light_electrons(features, seen, out)
 
     def _background(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
