@@ -1,7 +1,7 @@
 # OpenOPU: every command that a clone needs. `make` alone explains them.
 #
 # Everything runs in a virtual environment of its own, $(VENV), made when it is first needed and brought up to date
-# when setup.cfg changes.
+# when setup.cfg changes. Python compiles a module of it when it is first imported, which leaves out most of them.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -58,9 +58,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-demo: $(PACKAGING) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[demo]'
 	@touch $@
 
 $(VENV)/installed-develop: $(PACKAGING) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,docs]'
 	@touch $@
