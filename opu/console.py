@@ -138,7 +138,7 @@ def reporting(verb: str, json_to: str | None) -> Iterator[Report]:
     """
     from rich.console import Console
 
-    report = Report(Console(stderr=json_to == "-"))
+    report = Report(Console(stderr=json_to == "-", emoji=False))
 
     def write(error: dict[str, str] | None = None) -> None:
         if json_to is not None:
@@ -167,7 +167,7 @@ def _errors_end_the_process() -> Iterator[None]:
         yield
     except OpuError as error:
         text = f"[bold red]Error:[/] {plain(error.problem)}\n{plain(error.remedy)}"
-        Console(stderr=True).print(text, highlight=False)
+        Console(stderr=True, emoji=False).print(text, highlight=False)
         raise typer.Exit(error.exit_status) from error
 
 

@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import dataclasses
 import sys
 
 import hypothesis
@@ -15,6 +16,31 @@ hypothesis.settings.load_profile("openopu")
 def _no_device_from_outside(monkeypatch):
     """A test opens the device that it names, whatever the shell says."""
     monkeypatch.delenv("OPU_URI", raising=False)
+
+
+@pytest.fixture(scope="session")
+def small_preset():
+    """Return a preset with an eighth of its rows and columns of mirrors: `small_preset(name, **fields)`.
+
+    Each mirror has 64 times the light, and as many are stuck. `fields` are replaced in the model.
+    """
+    from opu.sim.models import preset
+
+    def make(name, **fields):
+        model = preset(name)
+        dmd = dataclasses.replace(
+            model.dmd,
+            rows=model.dmd.rows // 8,
+            columns=model.dmd.columns // 8,
+            beam_radius_mirrors=model.dmd.beam_radius_mirrors / 8,
+            stuck_on_fraction=model.dmd.stuck_on_fraction * 64,
+            stuck_off_fraction=model.dmd.stuck_off_fraction * 64,
+        )
+        per_mirror = model.laser.electrons_per_mirror_us * model.n_mirrors / dmd.n_mirrors
+        laser = dataclasses.replace(model.laser, electrons_per_mirror_us=per_mirror)
+        return dataclasses.replace(model, **({"dmd": dmd, "laser": laser} | fields))
+
+    return make
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from opu.sim.device import SimulatedBench
 from opu.sim.drift import DriftModel
 from opu.sim.media import MEDIA
 from opu.sim.media.base import EpochTrack
-from opu.sim.media.layered import LayeredMedium
+from opu.sim.media.layered import LayeredMedium, ScreensModel
 from opu.sim.mirrors import MirrorMap, n_blocks
 from opu.sim.models import preset
 from opu.sim.speckle import SpeckleModel
@@ -212,15 +212,15 @@ def tilt_correlation(n_screens, gap, tilts, n_media=4, side=64):
     """Return how far the speckle of a tilted DMD, shifted back, is that of the straight one: mean over media."""
     features = np.repeat(np.arange(256), side * side // 256).astype(np.int32)
     mirrors = MirrorMap(256, features, np.ones(side * side, np.uint8))
-    still = EpochTrack.still(len(tilts), np.zeros(n_blocks(side * side), np.uint32))
-    patterns = np.tile(half_on(1, 256), (len(tilts), 1))
+    still = EpochTrack.still(1, np.zeros(n_blocks(side * side), np.uint32))
     total = np.zeros(len(tilts))
     for seed in range(n_media):
-        medium = LayeredMedium(seed, (side, side), sensor_columns=2 * side, n_screens=n_screens, gap=gap)
-        prepared = medium.prepare(mirrors, np.arange(medium.grid**2))
-        fields = prepared.tilted_fields(patterns, np.stack([np.zeros_like(tilts), tilts], axis=1), still)
-        images = (fields.real**2 + fields.imag**2).reshape(-1, medium.grid, medium.grid)
+        images = []
         for i, tilt in enumerate(tilts):
+            screens = ScreensModel(n_screens=n_screens, gap=gap, tilt_cycles=(0.0, tilt))
+            medium = LayeredMedium(seed, (side, side), 2 * side, screens)
+            fields = medium.prepare(mirrors, np.arange(medium.grid**2)).fields(half_on(1, 256), still)
+            images.append((fields.real**2 + fields.imag**2).reshape(medium.grid, medium.grid))
             back = np.roll(images[i], -round(tilt * medium.grid / side), axis=1)
             total[i] += np.corrcoef(images[0].ravel(), back.ravel())[0, 1]
     return total / n_media

@@ -165,12 +165,11 @@ class SimulatedBench(Bench):
     def _smaller_session(self, limit: int, layout: MirrorLayout, pixels: NDArray[np.int64]) -> str:
         """Say what fits a memory limit, other media included."""
         smaller = super()._smaller_session(limit, layout, pixels)
-        sizes = self._description.mirrors, self._description.pixels
         mirrors = self.table.mirrors(layout)
         n_points = self.table.n_points(pixels)
         fitting = []
         for name in MEDIA:
-            medium = make_medium(name, self.table.seed, *sizes)
+            medium = make_medium(name, self.table.seed, self.table.model)
             n_bytes = medium.session_bytes(mirrors, n_points)
             if n_bytes <= limit and not medium.has_grain:
                 matrix = "the same matrix" if medium.medium_id == self.table.medium.medium_id else "another matrix"

@@ -11,6 +11,7 @@ from opu.sim.camera import CameraModel
 from opu.sim.dmd import DMD_CHIPS, DmdModel
 from opu.sim.drift import DriftModel
 from opu.sim.laser import LaserModel
+from opu.sim.media.layered import ScreensModel
 from opu.sim.reference import ReferenceModel
 from opu.sim.speckle import SpeckleModel
 from opu.sim.trigger import TriggerModel
@@ -40,6 +41,8 @@ class BenchModel:
         The trigger line.
     reference : ReferenceModel
         The reference arm.
+    screens : ScreensModel
+        The phase screens that the medium `layered` is made of.
     """
 
     name: str
@@ -53,6 +56,7 @@ class BenchModel:
     drift: DriftModel = field(default_factory=DriftModel)
     trigger: TriggerModel = field(default_factory=TriggerModel)
     reference: ReferenceModel = field(default_factory=ReferenceModel)
+    screens: ScreensModel = field(default_factory=ScreensModel)
 
     @property
     def n_mirrors(self) -> int:

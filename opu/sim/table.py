@@ -114,19 +114,18 @@ class OpticalTable:
     """
 
     def __init__(self, model: BenchModel, seed: int, medium: str = "explicit") -> None:
-        sizes = (model.dmd.rows, model.dmd.columns), (model.camera.rows, model.camera.columns)
         low, high = derive_key("vibration", seed)
         self.model = model
         self.seed = seed
         self._medium_name = medium
-        self.medium = make_medium(medium, seed, *sizes)
+        self.medium = make_medium(medium, seed, model)
         if self.medium.has_grain and model.speckle.grain_area_px > 0:
             raise ConfigError(
                 f"The medium {medium!r} has a grain of its own, and the bench one of "
                 f"{model.speckle.grain_area_px:g} px.",
                 "Use another medium, or grain_area_px=0.",
             )
-        self.shaken_medium = make_medium(medium, int(low) | int(high) << 32, *sizes)
+        self.shaken_medium = make_medium(medium, int(low) | int(high) << 32, model)
         self.light_on = False
         self.reference = NO_REFERENCE
         self.loaded: tuple[PackedPatterns, MirrorLayout] | None = None

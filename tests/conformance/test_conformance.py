@@ -1,4 +1,4 @@
-"""The same suite for every backend: in process and behind a server."""
+"""The same suite for every backend and every preset: in process and behind a server."""
 
 from contextlib import ExitStack
 
@@ -7,16 +7,21 @@ import pytest
 
 import opu
 from opu.remote.server import OpuServer
+from opu.sim.device import SimulatedBench
+from opu.sim.models import PRESETS
 from opu.testing import CHECKS, fingerprint, run_checks
 
 SIMULATED = ["sim:?preset=aurora&seed=7", "sim:?preset=ideal&seed=7"]
 
 
-@pytest.fixture(scope="module", params=[(uri, served) for uri in SIMULATED for served in (False, True)], ids=str)
-def device(request):
-    uri, served = request.param
+DEVICES = [(name, False) for name in PRESETS] + [("aurora", True), ("ideal", True), ("laboratory", True)]
+
+
+@pytest.fixture(scope="module", params=DEVICES, ids=str)
+def device(request, small_preset):
+    name, served = request.param
     with ExitStack() as stack:
-        opened = stack.enter_context(opu.open(uri))
+        opened = stack.enter_context(SimulatedBench(small_preset(name), seed=7))
         if served:
             server = stack.enter_context(OpuServer(opened, "tcp://127.0.0.1:0"))
             opened = stack.enter_context(opu.open(server.uri))

@@ -51,8 +51,10 @@ def test_a_malformed_address_says_what_is_wrong_with_it(text, said):
     assert caught.value.remedy
 
 
-_KEYS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=10)
-_VALUES = st.text(st.characters(exclude_categories=("Cs",)), max_size=10)
+# All characters but surrogates, without the table of Unicode that `st.characters()` makes first, for seconds.
+_CHARACTERS = (st.integers(0, 0xD7FF) | st.integers(0xE000, 0x10FFFF) | st.integers(0, 0x7F)).map(chr)
+_KEYS = st.text(_CHARACTERS, min_size=1, max_size=10)
+_VALUES = st.text(_CHARACTERS, max_size=10)
 
 
 @given(st.dictionaries(_KEYS, _VALUES, max_size=5))
@@ -63,7 +65,7 @@ def test_any_option_survives_percent_encoding(options):
     assert uri.rest == "rest"
 
 
-@given(st.text(max_size=60))
+@given(st.text(st.sampled_from("sim:tcp/?&=%[]").map(str) | _CHARACTERS, max_size=60))
 def test_any_text_is_an_address_or_a_uri_error(text):
     try:
         uri = parse_uri(text)

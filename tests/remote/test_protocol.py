@@ -162,7 +162,8 @@ def test_the_specification_states_the_version_and_the_limits():
 naturals = st.integers(0, 2**64 - 1)
 counts = st.integers(1, 2**31 - 1)
 floats = st.floats(allow_nan=False)
-texts = st.text(max_size=30)
+# All characters but surrogates, without the table of Unicode that `st.text()` makes first, for seconds.
+texts = st.text((st.integers(0, 0xD7FF) | st.integers(0xE000, 0x10FFFF) | st.integers(0, 0x7F)).map(chr), max_size=30)
 regions = st.builds(Region, *[naturals] * 4)
 configs = st.builds(
     SessionConfig,

@@ -1,7 +1,9 @@
 """Drift of the medium: its law between any two times, and that it is a function of time alone."""
 
 import math
+import threading
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -185,3 +187,105 @@ def test_the_truth_follows_the_drift(make_bench):
     field = np.abs(entries.sum(axis=1)) ** 2
     assert abs(np.corrcoef(early, late)[0, 1]) < 0.25
     assert np.corrcoef(field, late)[0, 1] > 0.9999
+
+
+# Frames of 50 ms, on a medium that is another one after a few calls.
+RESTLESS = DriftModel(correlation_time_s=2.0, jump_times_s=(1.0, 2.5), jump_share=0.3, vibration_rms_rad=0.2)
+CALLS = opu.device.Timing(
+    readout_us=0.0, frame_overhead_us=49_600.0, call_overhead_us=100_000.0, latency_us=0.0, reconfigure_us=50_000.0
+)
+WIDE = opu.SessionConfig(n_features=40, n_outputs=300, region=opu.Region(100, 100, 20, 20))
+SESSIONS = {
+    "wide": WIDE,
+    "wide, half the exposure": msgspec.structs.replace(WIDE, exposure_us=200.0),  # on the same light path
+    "narrow": opu.SessionConfig(n_features=17, n_outputs=90, region=opu.Region(100, 100, 10, 20)),
+}
+
+
+def restless(make_bench, medium):
+    """A bench that drifts, jumps and vibrates, with a camera that counts the mean electrons."""
+    camera = BRIGHT | {"dark_current_e_per_s": 0.0}
+    dmd = {"rows": 32, "columns": 32, "contrast": 100.0, "stuck_on_fraction": 0.01}
+    return make_bench(drift=RESTLESS, timing=CALLS, camera=camera, dmd=dmd, medium=medium, electrons=2000)
+
+
+def batch(config, n_frames, seed=0):
+    return np.random.default_rng(seed).integers(0, 2, (n_frames, config.n_features))
+
+
+def truth_of(bench, config, patterns, provenance):
+    """What the ground truth says of the frames of a call, each at its own device time."""
+    truth = bench.capability(opu.GroundTruth)
+    lead_us = provenance.device_us - provenance.n_frames * provenance.frame_us
+    times_s = (provenance.device_start_us + lead_us + provenance.frame_us * np.arange(len(patterns))) * 1e-6
+    mean_e = [
+        truth.photoelectrons(config, pattern[np.newaxis], device_time_s=time_s)[0]
+        for pattern, time_s in zip(patterns, times_s, strict=True)
+    ]
+    return np.floor(np.stack(mean_e) + 0.5)
+
+
+@pytest.mark.parametrize("medium", ["explicit", "matrix_free", "gaussian", "structured", "layered"])
+def test_sessions_see_one_medium_at_the_time_of_one_clock(make_bench, medium):
+    with restless(make_bench, medium) as bench:
+        sessions = {name: bench.open_session(config) for name, config in SESSIONS.items()}
+        clock_us, epochs = 0.0, []
+        for call, name in enumerate(["wide", "narrow", "wide, half the exposure", "narrow", "wide", "narrow"] * 2):
+            patterns = batch(SESSIONS[name], 3, call)
+            projection = sessions[name].project(patterns)
+            frames, provenance = projection.frames, projection.provenance
+            assert provenance.device_start_us == clock_us
+            clock_us += provenance.device_us
+            assert bench.device_clock_us == clock_us
+            jumped = sum(jump_s <= clock_us * 1e-6 for jump_s in RESTLESS.jump_times_s)
+            assert provenance.medium_epoch == bench.describe().medium.epoch == jumped
+            epochs.append(jumped)
+            assert frames.std() > 100
+            np.testing.assert_array_equal(frames, truth_of(bench, SESSIONS[name], patterns, provenance))
+    assert set(epochs) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("medium", ["explicit", "matrix_free", "structured"])
+def test_what_other_sessions_did_before_does_not_matter(make_bench, medium):
+    """The light belongs to a device time, however the clock came there."""
+    last = batch(WIDE, 4)
+    found = []
+    for before in (["wide", "narrow", "wide"], ["narrow", "wide", "wide"], ["narrow"] * 4):
+        with restless(make_bench, medium) as bench:
+            sessions = {name: bench.open_session(config) for name, config in SESSIONS.items()}
+            for name in before:
+                sessions[name].project(batch(SESSIONS[name], 5))
+            idle = sessions["narrow"]  # brings the clock to the same time, with the bench set up for it
+            frame_us = idle.project(batch(SESSIONS["narrow"], 1)).provenance.frame_us
+            left_us = 4e6 - bench.device_clock_us - CALLS.call_overhead_us
+            idle.project(batch(SESSIONS["narrow"], int(left_us / frame_us)))
+            found.append((bench.device_clock_us, sessions["wide"].project(last, first_frame_index=7)))
+    clocks_us = [clock_us for clock_us, _ in found]
+    assert clocks_us[0] == clocks_us[1] == clocks_us[2]
+    for _, projection in found[1:]:
+        np.testing.assert_array_equal(projection.frames, found[0][1].frames)
+        assert projection.provenance.medium_epoch == found[0][1].provenance.medium_epoch
+
+
+def test_sessions_of_several_threads_share_the_clock(make_bench):
+    with restless(make_bench, "explicit") as bench:
+        found = []
+
+        def work(name, seed):
+            patterns = batch(SESSIONS[name], 2, seed)
+            with bench.open_session(SESSIONS[name]) as session:
+                found.extend((name, patterns, session.project(patterns)) for _ in range(4))
+
+        threads = [threading.Thread(target=work, args=(name, seed)) for seed, name in enumerate(SESSIONS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert len(found) == 12
+        clock_us = 0.0
+        for name, patterns, projection in sorted(found, key=lambda one: one[2].provenance.device_start_us):
+            frames, provenance = projection.frames, projection.provenance
+            assert provenance.device_start_us == clock_us
+            clock_us += provenance.device_us
+            np.testing.assert_array_equal(frames, truth_of(bench, SESSIONS[name], patterns, provenance))
+        assert bench.device_clock_us == clock_us

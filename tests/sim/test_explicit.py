@@ -104,6 +104,24 @@ def test_fields_of_a_drifting_sequence_are_exact_in_every_frame(kind, n_changes)
         np.testing.assert_array_equal(np.broadcast_to(part.all_imag, part.imag.shape), found.all_imag[start:stop])
 
 
+@pytest.mark.parametrize("kind", LAYOUTS)
+@pytest.mark.parametrize("full_level", [1, FULL_LEVEL])
+def test_bringing_the_matrix_up_to_date_draws_only_what_changed(kind, full_level, monkeypatch):
+    medium = ExplicitMedium(3)
+    mirrors = uneven(MirrorLayout(30, 60, 70, kind), full_level)
+    assert mirrors.has_stuck_on
+    generator = np.random.default_rng(1)
+    epochs = generator.integers(0, 3, n_blocks(60 * 70)).astype(np.uint32)
+    compiled = CompiledMedium(medium, mirrors, POINTS, epochs)
+    features = generator.integers(0, 2, (3, 30), dtype=np.uint8)
+    monkeypatch.setattr(CompiledMedium, "_compile", None)  # no other way than block by block
+    for _ in range(4):
+        epochs = epochs.copy()
+        epochs[generator.choice(len(epochs), len(epochs) // 4, replace=False)] += 5
+        compiled.fields(features, EpochTrack.still(3, epochs))
+        assert_compiled(compiled, medium, mirrors, epochs)
+
+
 def test_only_mirrors_without_a_feature_may_renew():
     medium = ExplicitMedium(3)
     layout = MirrorLayout(9, 40, 64, "centred")

@@ -11,11 +11,20 @@ import opu
 from opu.errors import CapacityError, ConfigError
 from opu.sim.counters import derive_key, philox_words
 from opu.sim.media.base import EpochTrack
-from opu.sim.media.layered import LayeredMedium
+from opu.sim.media.layered import LayeredMedium, ScreensModel
 from opu.sim.mirrors import STUCK_ON, MirrorMap, n_blocks
 from opu.sim.speckle import SECOND_POLARISATION
 
 SHAPE = (128, 128)
+
+
+def layered(seed, shape, sensor_columns, *, n_screens=1, gap=1.0, **screens):
+    return LayeredMedium(seed, shape, sensor_columns, ScreensModel(n_screens=n_screens, gap=gap, **screens))
+
+
+def still(features, shape=SHAPE):
+    """A track without drift."""
+    return EpochTrack.still(len(features), np.zeros(n_blocks(shape[0] * shape[1]), np.uint32))
 
 
 def mirror_map(shape, n_features, seed=None):
@@ -78,7 +87,8 @@ def explicit_matrix(seed, shape, grid, n_screens, gap, epochs, sheet=0):
 @pytest.mark.parametrize(("shape", "grid"), [((9, 8), 32), ((5, 7), 16), ((2, 2), 4)])
 @pytest.mark.parametrize("n_screens", [1, 2, 3])
 def test_entries_and_fields_are_products_of_explicit_matrices(shape, grid, n_screens):
-    medium = LayeredMedium(5, shape, sensor_columns=100, n_screens=n_screens, gap=0.7)
+    options = {"n_screens": n_screens, "gap": 0.7}
+    medium = layered(5, shape, 100, **options)
     assert medium.grid == grid
     n_mirrors = shape[0] * shape[1]
     track = random_track(9, shape)
@@ -98,14 +108,15 @@ def test_entries_and_fields_are_products_of_explicit_matrices(shape, grid, n_scr
 
     mirrors = mirror_map(shape, 7, seed=3)
     features = np.random.default_rng(0).integers(0, 2, (9, 7)).astype(np.uint8)
-    tilt = np.random.default_rng(1).normal(size=(9, 2))
-    for cycles in (np.zeros((9, 2)), tilt):
-        fields = medium.prepare(mirrors, points).tilted_fields(features, cycles, track)
-        lit, everything = complex_fields(fields)
+    for cycles in ((0.0, 0.0), (0.3, -1.2)):
+        tilted = layered(5, shape, 100, **options, tilt_cycles=cycles)
+        lit, everything = complex_fields(tilted.prepare(mirrors, points).fields(features, track))
+        row, column = np.divmod(np.arange(n_mirrors), shape[1])
+        wave = np.exp(2j * np.pi * (cycles[0] * row / shape[0] + cycles[1] * column / shape[1]))
+        levels = mirrors.levels * wave
+        entries = tilted.entries(np.arange(n_mirrors), points, track.initial)
+        np.testing.assert_allclose(entries, expected * wave, atol=1e-6 * grid)
         for frame, epochs in enumerate(track.by_frame()):
-            row, column = np.divmod(np.arange(n_mirrors), shape[1])
-            ramp = cycles[frame, 0] * row / shape[0] + cycles[frame, 1] * column / shape[1]
-            levels = mirrors.levels * np.exp(2j * np.pi * ramp)
             matrix = by_epochs[epochs.tobytes()]
             states = mirrors.states(features[frame : frame + 1])[0]
             np.testing.assert_allclose(lit[frame], matrix @ (levels * states), atol=1e-4 * n_mirrors)
@@ -114,7 +125,7 @@ def test_entries_and_fields_are_products_of_explicit_matrices(shape, grid, n_scr
 
 def test_the_medium_is_the_documented_one():
     """Pinned, so that a seed names the same medium in every release and on every machine."""
-    medium = LayeredMedium(7, (10, 12), sensor_columns=2040, n_screens=3)
+    medium = layered(7, (10, 12), 2040, n_screens=3)
     assert medium.medium_id == "layered-3-10x12-32-1-2040-131fc792574080ed"
     found = medium.entries(np.array([0, 77, 119]), np.array([0, 2041]), np.array([0, 1], np.uint32))
     expected = [
@@ -129,11 +140,14 @@ def tilted():
     """Correlations of the speckle with that of a tilted DMD, shifted back, and not shifted: `tilted(screens, gap)`."""
 
     def correlations(n_screens, gap, cycles=(2, -3)):
-        medium = LayeredMedium(1, (64, 64), sensor_columns=128, n_screens=n_screens, gap=gap)
-        prepared = medium.prepare(mirror_map((64, 64), 256), lattice(128, 128, 128))
         pattern = np.random.default_rng(0).integers(0, 2, (1, 256)).astype(np.uint8)
-        fields = prepared.tilted_fields(pattern[[0, 0]], np.array([(0, 0), cycles], float))
-        straight, moved = (fields.real**2 + fields.imag**2).reshape(2, 128, 128)
+        images = []
+        for tilt in ((0, 0), cycles):
+            medium = layered(1, (64, 64), 128, n_screens=n_screens, gap=gap, tilt_cycles=tilt)
+            prepared = medium.prepare(mirror_map((64, 64), 256), lattice(128, 128, 128))
+            fields = prepared.fields(pattern, still(pattern, (64, 64)))
+            images.append((fields.real**2 + fields.imag**2).reshape(128, 128))
+        straight, moved = images
         back = np.roll(moved, (-2 * cycles[0], -2 * cycles[1]), axis=(0, 1))
         return [np.corrcoef(straight.ravel(), other.ravel())[0, 1] for other in (back, moved)]
 
@@ -154,10 +168,10 @@ def test_one_screen_has_the_memory_effect_and_three_have_none(tilted):
 @pytest.mark.parametrize("n_screens", [1, 3])
 def test_grain_follows_the_padding(n_screens):
     """Dirichlet kernels of 32 of 256 rows and 64 of 256 columns: grains of 8 x 4 pixels."""
-    medium = LayeredMedium(2, (32, 64), sensor_columns=256, n_screens=n_screens, padding=4)
+    medium = layered(2, (32, 64), 256, n_screens=n_screens, padding=4)
     prepared = medium.prepare(mirror_map((32, 64), 2048), lattice(256, 256, 256))
     patterns = np.random.default_rng(0).integers(0, 2, (12, 2048)).astype(np.uint8)
-    fields = prepared.tilted_fields(patterns, np.zeros((12, 2)))
+    fields = prepared.fields(patterns, still(patterns, (32, 64)))
     intensity = (fields.real**2 + fields.imag**2).reshape(12, 256, 256)
     normalised = intensity / intensity.mean() - 1
     for axis, side in ((1, 32), (2, 64)):
@@ -169,9 +183,10 @@ def test_grain_follows_the_padding(n_screens):
 
 def block_of_features(n_screens, points_shape, seed=3):
     """Feature vectors of 1024 points a grain apart: 512 features, each 32 neighbouring mirrors in a row."""
-    medium = LayeredMedium(seed, SHAPE, sensor_columns=256, n_screens=n_screens)
+    medium = layered(seed, SHAPE, 256, n_screens=n_screens)
     prepared = medium.prepare(mirror_map(SHAPE, 512), lattice(*points_shape, 256, step=2))
-    fields = prepared.tilted_fields(np.eye(512, dtype=np.uint8), np.zeros((512, 2)))
+    patterns = np.eye(512, dtype=np.uint8)
+    fields = prepared.fields(patterns, still(patterns))
     return complex_fields(fields)[0].T / np.sqrt(32)
 
 
@@ -206,23 +221,23 @@ def test_one_screen_has_other_singular_values_where_points_share_the_light_of_fe
 def test_entries_of_one_screen_have_modulus_1_and_those_of_three_are_gaussian():
     mirrors, points = np.arange(0, 16384, 97), lattice(12, 12, 256, step=2)
     for n_screens, kurtosis in ((1, 1.0), (2, 2.0), (3, 2.0)):
-        medium = LayeredMedium(4, SHAPE, sensor_columns=256, n_screens=n_screens)
+        medium = layered(4, SHAPE, 256, n_screens=n_screens)
         entries = medium.entries(mirrors, points)
         assert np.mean(np.abs(entries) ** 2) == pytest.approx(1, abs=0.03)
         assert np.mean(np.abs(entries) ** 4) == pytest.approx(kurtosis, abs=0.1)
-    assert "modulus 1" in LayeredMedium(0, SHAPE, sensor_columns=9).law
+    assert "modulus 1" in layered(0, SHAPE, 9).law
     assert "Gaussian" in medium.law
 
 
 @pytest.mark.parametrize(("n_screens", "gap", "min_ones"), [(1, 1.0, 50), (2, 1.0, 1), (3, 0.5, 1), (2, 0.03, 5)])
 def test_contrast_is_one_from_min_ones_on(n_screens, gap, min_ones):
-    medium = LayeredMedium(6, SHAPE, sensor_columns=256, n_screens=n_screens, gap=gap)
+    medium = layered(6, SHAPE, 256, n_screens=n_screens, gap=gap)
     assert medium.min_ones == min_ones
     prepared = medium.prepare(mirror_map(SHAPE, 16384), lattice(128, 128, 256, step=2))
     patterns = np.zeros((12, 16384), np.uint8)
     for frame, pattern in enumerate(patterns):
         pattern[np.random.default_rng(frame).permutation(16384)[:min_ones]] = 1
-    fields = prepared.tilted_fields(patterns, np.zeros((12, 2)))
+    fields = prepared.fields(patterns, still(patterns))
     intensity = fields.real**2 + fields.imag**2
     contrast = intensity.std(axis=1) / intensity.mean(axis=1)
     assert contrast.mean() == pytest.approx(1, abs=0.02)
@@ -230,18 +245,18 @@ def test_contrast_is_one_from_min_ones_on(n_screens, gap, min_ones):
 
 
 def test_a_few_lit_mirrors_behind_one_screen_are_no_full_speckle():
-    medium = LayeredMedium(6, SHAPE, sensor_columns=256)
+    medium = layered(6, SHAPE, 256)
     prepared = medium.prepare(mirror_map(SHAPE, 16384), lattice(128, 128, 256, step=2))
     pattern = np.zeros((1, 16384), np.uint8)
     pattern[0, [5, 900, 12_001, 16_000]] = 1
-    fields = prepared.tilted_fields(pattern, np.zeros((1, 2)))
+    fields = prepared.fields(pattern, still(pattern))
     intensity = fields.real**2 + fields.imag**2
     assert intensity.std() / intensity.mean() == pytest.approx(np.sqrt(3 / 4), abs=0.02)
 
 
 @pytest.mark.parametrize("n_screens", [1, 2])
 def test_drift_leaves_the_share_of_the_light_whose_blocks_stay(n_screens):
-    medium = LayeredMedium(8, SHAPE, sensor_columns=256, n_screens=n_screens)
+    medium = layered(8, SHAPE, 256, n_screens=n_screens)
     prepared = medium.prepare(mirror_map(SHAPE, 16384), lattice(100, 100, 256, step=2))
     pattern = np.ones((1, 16384), np.uint8)
     changed = np.arange(0, 256, 4)
@@ -262,22 +277,22 @@ def test_drift_leaves_the_share_of_the_light_whose_blocks_stay(n_screens):
 
 def test_bytes_do_not_depend_on_what_is_computed_beside():
     shape = (24, 30)
-    medium = LayeredMedium(9, shape, sensor_columns=640, n_screens=2)
+    medium = layered(9, shape, 640, n_screens=2, tilt_cycles=(0.4, -1.0))
     mirrors = mirror_map(shape, 40, seed=1)
     points = np.concatenate([lattice(20, 30, 640), lattice(3, 30, 640) + SECOND_POLARISATION])
     features = np.random.default_rng(0).integers(0, 2, (9, 40)).astype(np.uint8)
-    tilt = np.random.default_rng(1).normal(size=(9, 2))
     track = random_track(9, shape)
-    whole = medium.prepare(mirrors, points).tilted_fields(features, tilt, track)
+    whole = medium.prepare(mirrors, points).fields(features, track)
     chosen = np.random.default_rng(2).permutation(len(points))[:50]
     part = medium.prepare(mirrors, points[chosen])
     for first, last in ((0, 4), (4, 9)):
-        fields = part.tilted_fields(features[first:last], tilt[first:last], track.part(first, last))
+        fields = part.fields(features[first:last], track.part(first, last))
         for name in ("real", "imag", "all_real", "all_imag"):
-            assert getattr(fields, name).dtype == np.float32
-            np.testing.assert_array_equal(getattr(fields, name), getattr(whole, name)[first:last, chosen])
-    still = medium.prepare(mirrors, points).fields(features, EpochTrack.still(9, track.initial))
-    assert still.all_real.shape == (1, len(points))
+            found, expected = getattr(fields, name), getattr(whole, name)[first:last, chosen]
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(np.broadcast_to(found, expected.shape), expected)  # one row if all agree
+    fields = medium.prepare(mirrors, points).fields(features, EpochTrack.still(9, track.initial))
+    assert fields.all_real.shape == (1, len(points))
 
 
 def test_seeds_and_polarisations_are_independent():
@@ -286,9 +301,9 @@ def test_seeds_and_polarisations_are_independent():
     pattern = np.ones((1, 16384), np.uint8)
     fields = []
     for seed in (0, 1):
-        medium = LayeredMedium(seed, SHAPE, sensor_columns=256, n_screens=2)
+        medium = layered(seed, SHAPE, 256, n_screens=2)
         both = np.concatenate([points, points + SECOND_POLARISATION])
-        lit = complex_fields(medium.prepare(mirrors, both).tilted_fields(pattern, np.zeros((1, 2))))[0][0]
+        lit = complex_fields(medium.prepare(mirrors, both).fields(pattern, still(pattern)))[0][0]
         fields += [lit[:10_000], lit[10_000:]]
     correlation = np.abs(np.corrcoef(fields))[np.triu_indices(4, 1)]
     assert correlation.max() < 5 / np.sqrt(10_000)
@@ -296,7 +311,7 @@ def test_seeds_and_polarisations_are_independent():
 
 @pytest.mark.parametrize(("n_screens", "padding"), [(1, 2), (3, 2), (2, 8)])
 def test_memory_is_known_before_it_is_taken(n_screens, padding):
-    medium = LayeredMedium(0, SHAPE, sensor_columns=2048, n_screens=n_screens, padding=padding)
+    medium = layered(0, SHAPE, 2048, n_screens=n_screens, padding=padding)
     mirrors, points = mirror_map(SHAPE, 128), lattice(100, 200, 2048)
     stated = medium.session_bytes(mirrors, len(points))
     tracemalloc.start()
@@ -308,7 +323,7 @@ def test_memory_is_known_before_it_is_taken(n_screens, padding):
 
 
 def test_where_the_far_field_repeats_a_session_is_refused():
-    medium = LayeredMedium(0, (8, 8), sensor_columns=100)
+    medium = layered(0, (8, 8), 100)
     mirrors = mirror_map((8, 8), 4)
     medium.prepare(mirrors, lattice(16, 16, 100))
     with pytest.raises(CapacityError, match="16 rows or columns apart"):
@@ -317,10 +332,34 @@ def test_where_the_far_field_repeats_a_session_is_refused():
         medium.prepare(mirror_map((8, 9), 4), lattice(1, 1, 100))
 
 
-@pytest.mark.parametrize("wrong", [{"n_screens": 0}, {"n_screens": 17}, {"padding": 0.5}, {"gap": 0}, {"gap": 1.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n_screens": 0}, {"n_screens": 17}, {"padding": 0.5}, {"gap": 0}, {"gap": 1.5}, {"tilt_cycles": (0, np.nan)}],
+)
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(ConfigError, match=r"Use .*1"):
-        LayeredMedium(0, (8, 8), sensor_columns=100, **wrong)
+        ScreensModel(**wrong)
+
+
+def test_a_bench_says_what_screens_it_has_and_how_they_are_lit(make_bench):
+    """A tilt of two cycles over 64 columns of mirrors moves the speckle by four pixels, behind one screen only."""
+    config = opu.SessionConfig(n_features=64, n_outputs=3600, region=opu.Region(200, 200, 60, 60))
+    pattern = np.random.default_rng(0).integers(0, 2, (1, 64))
+    frames, names = {}, set()
+    for n_screens in (1, 3):
+        for tilt in (0.0, 2.0):
+            screens = ScreensModel(n_screens=n_screens, gap=1.0, tilt_cycles=(0.0, tilt))
+            with make_bench(medium="layered", screens=screens) as bench, bench.open_session(config) as session:
+                frames[n_screens, tilt] = session.project(pattern).frames.reshape(60, 60)
+                names.add(bench.describe().medium.medium_id)
+                few = session.settings.pixels[::36]
+                entries = bench.capability(opu.GroundTruth).entries(few, np.arange(4096))
+                intensity = np.abs(entries @ np.repeat(pattern[0], 64)) ** 2
+                assert np.corrcoef(intensity, frames[n_screens, tilt].ravel()[::36])[0, 1] > 0.9
+    assert len(names) == 4
+    moved = {n: np.corrcoef(frames[n, 0.0][:, :-4].ravel(), frames[n, 2.0][:, 4:].ravel())[0, 1] for n in (1, 3)}
+    assert moved[1] > 0.9
+    assert abs(moved[3]) < 0.2
 
 
 def test_a_bench_does_not_add_grain_to_grain():

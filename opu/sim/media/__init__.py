@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from opu.sim.media.base import Medium
+    from opu.sim.models import BenchModel
 
 __all__ = ["MEDIA", "make_medium"]
 
 MEDIA = ("explicit", "matrix_free", "gaussian", "structured", "layered")
 
 
-def make_medium(name: str, seed: int, mirrors: tuple[int, int], pixels: tuple[int, int]) -> Medium:
+def make_medium(name: str, seed: int, model: BenchModel) -> Medium:
     """Make a medium.
 
     Parameters
@@ -26,8 +27,8 @@ def make_medium(name: str, seed: int, mirrors: tuple[int, int], pixels: tuple[in
         One of `MEDIA`.
     seed : int
         From 0 to 2**64 - 1.
-    mirrors, pixels : tuple of int
-        Rows and columns of DMD and sensor.
+    model : BenchModel
+        Says how large DMD and sensor are, and what phase screens there are.
     """
     if name == "matrix_free":
         from opu.sim.media.matrix_free import MatrixFreeMedium
@@ -40,12 +41,11 @@ def make_medium(name: str, seed: int, mirrors: tuple[int, int], pixels: tuple[in
     if name == "structured":
         from opu.sim.media.structured import StructuredMedium
 
-        return StructuredMedium(seed, mirrors[0] * mirrors[1])
+        return StructuredMedium(seed, model.n_mirrors)
     if name == "layered":
         from opu.sim.media.layered import LayeredMedium
 
-        # Gaussian, with a memory effect of some columns.
-        return LayeredMedium(seed, shape=mirrors, sensor_columns=pixels[1], n_screens=2, gap=0.1)
+        return LayeredMedium(seed, (model.dmd.rows, model.dmd.columns), model.camera.columns, model.screens)
     from opu.sim.media.explicit import ExplicitMedium
 
     return ExplicitMedium(seed)

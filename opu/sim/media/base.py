@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from opu.sim.light import light_electrons
+from opu.sim.mirrors import n_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 
     from opu.sim.mirrors import MirrorMap
 
-__all__ = ["EpochTrack", "Fields", "Medium", "PreparedMedium"]
+__all__ = ["EpochTrack", "Fields", "Medium", "PreparedMedium", "first_epochs"]
+
+
+def first_epochs(mirrors: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Return epochs 0 for the blocks up to that of the last of some mirrors."""
+    return np.zeros(n_blocks(int(mirrors.max(initial=0)) + 1), np.uint32)
 
 
 @dataclass(frozen=True, eq=False)

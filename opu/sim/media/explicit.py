@@ -20,11 +20,11 @@ import numpy as np
 from numba import njit, prange
 
 from opu.parts import UNUSED_MIRROR
-from opu.sim.counters import WORD_BITS, WORD_MASK, derive_key
+from opu.sim.counters import WORD_BITS, WORD_MASK
 from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
 from opu.sim.light import off_field, sight
-from opu.sim.media.base import EpochTrack, Fields, Medium, PreparedMedium
-from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount
+from opu.sim.media.base import EpochTrack, Fields, PreparedMedium
+from opu.sim.media.qpsk import QpskMedium, block_words, entries_with_numpy, popcount
 from opu.sim.media.qpsk_vectors import CHUNK, N_SHARED, begin_words, end_words
 from opu.sim.mirrors import BLOCK, STUCK_ON, MirrorMap, n_blocks
 from opu.sim.threads import numba_lock
@@ -181,6 +181,24 @@ class _Changes:
     def piece_frames(self) -> NDArray[np.int64]:
         """When each piece renews."""
         return np.repeat(self.frames, np.diff(self.bounds))
+
+    @property
+    def stuck(self) -> _Changes:
+        """What stuck mirrors have of them."""
+        chosen = self.features == STUCK_ON
+        change_of_piece = np.repeat(np.arange(len(self.blocks)), np.diff(self.bounds))
+        kept, counts = np.unique(change_of_piece[chosen], return_counts=True)
+        return _Changes(
+            self.frames[kept],
+            self.blocks[kept],
+            self.old[kept],
+            self.new[kept],
+            np.concatenate([[0], np.cumsum(counts)]),
+            self.low[chosen],
+            self.high[chosen],
+            self.features[chosen],
+            self.levels[chosen],
+        )
 
 
 def _find_changes(mirrors: MirrorMap, start: NDArray[np.uint32], track: EpochTrack) -> _Changes:
@@ -378,17 +396,22 @@ class CompiledMedium(PreparedMedium):
 
     def _move_to(self, epochs: NDArray[np.uint32]) -> None:
         """Bring the compiled matrix up to date, block by block where few of them have changed."""
-        changes = _find_changes(self.mirrors, self.epochs, EpochTrack.still(1, epochs))
-        if len(changes.blocks) > len(epochs) // 4 or self.mirrors.has_stuck_on:
+        if np.count_nonzero(self.epochs != epochs) > len(epochs) // 4:
             self._compile(epochs)
             return
+        changes = _find_changes(self.mirrors, self.epochs, EpochTrack.still(1, epochs))
         self._is_valid = False
-        last = np.zeros(block_shape(1, len(self.points)), np.int32)
-        self._add(changes, changes.features, np.zeros(len(changes.low), np.int64), self.matrix.blocks, last)
-        total = IntegerMatrix(last, 1, len(self.points))
-        self.rest[:, _EVERYTHING, 0] += total.real[0].astype(np.int64)
-        self.rest[:, _EVERYTHING, 1] += total.imag[0].astype(np.int64)
+        self.rest[:, _EVERYTHING] += self._add_up(changes, self.matrix.blocks)
+        if self.mirrors.has_stuck_on:  # they show no feature, so that the matrix stays as it is
+            self.rest[:, _STUCK] += self._add_up(changes.stuck, self.matrix.blocks)
         self._settle(epochs)
+
+    def _add_up(self, changes: _Changes, blocks: NDArray[Any]) -> NDArray[np.int64]:
+        """Add changes to the rows of their features, and return what they add up to, shape (n_points, 2)."""
+        last = np.zeros(block_shape(1, len(self.points)), np.int32)
+        self._add(changes, changes.features, np.zeros(len(changes.low), np.int64), blocks, last)
+        total = IntegerMatrix(last, 1, len(self.points))
+        return np.stack([total.real[0], total.imag[0]], axis=1).astype(np.int64)
 
     def transmission_matrix(self) -> NDArray[np.complex64]:
         """Return the matrix over features, shape (n_points, n_features), at the epochs of the last sequence."""
@@ -418,7 +441,7 @@ def compile_with_numpy(
     return matrix.T, entries[:, mirrors.features == STUCK_ON].sum(axis=1), entries.sum(axis=1)
 
 
-class ExplicitMedium(Medium):
+class ExplicitMedium(QpskMedium):
     """A medium whose matrix over features is compiled and held in memory.
 
     Parameters
@@ -426,18 +449,6 @@ class ExplicitMedium(Medium):
     seed : int
         Device seed, from 0 to 2**64 - 1.
     """
-
-    law = QPSK_LAW
-    min_ones = QPSK_MIN_ONES
-    variance = QPSK_VARIANCE
-
-    def __init__(self, seed: int) -> None:
-        self.key = derive_key("medium", seed)
-
-    @property
-    def medium_id(self) -> str:
-        """A name for the matrix: equal for equal seeds."""
-        return f"qpsk-{int(self.key[1]):08x}{int(self.key[0]):08x}"
 
     def session_bytes(self, mirrors: MirrorMap, n_points: int) -> int:
         """Return the memory of a compiled medium: two integers of 16 or 32 bits for each feature and point."""
@@ -452,11 +463,3 @@ class ExplicitMedium(Medium):
     def prepare(self, mirrors: MirrorMap, points: NDArray[np.int64]) -> CompiledMedium:
         """Compile the medium for a session."""
         return CompiledMedium(self, mirrors, points, np.zeros(n_blocks(mirrors.n_mirrors), np.uint32))
-
-    def entries(
-        self, mirrors: NDArray[np.int64], points: NDArray[np.int64], epochs: NDArray[np.uint32] | None = None
-    ) -> NDArray[np.complex64]:
-        """Return a block of the transmission matrix, see `Medium.entries`."""
-        if epochs is None:
-            epochs = np.zeros(n_blocks(int(mirrors.max(initial=0)) + 1), np.uint32)
-        return entries_with_numpy(self.key, points, mirrors, epochs).astype(np.complex64)

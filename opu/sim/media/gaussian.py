@@ -12,16 +12,17 @@ sums are sums of whole numbers, independent of their order, and rounded once, to
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numba import njit, prange
 
 from opu.sim.counters import WORD_BITS, WORD_MASK, derive_key, philox, philox_words
-from opu.sim.media.base import EpochTrack, Fields, Medium
-from opu.sim.media.sequence import Changes, SummedMedium
+from opu.sim.kernels import address_of
+from opu.sim.media.base import Medium, first_epochs
+from opu.sim.media.sequence import SUM_GROUP, Light, SummedMedium
 from opu.sim.mirrors import BLOCK, STUCK_ON, MirrorMap, n_blocks
-from opu.sim.threads import numba_lock
 from opu.sim.variates import fill_normal_pairs, normal_pairs
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ __all__ = ["GaussianMedium", "gaussian_entries_with_numpy"]
 _HALF_BLOCK = BLOCK // 2
 _CHUNK = 8
 """Blocks whose entries are made together. Their sum, levels included, stays within 32 bits."""
-
-_GROUP = 16
-"""Points that share a task: a whole cache line of results."""
 
 _LIT_BYTES = 2**25
 _MOST_FRAMES = 256
@@ -107,7 +105,7 @@ def _add_levels(lit: Any, start: Any, size: Any, entries: Any, sums: Any) -> Non
         sums[frame, 1] += imag
 
 
-@njit(cache=True)
+@address_of(SUM_GROUP)
 def _sum_group(
     points: Any,
     epochs: Any,
@@ -121,8 +119,9 @@ def _sum_group(
     k1: Any,
     sums: Any,
     all_sums: Any,
-) -> None:  # pragma: no cover - compiled
-    """Add up the field for some points, in sums of shape (n_points, n_frames, 2)."""
+) -> Any:  # pragma: no cover - compiled
+    """Add up levels times entries, see `SUM_GROUP`; words of light are eight levels."""
+    lit_levels, all_levels = lit.view(np.uint8), everything.view(np.uint8)
     n_frames = len(lit)
     words = np.empty((2, _CHUNK * BLOCK), np.uint32)
     normals = np.empty((2, _CHUNK * BLOCK), np.float32)
@@ -138,11 +137,11 @@ def _sum_group(
             frame = 0
             while frame < n_frames:
                 stop = frames[change] if change < last_change else n_frames
-                _add_levels(lit[frame:stop], start, size, entries, sums[i, frame:stop])
+                _add_levels(lit_levels[frame:stop], start, size, entries, sums[i, frame:stop])
                 if frame < all_sums.shape[1]:
                     total[0, 0] = 0
                     total[0, 1] = 0
-                    _add_levels(everything, start, size, entries, total)
+                    _add_levels(all_levels, start, size, entries, total)
                     for j in range(frame, min(stop, all_sums.shape[1])):
                         all_sums[i, j, 0] += total[0, 0]
                         all_sums[i, j, 1] += total[0, 1]
@@ -153,47 +152,7 @@ def _sum_group(
                     _draw(block, new_epochs[change : change + 1], point, k0, k1, words, normals, renewed)
                     change += 1
                 frame = stop
-
-
-@njit(cache=True)
-def _write_fields(sums: Any, real: Any, imag: Any) -> None:  # pragma: no cover - compiled
-    for frame in range(len(real)):
-        for i in range(real.shape[1]):
-            real[frame, i] = np.float32(sums[i, frame, 0]) * _UNITS_PER_STEP
-            imag[frame, i] = np.float32(sums[i, frame, 1]) * _UNITS_PER_STEP
-
-
-@njit(parallel=True, cache=True)
-def _sum_up(
-    points: Any,
-    epochs: Any,
-    bounds: Any,
-    frames: Any,
-    blocks: Any,
-    new_epochs: Any,
-    lit: Any,
-    everything: Any,
-    k0: Any,
-    k1: Any,
-    real: Any,
-    imag: Any,
-    all_real: Any,
-    all_imag: Any,
-) -> None:  # pragma: no cover - compiled
-    # bounds, frames, blocks, new_epochs are `Changes`. lit, shape (n_frames, n_mirrors), are the levels of the lit
-    # mirrors; everything is the same for a frame with all mirrors. all_real has a row for each frame, for the first
-    # one, or none.
-    n_points = len(points)
-    for group in prange((n_points + _GROUP - 1) // _GROUP):
-        low = group * _GROUP
-        high = min(low + _GROUP, n_points)
-        sums = np.zeros((_GROUP, len(real), 2), np.int64)
-        all_sums = np.zeros((_GROUP, len(all_real), 2), np.int64)
-        _sum_group(
-            points[low:high], epochs, bounds, frames, blocks, new_epochs, lit, everything, k0, k1, sums, all_sums
-        )
-        _write_fields(sums, real[:, low:high], imag[:, low:high])
-        _write_fields(all_sums, all_real[:, low:high], all_imag[:, low:high])
+    return 0
 
 
 def gaussian_entries_with_numpy(
@@ -231,26 +190,22 @@ def _frames_at_once(mirrors: MirrorMap) -> int:
 class _GaussianFields(SummedMedium):
     """The medium for a session, see `GaussianMedium.prepare`."""
 
-    def sum_up(self, features: NDArray[np.uint8], track: EpochTrack, out: Fields) -> None:
-        """Fill the fields of a part of a sequence, see `SummedMedium.sum_up`."""
-        n_levels = len(track.initial) * BLOCK
-        everything = np.zeros((1, n_levels), np.uint8)
-        everything[0, : self.mirrors.n_mirrors] = self.mirrors.levels
-        lit = np.zeros((len(features), n_levels), np.uint8)
-        with numba_lock:
-            _light_frames(features, self.runs, self.mirrors.levels, lit)
-            _sum_up(
-                self.points,
-                track.initial,
-                *Changes.of(track, _CHUNK),
-                lit,
-                everything,
-                *self.key,
-                out.real,
-                out.imag,
-                out.all_real,
-                out.all_imag,
-            )
+    chunk = _CHUNK
+    unit = _UNITS_PER_STEP
+    sum_group = staticmethod(_sum_group)
+
+    def light(self, features: NDArray[np.uint8]) -> Light:
+        """Light the mirrors of some patterns, see `SummedMedium.light`."""
+        lit = np.zeros((len(features), n_blocks(self.mirrors.n_mirrors) * BLOCK), np.uint8)
+        _light_frames(features, self.runs, self.mirrors.levels, lit)
+        return Light(lit.view(np.uint64), np.zeros(len(features), np.int64))
+
+    @cached_property
+    def everything(self) -> Light:
+        """The light on all mirrors, see `SummedMedium.everything`."""
+        levels = np.zeros((1, n_blocks(self.mirrors.n_mirrors) * BLOCK), np.uint8)
+        levels[0, : self.mirrors.n_mirrors] = self.mirrors.levels
+        return Light(levels.view(np.uint64), np.zeros(1, np.int64))
 
 
 class GaussianMedium(Medium):
@@ -287,7 +242,7 @@ class GaussianMedium(Medium):
     ) -> NDArray[np.complex64]:
         """Return a block of the transmission matrix, see `Medium.entries`."""
         if epochs is None:
-            epochs = np.zeros(n_blocks(int(mirrors.max(initial=0)) + 1), np.uint32)
+            epochs = first_epochs(mirrors)
         entries = np.empty((len(points), len(mirrors)), np.complex64)
         for row in range(len(points)):  # the words of one row at a time, for they take more memory than the entries
             entries[row] = gaussian_entries_with_numpy(self.key, points[row : row + 1], mirrors, epochs)[0]

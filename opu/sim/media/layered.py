@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from opu.sim.mirrors import MirrorMap
 
-__all__ = ["LayeredMedium", "PreparedLayers"]
+__all__ = ["LayeredMedium", "PreparedLayers", "ScreensModel"]
 
 _CELLS = 16
 _MOST_SCREENS = 16
@@ -61,6 +61,45 @@ _PHASORS = np.exp(2j * np.pi * np.arange(256) / 256).astype(np.complex64)
 _QUARTERS = np.array([1, 1j, -1, -1j], np.complex64)
 _FEW_ONES = 50
 _COMPLEX = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreensModel:
+    """The phase screens of a layered medium, and how the light falls on them.
+
+    Parameters
+    ----------
+    n_screens : int
+        Planes with random phases, 1 to 16. One: perfect memory effect. Two or more: entries are Gaussian.
+    gap : float
+        Distance of the screens, above 0 and up to 1: the share of the smaller side of the DMD over which they spread
+        the light of a cell.
+    padding : float
+        How finely the far field is sampled, from 1 on: the least size of a speckle grain, in pixels.
+    tilt_cycles : tuple of two floats
+        Tilt of the light on the DMD: cycles of phase over its height and over its width. With one screen a cycle moves
+        the speckle by `grid / rows` pixels down, or `grid / columns` to the right.
+
+    Raises
+    ------
+    opu.errors.ConfigError
+        If a number is out of range.
+    """
+
+    n_screens: int = 2
+    gap: float = 0.1
+    padding: float = 2.0
+    tilt_cycles: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_screens <= _MOST_SCREENS:
+            raise ConfigError(f"The medium has {self.n_screens} phase screens.", f"Use 1 to {_MOST_SCREENS}.")
+        if not 0 < self.gap <= 1:
+            raise ConfigError(f"The gap between phase screens is {self.gap:g}.", "Use a number above 0 and up to 1.")
+        if not 1 <= self.padding < math.inf:
+            raise ConfigError(f"The padding of the phase screens is {self.padding:g}.", "Use 1 or more.")
+        if not all(map(math.isfinite, self.tilt_cycles)):
+            raise ConfigError(f"The tilt of the light is {self.tilt_cycles}.", "Use finite numbers, such as (0, 1).")
 
 
 class LayeredMedium(Medium):
@@ -74,51 +113,25 @@ class LayeredMedium(Medium):
         Rows and columns of the DMD.
     sensor_columns : int
         Columns of the camera.
-    n_screens : int
-        Planes with random phases, 1 to 16. One: perfect memory effect. Two or more: entries are Gaussian.
-    padding : float
-        How finely the far field is sampled, from 1 on: the least size of a speckle grain, in pixels.
-    gap : float
-        Distance of the screens, above 0 and up to 1: the share of the smaller side of the DMD over which they spread
-        the light of a cell.
-
-    Raises
-    ------
-    opu.errors.ConfigError
-        If a number is out of range.
+    model : ScreensModel
+        The screens.
     """
 
     variance: ClassVar[float] = 1.0
     has_grain: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        seed: int,
-        shape: tuple[int, int],
-        *,
-        sensor_columns: int,
-        n_screens: int = 1,
-        padding: float = 2.0,
-        gap: float = 1.0,
-    ) -> None:
-        if not 1 <= n_screens <= _MOST_SCREENS:
-            raise ConfigError(f"The medium has {n_screens} phase screens.", f"Use 1 to {_MOST_SCREENS}.")
-        if not 1 <= padding < math.inf:
-            raise ConfigError(f"The padding of the phase screens is {padding:g}.", "Use 1 or more.")
-        if not 0 < gap <= 1:
-            raise ConfigError(f"The gap between phase screens is {gap:g}.", "Use a number above 0 and up to 1.")
+    def __init__(self, seed: int, shape: tuple[int, int], sensor_columns: int, model: ScreensModel) -> None:
         self.key = derive_key("layered medium", seed)
         self.drift_key = derive_key("drift of the layered medium", seed)
         self.shape = shape
         self.sensor_columns = sensor_columns
-        self.n_screens = n_screens
-        self.gap = gap
-        self.grid = 1 << math.ceil(math.log2(max(shape) * padding))
+        self.model = model
+        self.grid = 1 << math.ceil(math.log2(max(shape) * model.padding))
 
     @property
     def law(self) -> str:  # type: ignore[override]
         """The law of the entries."""
-        if self.n_screens == 1:
+        if self.model.n_screens == 1:
             return "one phase screen: random phases times a Fourier transform, of modulus 1"
         return "phase screens: circular complex Gaussian"
 
@@ -128,23 +141,35 @@ class LayeredMedium(Medium):
         cells = 1.0
         for transfer in self.transfer:
             hop = np.fft.fft(np.abs(np.fft.ifft(transfer)) ** 2)
-            light = np.fft.ifft(hop ** (self.n_screens - 1)).real
+            light = np.fft.ifft(hop ** (self.model.n_screens - 1)).real
             cells /= np.sum(light**2)
         return math.ceil(_FEW_ONES / cells - 1e-6)
 
     @property
     def medium_id(self) -> str:
-        """A name for the matrix: equal for equal seeds, sizes and distances."""
+        """A name for the matrix: equal for equal seeds, sizes, distances and tilts."""
         rows, columns = self.shape
-        sizes = f"{self.n_screens}-{rows}x{columns}-{self.grid}-{self.gap:g}-{self.sensor_columns}"
-        return f"layered-{sizes}-{int(self.key[1]):08x}{int(self.key[0]):08x}"
+        down, right = self.model.tilt_cycles
+        tilt = f"-{down:g},{right:g}" if down or right else ""
+        sizes = f"{self.model.n_screens}-{rows}x{columns}-{self.grid}-{self.model.gap:g}-{self.sensor_columns}"
+        return f"layered-{sizes}{tilt}-{int(self.key[1]):08x}{int(self.key[0]):08x}"
 
     @cached_property
     def transfer(self) -> tuple[NDArray[np.complex128], NDArray[np.complex128]]:
         """Transfer functions from screen to screen, along rows of the DMD and along columns of it."""
-        distance = self.gap * min(self.shape)
+        distance = self.model.gap * min(self.shape)
         along_columns, along_rows = (np.exp(-1j * np.pi * distance * np.fft.fftfreq(side) ** 2) for side in self.shape)
         return along_rows, along_columns
+
+    @cached_property
+    def wave(self) -> NDArray[np.complex64]:
+        """Phase factors of the light on the mirrors, shape (n_mirrors,)."""
+        ramps = (
+            np.exp(2j * np.pi * cycles / side * np.arange(side))
+            for cycles, side in zip(self.model.tilt_cycles, self.shape, strict=True)
+        )
+        wave: NDArray[np.complex64] = np.outer(*ramps).astype(np.complex64).ravel()
+        return wave
 
     def screen(self, screen: int, sheet: int) -> NDArray[np.complex64]:
         """Return the phase factors of a screen, shape (rows, columns).
@@ -181,7 +206,7 @@ class LayeredMedium(Medium):
         parts = []
         for sheet in np.unique(sheets):
             mine = np.flatnonzero(sheets == sheet)
-            screens = tuple(self.screen(k, sheet) for k in range(self.n_screens))
+            screens = tuple(self.screen(k, sheet) for k in range(self.model.n_screens))
             parts.append((mine, _Layers(self, int(sheet), screens, *self.samples(points[mine]))))
         return parts
 
@@ -190,7 +215,7 @@ class LayeredMedium(Medium):
 
         For two polarisations; of the large parts only the screens are less with one.
         """
-        screens = 2 * self.n_screens * _COMPLEX * mirrors.n_mirrors
+        screens = 2 * self.model.n_screens * _COMPLEX * mirrors.n_mirrors
         frame = 12 * _COMPLEX * mirrors.n_mirrors + 2 * _COMPLEX * self.grid * (self.shape[0] + self.grid)
         return screens + frame + 64 * n_points
 
@@ -256,7 +281,7 @@ class LayeredMedium(Medium):
                     light = np.zeros(self.shape, np.complex128)
                     light.flat[mirror] = 1
                     block[mine, i] = layers.forward(light)
-            block[mine] *= self.rotations(blocks, epochs, layers.sheet).ravel()[mirrors]
+            block[mine] *= self.rotations(blocks, epochs, layers.sheet).ravel()[mirrors] * self.wave[mirrors]
         return block.astype(np.complex64)
 
 
@@ -335,38 +360,16 @@ class PreparedLayers(PreparedMedium):
 
     def fields(self, features: NDArray[np.uint8], track: EpochTrack) -> Fields:
         """Compute the fields of a sequence, see `PreparedMedium.fields`."""
-        return self.tilted_fields(features, np.zeros((len(features), 2)), track)
-
-    def tilted_fields(
-        self, features: NDArray[np.uint8], tilt_cycles: NDArray[np.float64], track: EpochTrack | None = None
-    ) -> Fields:
-        """Compute the fields of a sequence while the DMD is tilted: what its vibration does.
-
-        Parameters
-        ----------
-        features : ndarray of uint8, shape (n_frames, n_features)
-            Patterns of 0 and 1.
-        tilt_cycles : ndarray of float64, shape (n_frames, 2)
-            Cycles of phase over the height and over the width of the DMD. With one screen a cycle moves the speckle
-            by `grid / rows` samples down, or `grid / columns` to the right.
-        track : EpochTrack, optional
-            The epochs of the blocks of mirrors; without it all are 0.
-
-        Returns
-        -------
-        Fields
-        """
         n_frames = len(features)
-        if track is None:
-            track = EpochTrack.still(n_frames, np.zeros(n_blocks(self.mirrors.n_mirrors), np.uint32))
-        moves = len(track.frames) > 0 or bool((tilt_cycles != tilt_cycles[:1]).any())
+        moves = len(track.frames) > 0
+        light = self.mirrors.levels * self.medium.wave
         lit = np.empty((n_frames, self.n_points), np.complex64)
         everything = np.empty((n_frames if moves else 1, self.n_points), np.complex64)
         for mine, layers in self.parts:
             before = None
             drift = _Drift(self.medium, layers.sheet)
             for frame, epochs in enumerate(track.by_frame()):
-                levels = self.mirrors.levels * self._wave(tilt_cycles[frame]) * drift.update(epochs)
+                levels = light * drift.update(epochs)
                 states = self.mirrors.states(features[frame : frame + 1])[0]
                 lit[frame, mine] = layers.forward((levels * states).reshape(self.medium.shape))
                 if before is None or (moves and (levels != before).any()):
@@ -375,15 +378,6 @@ class PreparedLayers(PreparedMedium):
                 everything[frame if moves else 0, mine] = background
         parts = (lit.real, lit.imag, everything.real, everything.imag)
         return Fields(*(np.ascontiguousarray(part) for part in parts))
-
-    def _wave(self, tilt_cycles: NDArray[np.float64]) -> NDArray[np.complex64]:
-        """Return the phase factors of a tilt, shape (n_mirrors,)."""
-        ramps = (
-            np.exp(2j * np.pi * cycles / side * np.arange(side))
-            for cycles, side in zip(tilt_cycles, self.medium.shape, strict=True)
-        )
-        wave: NDArray[np.complex64] = np.outer(*ramps).astype(np.complex64).ravel()
-        return wave
 
 
 class _Drift:

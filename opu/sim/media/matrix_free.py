@@ -19,21 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit, prange
 
-from opu.sim.counters import WORD_BITS, WORD_MASK, derive_key
-from opu.sim.media.base import EpochTrack, Fields, Medium
-from opu.sim.media.qpsk import QPSK_LAW, QPSK_MIN_ONES, QPSK_VARIANCE, block_words, entries_with_numpy, popcount
+from opu.sim.counters import WORD_BITS, WORD_MASK
+from opu.sim.kernels import address_of
+from opu.sim.media.qpsk import QpskMedium, block_words, popcount
 from opu.sim.media.qpsk_vectors import CHUNK, N_SHARED, begin_words, end_words
-from opu.sim.media.sequence import Changes, SummedMedium
+from opu.sim.media.sequence import SUM_GROUP, Light, SummedMedium
 from opu.sim.mirrors import BLOCK, STUCK_ON, MirrorMap, n_blocks
-from opu.sim.threads import numba_lock
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["MatrixFreeMedium"]
-
-_GROUP = 16
-"""Points that share a task: enough that what they share costs little, and a whole cache line of results."""
 
 _ROWS = 128
 """Rows of words, one for each frame and level plane, that are worked on together: those of a chunk fit a cache."""
@@ -85,11 +81,14 @@ def _light_frames(patterns: Any, runs: Any, planes: Any, lit: Any, levels: Any) 
 
 
 @njit(cache=True)
-def _add_negative_levels(lit: Any, start: Any, size: Any, words: Any, sums: Any) -> None:  # pragma: no cover - compiled
+def _add_negative_levels(
+    lit: Any, n_planes: Any, n_blocks: Any, start: Any, size: Any, words: Any, sums: Any
+) -> None:  # pragma: no cover - compiled
     """Add the levels of the lit mirrors of a chunk whose sign is -1 to the sums of the frames, shape (n_frames, 2)."""
     for frame in range(len(lit)):
-        for plane in range(lit.shape[1]):
-            states = lit[frame, plane, start : start + size]
+        for plane in range(n_planes):
+            first = plane * n_blocks + start
+            states = lit[frame, first : first + size]
             real = np.uint64(0)
             imag = np.uint64(0)
             for i in range(len(states)):
@@ -99,7 +98,7 @@ def _add_negative_levels(lit: Any, start: Any, size: Any, words: Any, sums: Any)
             sums[frame, 1] += np.int64(imag) << plane
 
 
-@njit(cache=True)
+@address_of(SUM_GROUP)
 def _sum_group(
     points: Any,
     epochs: Any,
@@ -113,14 +112,15 @@ def _sum_group(
     k1: Any,
     sums: Any,
     all_sums: Any,
-) -> None:  # pragma: no cover - compiled
-    """Add up the negative levels for some points, in sums of shape (n_points, n_frames, 2)."""
-    n_frames = len(lit)
+) -> Any:  # pragma: no cover - compiled
+    """Add up the levels whose sign is -1, see `SUM_GROUP`; words of light are level planes, one after the other."""
+    n_frames, n_blocks = len(lit), len(epochs)
+    n_planes = lit.shape[1] // n_blocks
     shared = np.empty((N_SHARED, CHUNK), np.uint64)
     words = np.empty((2, CHUNK), np.uint64)
     negative = np.empty((1, 2), np.int64)
-    for start in range(0, len(epochs), CHUNK):
-        size = min(CHUNK, len(epochs) - start)
+    for start in range(0, n_blocks, CHUNK):
+        size = min(CHUNK, n_blocks - start)
         last_change = bounds[start // CHUNK + 1]
         shared_high = _NO_HIGH_WORD
         for i in range(len(points)):
@@ -133,11 +133,11 @@ def _sum_group(
             frame = 0
             while frame < n_frames:
                 stop = frames[change] if change < last_change else n_frames
-                _add_negative_levels(lit[frame:stop], start, size, words, sums[i, frame:stop])
+                _add_negative_levels(lit[frame:stop], n_planes, n_blocks, start, size, words, sums[i, frame:stop])
                 if frame < all_sums.shape[1]:
                     negative[0, 0] = 0
                     negative[0, 1] = 0
-                    _add_negative_levels(everything, start, size, words, negative)
+                    _add_negative_levels(everything, n_planes, n_blocks, start, size, words, negative)
                     for j in range(frame, min(stop, all_sums.shape[1])):
                         all_sums[i, j, 0] += negative[0, 0]
                         all_sums[i, j, 1] += negative[0, 1]
@@ -148,49 +148,7 @@ def _sum_group(
                     words[1, block - start] = imag
                     change += 1
                 frame = stop
-
-
-@njit(cache=True)
-def _write_fields(levels: Any, negative: Any, real: Any, imag: Any) -> None:  # pragma: no cover - compiled
-    for frame in range(len(real)):
-        for i in range(real.shape[1]):
-            real[frame, i] = levels[frame] - 2 * negative[i, frame, 0]
-            imag[frame, i] = levels[frame] - 2 * negative[i, frame, 1]
-
-
-@njit(parallel=True, cache=True)
-def _sum_up(
-    points: Any,
-    epochs: Any,
-    bounds: Any,
-    frames: Any,
-    blocks: Any,
-    new_epochs: Any,
-    lit: Any,
-    lit_levels: Any,
-    everything: Any,
-    all_levels: Any,
-    k0: Any,
-    k1: Any,
-    real: Any,
-    imag: Any,
-    all_real: Any,
-    all_imag: Any,
-) -> None:  # pragma: no cover - compiled
-    # bounds, frames, blocks, new_epochs are `Changes`. lit, shape (n_frames, n_planes, n_blocks), are the level planes
-    # of the lit mirrors, and lit_levels the sums of their levels; everything and all_levels are the same for a frame
-    # with all mirrors. all_real has a row for each frame, for the first one, or none.
-    n_points = len(points)
-    for group in prange((n_points + _GROUP - 1) // _GROUP):
-        low = group * _GROUP
-        high = min(low + _GROUP, n_points)
-        sums = np.zeros((_GROUP, len(real), 2), np.int64)
-        all_sums = np.zeros((_GROUP, len(all_real), 2), np.int64)
-        _sum_group(
-            points[low:high], epochs, bounds, frames, blocks, new_epochs, lit, everything, k0, k1, sums, all_sums
-        )
-        _write_fields(lit_levels, sums, real[:, low:high], imag[:, low:high])
-        _write_fields(all_levels, all_sums, all_real[:, low:high], all_imag[:, low:high])
+    return 0
 
 
 def _frames_at_once(mirrors: MirrorMap) -> int:
@@ -200,35 +158,26 @@ def _frames_at_once(mirrors: MirrorMap) -> int:
 class _MatrixFreeFields(SummedMedium):
     """The medium for a session, see `MatrixFreeMedium.prepare`."""
 
-    def sum_up(self, features: NDArray[np.uint8], track: EpochTrack, out: Fields) -> None:
-        """Fill the fields of a part of a sequence, see `SummedMedium.sum_up`."""
+    chunk = CHUNK
+    factor = -2
+    sum_group = staticmethod(_sum_group)
+
+    def light(self, features: NDArray[np.uint8]) -> Light:
+        """Light the mirrors of some patterns, see `SummedMedium.light`."""
         planes = self.mirrors.level_planes
         lit = np.zeros((len(features), *planes.shape), np.uint64)
-        lit_levels = np.empty(len(features), np.int64)
-        with numba_lock:
-            _light_frames(features, self.runs, planes, lit, lit_levels)
-            _sum_up(
-                self.points,
-                track.initial,
-                *Changes.of(track, CHUNK),
-                lit,
-                lit_levels,
-                planes[np.newaxis],
-                np.full(len(out.all_real), self._all_levels),
-                *self.key,
-                out.real,
-                out.imag,
-                out.all_real,
-                out.all_imag,
-            )
+        levels = np.empty(len(features), np.int64)
+        _light_frames(features, self.runs, planes, lit, levels)
+        return Light(lit.reshape(len(features), -1), levels)
 
     @cached_property
-    def _all_levels(self) -> np.int64:
-        levels: np.int64 = self.mirrors.levels.sum(dtype=np.int64)
-        return levels
+    def everything(self) -> Light:
+        """The light on all mirrors, see `SummedMedium.everything`."""
+        levels = self.mirrors.levels.sum(dtype=np.int64, keepdims=True)
+        return Light(self.mirrors.level_planes.reshape(1, -1), levels)
 
 
-class MatrixFreeMedium(Medium):
+class MatrixFreeMedium(QpskMedium):
     """A medium whose entries are made when they are used: the matrix of `ExplicitMedium`, without its memory.
 
     Parameters
@@ -236,18 +185,6 @@ class MatrixFreeMedium(Medium):
     seed : int
         Device seed, from 0 to 2**64 - 1.
     """
-
-    law = QPSK_LAW
-    min_ones = QPSK_MIN_ONES
-    variance = QPSK_VARIANCE
-
-    def __init__(self, seed: int) -> None:
-        self.key = derive_key("medium", seed)
-
-    @property
-    def medium_id(self) -> str:
-        """A name for the matrix: equal for equal seeds, and that of the explicit medium."""
-        return f"qpsk-{int(self.key[1]):08x}{int(self.key[0]):08x}"
 
     def session_bytes(self, mirrors: MirrorMap, n_points: int) -> int:
         """Return the memory of a session: the words of some frames, and the field of all mirrors at each point."""
@@ -257,11 +194,3 @@ class MatrixFreeMedium(Medium):
     def prepare(self, mirrors: MirrorMap, points: NDArray[np.int64]) -> SummedMedium:
         """Make ready for a session, see `Medium.prepare`; this takes no time."""
         return _MatrixFreeFields(self.key, mirrors, points, _frames_at_once(mirrors))
-
-    def entries(
-        self, mirrors: NDArray[np.int64], points: NDArray[np.int64], epochs: NDArray[np.uint32] | None = None
-    ) -> NDArray[np.complex64]:
-        """Return a block of the transmission matrix, see `Medium.entries`."""
-        if epochs is None:
-            epochs = np.zeros(n_blocks(int(mirrors.max(initial=0)) + 1), np.uint32)
-        return entries_with_numpy(self.key, points, mirrors, epochs).astype(np.complex64)

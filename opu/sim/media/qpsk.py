@@ -14,26 +14,14 @@ import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
 
-from opu.sim.counters import WORD_BITS, WORD_MASK, philox, philox_words
+from opu.sim.counters import WORD_BITS, WORD_MASK, derive_key, philox, philox_words
+from opu.sim.media.base import Medium, first_epochs
 from opu.sim.mirrors import BLOCK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "QPSK_LAW",
-    "QPSK_MIN_ONES",
-    "QPSK_VARIANCE",
-    "block_words",
-    "entries_with_numpy",
-    "popcount",
-]
-
-QPSK_LAW = "circular complex Gaussian (sums of QPSK)"
-QPSK_MIN_ONES = 50
-"""From this many lit mirrors on the contrast is within 0.01 of 1: sqrt(1 - 1 / 50) = 0.990."""
-QPSK_VARIANCE = 2.0
-"""Mean of `|t|^2`."""
+__all__ = ["QpskMedium", "block_words", "entries_with_numpy", "popcount"]
 
 
 @intrinsic
@@ -84,3 +72,33 @@ def entries_with_numpy(
     ]
     entries: NDArray[np.complex128] = signs[0] + 1j * signs[1]
     return entries
+
+
+class QpskMedium(Medium):
+    """A medium of these entries, whatever way its fields are computed.
+
+    Parameters
+    ----------
+    seed : int
+        Device seed, from 0 to 2**64 - 1.
+    """
+
+    law = "circular complex Gaussian (sums of QPSK)"
+    min_ones = 50  # sqrt(1 - 1 / 50) = 0.990
+    variance = 2.0
+
+    def __init__(self, seed: int) -> None:
+        self.key = derive_key("medium", seed)
+
+    @property
+    def medium_id(self) -> str:
+        """A name for the matrix: equal for equal seeds, however fields are computed."""
+        return f"qpsk-{int(self.key[1]):08x}{int(self.key[0]):08x}"
+
+    def entries(
+        self, mirrors: NDArray[np.int64], points: NDArray[np.int64], epochs: NDArray[np.uint32] | None = None
+    ) -> NDArray[np.complex64]:
+        """Return a block of the transmission matrix, see `Medium.entries`."""
+        if epochs is None:
+            epochs = first_epochs(mirrors)
+        return entries_with_numpy(self.key, points, mirrors, epochs).astype(np.complex64)
