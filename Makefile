@@ -1,7 +1,7 @@
 # OpenOPU: every command that a clone needs. `make` alone explains them.
 #
 # Everything runs in a virtual environment of its own, $(VENV), made when it is first needed and brought up to date
-# when setup.cfg changes.
+# when setup.cfg changes. Python compiles a module of it when it is first imported, which leaves out most of them.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +12,7 @@ PYTEST_OPTIONS ?=
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test check lint docs kernels bench clean
 
 help: ## Show this list
 	@echo "OpenOPU. Commands of a clone (Python 3.11 or later as $(PYTHON)):"
@@ -25,8 +25,14 @@ help: ## Show this list
 demo: $(VENV)/installed-demo ## Serve a simulated OPU, train over the network, calibrate, measure: openopu-demo/
 	$(BIN)/opu demo
 
-test: lint docs ## Run every check: lint, documentation, tests with coverage
+test: check ## Run every check: lint, documentation, tests with coverage
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal --cov --cov-report=term $(PYTEST_OPTIONS)
+
+check: $(VENV)/installed-develop
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint docs kernels
+
+kernels: $(VENV)/installed-develop
+	@$(BIN)/python tests/compile_kernels.py
 
 lint: $(VENV)/installed-develop ## Check style, types and layers
 	$(BIN)/ruff check .
@@ -52,9 +58,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-demo: $(PACKAGING) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[demo]'
 	@touch $@
 
 $(VENV)/installed-develop: $(PACKAGING) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,docs]'
 	@touch $@

@@ -21,6 +21,7 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
+from opu.sim.light import BLIND, Sight, put_electrons, put_light
 from opu.sim.threads import numba_lock
 
 if TYPE_CHECKING:
@@ -91,14 +92,53 @@ class IntegerMatrix:
         """
         real = np.empty((len(features), self.n_outputs), dtype=np.float32)
         imag = np.empty_like(real)
-        with numba_lock:
-            if len(features) <= _SMALL_BATCH or self.blocks.dtype != np.int16 or self._bounds.max() > _LIMIT:
+        if self._shares_work(len(features)):
+            self._sum_tables(features, BLIND, real, imag)
+        else:
+            with numba_lock:
                 _sum_rows(features, self.blocks, real, imag)  # in 32 bits
-                return real, imag
-            for start in range(0, len(features), _LARGE_BATCH):
-                rows = slice(start, start + _LARGE_BATCH)
-                _sum_tables(self._codes(features[rows]), self.blocks, self._bounds, real[rows], imag[rows])
         return real, imag
+
+    def light_electrons(self, features: NDArray[np.uint8], seen: Sight, out: NDArray[np.float32]) -> None:
+        """Compute the photo-electrons of `features @ matrix`, which large batches need not keep.
+
+        Parameters
+        ----------
+        features : ndarray of uint8, shape (batch, n_features)
+            Values 0 and 1.
+        seen : Sight
+            How the camera sees the products.
+        out : ndarray of float32, shape (batch, n_outputs)
+            Receives the electrons.
+        """
+        if self._shares_work(len(features)):
+            self._sum_tables(features, seen, out, out)
+        else:
+            put_light(*self.multiply(features), seen, out)
+
+    def _shares_work(self, batch: int) -> bool:
+        """Whether the patterns of a batch share tables."""
+        return batch > _SMALL_BATCH and self.blocks.dtype == np.int16 and bool(self._bounds.max() <= _LIMIT)
+
+    def _sum_tables(
+        self, features: NDArray[np.uint8], seen: Sight, first: NDArray[np.float32], second: NDArray[np.float32]
+    ) -> None:
+        for start in range(0, len(features), _LARGE_BATCH):
+            rows = slice(start, start + _LARGE_BATCH)
+            part = seen.of_frames(rows)
+            codes = self._codes(features[rows])
+            with numba_lock:
+                _sum_tables(
+                    codes,
+                    self.blocks,
+                    self._bounds,
+                    self.n_outputs,
+                    part.on,
+                    part.beside,
+                    part.electrons_per_intensity,
+                    first[rows].reshape(-1),
+                    second[rows].reshape(-1),
+                )
 
     @cached_property
     def _bounds(self) -> NDArray[np.int64]:
@@ -200,25 +240,43 @@ def _sum_rows(features: Any, blocks: Any, real: Any, imag: Any) -> None:  # prag
                 imag[pattern, start + i] = total[OUTPUTS + i]
 
 
+@njit(inline="always", cache=True)
+def _widen(sums: Any, totals: Any, begins: Any) -> None:  # pragma: no cover - compiled
+    """Move sums to the totals of 32 bits; the first ones start them."""
+    # Unsigned places: an index that could be negative keeps a loop from becoming vectors.
+    for pattern in range(np.uint64(len(sums))):
+        for i in range(np.uint64(2 * OUTPUTS)):
+            totals[pattern, i] = np.float32(sums[pattern, i]) + (np.float32(0) if begins else totals[pattern, i])
+            sums[pattern, i] = 0
+
+
 @njit(parallel=True, cache=True)
-def _sum_tables(codes: Any, blocks: Any, bounds: Any, real: Any, imag: Any) -> None:  # pragma: no cover - compiled
-    batch, n_outputs = real.shape
+def _sum_tables(
+    codes: Any,
+    blocks: Any,
+    bounds: Any,
+    n_outputs: Any,
+    on: Any,
+    beside: Any,
+    electrons_per_intensity: Any,
+    first: Any,
+    second: Any,
+) -> None:  # pragma: no cover - compiled
+    # With no electrons per intensity the sums themselves are wanted: real parts in `first`, imaginary ones in `second`.
+    batch = codes.shape[1]
     n_steps = len(bounds)
     for block in prange(blocks.shape[0]):
         sums = np.empty((batch, 2 * OUTPUTS), np.int16)
+        totals = np.empty((batch, 2 * OUTPUTS), np.float32)
         tables = np.empty((_TABLES, 1 << _GROUP, 2 * OUTPUTS), np.int16)
-        start = block * OUTPUTS
-        size = min(OUTPUTS, n_outputs - start)
         for pattern in range(batch):
             for i in range(2 * OUTPUTS):
                 sums[pattern, i] = 0
-            for i in range(size):
-                real[pattern, start + i] = 0
-                imag[pattern, start + i] = 0
         for table in range(_TABLES):
             for i in range(2 * OUTPUTS):
                 tables[table, 0, i] = 0
         reach = 0
+        begins = True
         for step in range(n_steps):
             for table in range(_TABLES):
                 feature = step * _STEP + table * _GROUP
@@ -247,10 +305,19 @@ def _sum_tables(codes: Any, blocks: Any, bounds: Any, real: Any, imag: Any) -> N
                 )
             reach += bounds[step]
             if step + 1 == n_steps or reach + bounds[step + 1] > _LIMIT:
-                for pattern in range(batch):
-                    for i in range(size):
-                        real[pattern, start + i] += np.float32(sums[pattern, i])
-                        imag[pattern, start + i] += np.float32(sums[pattern, OUTPUTS + i])
-                    for i in range(2 * OUTPUTS):
-                        sums[pattern, i] = 0
+                _widen(sums, totals, begins)
+                begins = False
                 reach = 0
+        real = totals.reshape(-1)
+        imag = real[OUTPUTS:]
+        start = np.uint64(block * OUTPUTS)
+        size = min(np.uint64(OUTPUTS), np.uint64(n_outputs) - start)
+        for pattern in range(np.uint64(batch)):
+            at = pattern * np.uint64(2 * OUTPUTS)
+            target = pattern * np.uint64(n_outputs) + start
+            if electrons_per_intensity != 0:
+                put_electrons(real, imag, at, size, on, beside, pattern, start, electrons_per_intensity, first, target)
+            else:
+                for i in range(size):
+                    first[target + i] = real[at + i]
+                    second[target + i] = imag[at + i]

@@ -29,7 +29,6 @@ to the bit, that of `Cascade.apply_with_numpy`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,8 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
+from opu.sim.light import BLIND, Sight, put_electrons
+from opu.sim.memory import aligned_empty
 from opu.sim.mirrors import STUCK_ON
 
 if TYPE_CHECKING:
@@ -46,21 +47,15 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "ALIGNMENT",
     "LARGEST_INPUT",
     "ROW",
     "Cascade",
     "Readout",
     "Scratch",
     "Source",
-    "aligned",
-    "aligned_empty",
     "hadamard_with_numpy",
     "swap_digits",
 ]
-
-ALIGNMENT = 64
-"""Bytes in a cache line."""
 
 ROW = 4096
 """The smallest size of a cascade: numbers in a row of the working memory."""
@@ -575,7 +570,18 @@ def _middle_row(
 
 @njit(cache=True)
 def _last_row(
-    work: Any, row: Any, pieces: Any, bounds: Any, frame: Any, real: Any, imag: Any, finished: Any
+    work: Any,
+    row: Any,
+    pieces: Any,
+    bounds: Any,
+    frame: Any,
+    on: Any,
+    beside: Any,
+    electrons_per_intensity: Any,
+    first_out: Any,
+    second_out: Any,
+    finished: Any,
+    electrons: Any,
 ) -> None:  # pragma: no cover - compiled
     start, first = row * _PITCH, row * (ROW // _BLOCK)
     if bounds[first] == bounds[first + ROW // _BLOCK]:
@@ -594,8 +600,15 @@ def _last_row(
             _last_tile(work, begin + 2 * tile + _LANES, finished, _BLOCK + tile)
         for piece in range(bounds[first + block], bounds[first + block + 1]):
             origin, length, place = pieces[piece]
-            _read_out(finished, origin, length, real, frame, place)
-            _read_out(finished, origin + _BLOCK, length, imag, frame, place)
+            if electrons_per_intensity != 0:
+                imag = finished[_BLOCK:]
+                put_electrons(
+                    finished, imag, origin, length, on, beside, frame, place, electrons_per_intensity, electrons, 0
+                )
+                _read_out(electrons, 0, length, first_out, frame, place)
+            else:
+                _read_out(finished, origin, length, first_out, frame, place)
+                _read_out(finished, origin + _BLOCK, length, second_out, frame, place)
 
 
 @njit(cache=True)
@@ -626,17 +639,22 @@ def _apply(
     readout_bounds: Any,
     shorts: Any,
     work: Any,
-    real: Any,
-    imag: Any,
+    on: Any,
+    beside: Any,
+    electrons_per_intensity: Any,
+    first_out: Any,
+    second_out: Any,
 ) -> None:  # pragma: no cover - compiled
+    # With no electrons per intensity the fields themselves are wanted: real parts in `first_out`, then imaginary ones.
     # A thread does whole frames. Threads that shared a frame, which then stays in L3, would save a tenth of the time of
     # a machine that has nothing else to do, and wait for each other on any other.
-    n_rows, n_frames, n_threads = len(source_bounds) - 1, len(real), len(work)
+    n_rows, n_frames, n_threads = len(source_bounds) - 1, len(first_out), len(work)
     for thread in prange(n_threads):
         my_shorts, my_work = shorts[thread], work[thread]
         lit = np.empty(ROW + 16, np.int8)
         lines = np.empty(2 * ROW, np.float32)
         finished = np.empty(2 * _BLOCK, np.float32)
+        electrons = np.empty(_BLOCK, np.float32)
         for frame in range(thread * n_frames // n_threads, (thread + 1) * n_frames // n_threads):
             for row in range(n_rows):
                 _light(features, frame, sources, source_bounds[row], source_bounds[row + 1], lit)
@@ -648,7 +666,20 @@ def _apply(
             for group in range(ROW // _LANES):
                 _complex_columns(my_work, group, n_rows, turns_4)
             for row in range(n_rows):
-                _last_row(my_work, row, readouts, readout_bounds, frame, real, imag, finished)
+                _last_row(
+                    my_work,
+                    row,
+                    readouts,
+                    readout_bounds,
+                    frame,
+                    on,
+                    beside,
+                    electrons_per_intensity,
+                    first_out,
+                    second_out,
+                    finished,
+                    electrons,
+                )
         _fence()
 
 
@@ -666,22 +697,6 @@ def swap_digits(indices: NDArray[np.int64]) -> NDArray[np.int64]:
     low = indices % _LANES
     middle = indices // _LANES % _LANES
     return indices + (low - middle) * (_LANES - 1)
-
-
-def aligned(memory: NDArray[np.uint8], shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Return an array in memory that has `ALIGNMENT` bytes to spare, from the first cache line on.
-
-    What a cascade writes to it goes past the caches.
-    """
-    start = -memory.ctypes.data % ALIGNMENT
-    stop = start + math.prod(shape) * np.dtype(dtype).itemsize
-    array: NDArray[Any] = memory[start:stop].view(dtype).reshape(shape)
-    return array
-
-
-def aligned_empty(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Return a new array that starts at a cache line."""
-    return aligned(np.empty(math.prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT, np.uint8), shape, dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -858,6 +873,7 @@ class Cascade:
         readout: Readout,
         out: tuple[NDArray[np.float32], NDArray[np.float32]],
         scratch: Scratch,
+        seen: Sight = BLIND,
     ) -> None:
         """Multiply a sequence of inputs by the matrix; the caller holds `numba_lock`.
 
@@ -877,6 +893,9 @@ class Cascade:
             Receive real and imaginary parts, in the order of C; only the places of `readout` are written.
         scratch : Scratch
             Working memory, for this size; as many threads work as it has parts.
+        seen : Sight
+            How a camera sees the product: the first array of `out` receives photo-electrons, the other is not used.
+            Without it, they receive the product.
         """
         n_threads = min(len(scratch.work), len(out[0]))
         _apply(
@@ -895,6 +914,9 @@ class Cascade:
             readout.bounds,
             scratch.shorts[:n_threads],
             scratch.work[:n_threads],
+            seen.on,
+            seen.beside,
+            seen.electrons_per_intensity,
             *out,
         )
 

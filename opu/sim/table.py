@@ -21,6 +21,7 @@ from opu.sim.laser import power_factors
 from opu.sim.light import light_electrons, total_field
 from opu.sim.media import make_medium
 from opu.sim.media.base import EpochTrack, Fields
+from opu.sim.memory import Recycler
 from opu.sim.mirrors import STUCK_ON, n_blocks
 from opu.sim.reference import reference_field
 from opu.sim.trigger import BLANK, Windows, delivery, window_shares
@@ -57,6 +58,12 @@ def _unpacked(patterns: PackedPatterns, numbers: NDArray[np.int64]) -> NDArray[n
     features = unpack(PackedPatterns(np.ascontiguousarray(patterns.bits[rows]), patterns.n_features))
     features[numbers < 0] = 0
     return features
+
+
+def _count_ones(features: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
+    """Add to each feature's count how many frames it is on."""
+    for start in range(0, len(features), 255):  # sums of so many fit into a byte, which is quick
+        counts += features[start : start + 255].sum(axis=0, dtype=np.uint8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +137,7 @@ class OpticalTable:
         self.n_dropped = 0
         self._on_time_us: dict[MirrorLayout, NDArray[np.float64]] = {}
         self._duty_lock = threading.Lock()
+        self._memory = Recycler()
         self._mirrors: tuple[MirrorLayout, MirrorMap] | None = None
         self._paths: weakref.WeakValueDictionary[tuple[MirrorLayout, bytes], LightPath] = weakref.WeakValueDictionary()
         # The last one stays, so that sessions that differ in exposure or light alone do not prepare again.
@@ -274,18 +282,21 @@ class OpticalTable:
         )
         n_rows = _frames_at_once(max(len(path.sampling.points), armed.out.shape[1]), layout.n_features)
         self.n_saturated = 0
+        n_on = np.zeros(layout.n_features, np.uint32)
         for start in range(0, n_frames, n_rows):
             chunk = slice(start, min(start + n_rows, n_frames))
             features = _unpacked(patterns, np.arange(chunk.start, chunk.stop))
-            self._note_duty(layout, features, plan.frame_us)
+            _count_ones(features, n_on)
             if windows is None:
-                first = numbers.first_frame_index + start
-                light_e = self._light(path, features, settings, first, times_s[chunk])
+                light_e = self._memory.empty((len(features), armed.out.shape[1]))
+                self._light(path, features, settings, numbers.first_frame_index + start, times_s[chunk], light_e)
             else:
                 light_e = self._light_of_windows(path, patterns, armed, plan, windows, chunk)
             if power is not None:
                 light_e *= power[chunk, np.newaxis]
             self.n_saturated += expose(self._exposure(path, settings, numbers, light_e, start), armed.out[chunk])
+            del light_e  # its memory is used for the next chunk
+        self._note_duty(layout, n_on, n_frames, plan.frame_us)
 
     def _exposure(
         self,
@@ -319,7 +330,9 @@ class OpticalTable:
         for start in range(0, len(patterns), n_rows):
             rows = np.arange(start, min(start + n_rows, len(patterns)))
             times_s = np.full(len(rows), device_time_s)
-            light_e = power * self._light(path, _unpacked(patterns, rows), settings, start, times_s)
+            light_e = np.empty((len(rows), out.shape[1]), np.float32)
+            self._light(path, _unpacked(patterns, rows), settings, start, times_s, light_e)
+            light_e *= power
             out[rows] = self._exposure(path, settings, FrameNumbers(0, 0), light_e, start).mean_electrons()
         return out
 
@@ -338,7 +351,8 @@ class OpticalTable:
         features = _unpacked(patterns, shown)
         times_s = (plan.start_us + plan.frame_us * shown) * 1e-6
         first = armed.numbers.first_frame_index + chunk.start - 1
-        light_e = self._light(path, features, armed.settings, first, times_s)
+        light_e = np.empty((len(shown), armed.out.shape[1]), np.float32)
+        self._light(path, features, armed.settings, first, times_s, light_e)
         shares = windows.shares[chunk]
         # The arm shines while mirrors move, too.
         arm_e = self._electrons_of_arm(armed.settings.exposure_us)
@@ -360,21 +374,24 @@ class OpticalTable:
         settings: CameraSettings,
         first_frame_index: int,
         times_s: NDArray[np.float64],
-    ) -> NDArray[np.float32]:
-        """Return the mean photo-electrons that patterns give pixels in an exposure, shape (n_frames, n_outputs)."""
-        n_frames = len(features)
+        out: NDArray[np.float32],
+    ) -> None:
+        """Compute the mean photo-electrons that patterns give pixels in an exposure, shape (n_frames, n_outputs)."""
         if not self.light_on:
-            return np.zeros((n_frames, len(settings.pixels)), np.float32)
-        out = np.empty((n_frames, len(settings.pixels)), np.float32)
-        fields = self._fields(path, features, times_s)
+            out.fill(0)
+            return
         scale = self._electrons_per_intensity(path.mirrors.full_level, settings.exposure_us)
         off = self.model.dmd.off_amplitude
-        arm = self._arm(path, settings.exposure_us / scale, first_frame_index, n_frames)
+        arm = self._arm(path, settings.exposure_us / scale, first_frame_index, len(features))
+        if path.sampling.is_plain and path.shaken is None:
+            path.medium.light_electrons(features, self._track(path, times_s), off, arm, scale, out)
+            return
+        fields = self._fields(path, features, times_s)
         if path.sampling.is_plain:
             light_electrons(fields, off, arm, scale, out)
-            return out
+            return
         real, imag = total_field(fields, off, None)
-        return np.multiply(path.sampling.intensity(real, imag, arm), np.float32(scale), out=out)
+        np.multiply(path.sampling.intensity(real, imag, arm), np.float32(scale), out=out)
 
     def _arm(
         self, path: LightPath, intensity_per_electron_us: float, first_frame_index: int, n_frames: int
@@ -389,15 +406,18 @@ class OpticalTable:
         field *= np.float32(np.sqrt(intensity_per_electron_us))
         return field
 
+    def _track(self, path: LightPath, times_s: NDArray[np.float64]) -> EpochTrack:
+        """Return the epochs of the medium at the times of the frames."""
+        return track(self.model.drift, self.seed, n_blocks(path.mirrors.n_mirrors), times_s)
+
     def _fields(self, path: LightPath, features: NDArray[np.uint8], times_s: NDArray[np.float64]) -> Fields:
-        blocks = n_blocks(path.mirrors.n_mirrors)
-        epochs = track(self.model.drift, self.seed, blocks, times_s)
-        fields = path.medium.fields(features, epochs)
+        fields = path.medium.fields(features, self._track(path, times_s))
         if path.shaken is None:
             return fields
         angle = vibration_angle(self.model.drift, self.seed, times_s)[:, np.newaxis]
         cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        shaken = path.shaken.fields(features, EpochTrack.still(len(features), np.zeros(blocks, np.uint32)))
+        never = np.zeros(n_blocks(path.mirrors.n_mirrors), np.uint32)
+        shaken = path.shaken.fields(features, EpochTrack.still(len(features), never))
         return Fields(
             *(
                 cosine * getattr(fields, name) + sine * getattr(shaken, name)
@@ -410,12 +430,11 @@ class OpticalTable:
         per_mirror = self.model.laser.electrons_per_mirror_us * self.model.dmd.efficiency * exposure_us
         return per_mirror / (self.medium.variance * full_level**2)
 
-    def _note_duty(self, layout: MirrorLayout, features: NDArray[np.uint8], frame_us: float) -> None:
+    def _note_duty(self, layout: MirrorLayout, n_on: NDArray[np.uint32], n_frames: int, frame_us: float) -> None:
+        """Note how many frames of a sequence each feature was on."""
         # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
-        on = np.zeros(layout.n_features + 2, np.int64)
-        for start in range(0, len(features), 255):  # sums of so many fit into a byte, which is quick
-            on[: layout.n_features] += features[start : start + 255].sum(axis=0, dtype=np.uint8)
-        on[STUCK_ON] = len(features)
+        on = np.append(n_on, np.zeros(2, np.uint32))
+        on[STUCK_ON] = n_frames
         with self._duty_lock:
             self._on_time_us[layout] = self._on_time_us.get(layout, np.zeros(len(on))) + on * frame_us
 

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
+from opu.sim.light import light_electrons_with_numpy, off_field, sight
+from opu.sim.media.base import Fields
 
 
 def matrix_of(real, imag):
@@ -47,3 +49,19 @@ def test_steps_that_fill_sixteen_bits_alone_are_exact(entry):
     features = np.ones((16, 60), dtype=np.uint8)
     found_real, _ = matrix_of(real, np.zeros_like(real)).multiply(features)
     np.testing.assert_array_equal(found_real, np.full((16, 3), 60 * entry))
+
+
+@pytest.mark.parametrize("batch", [3, 40, 600])
+@pytest.mark.parametrize("beside", ["nothing", "a row", "a row for each frame"])
+def test_photo_electrons_are_those_of_the_products(batch, beside):
+    generator = np.random.default_rng(batch)
+    real, imag = generator.integers(-300, 300, (2, 50, 130))
+    features = generator.integers(0, 2, (batch, 50), dtype=np.uint8)
+    matrix = matrix_of(real, imag)
+    fields = Fields(*matrix.multiply(features), *np.ones((2, 1, 130), np.float32))
+    off = 0 if beside == "nothing" else 0.02 - 0.01j
+    shape = (batch if beside.endswith("frame") else 1, 130)
+    arm = generator.normal(size=shape).astype(np.complex64) if off else None
+    out = np.empty((batch, 130), np.float32)
+    matrix.light_electrons(features, sight(off, off_field(off, fields.all_real, fields.all_imag), arm, 1e-3), out)
+    np.testing.assert_array_equal(out, light_electrons_with_numpy(fields, off, arm, 1e-3))

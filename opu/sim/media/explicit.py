@@ -22,6 +22,7 @@ from numba import njit, prange
 from opu.parts import UNUSED_MIRROR
 from opu.sim.counters import WORD_BITS, WORD_MASK
 from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
+from opu.sim.light import off_field, sight
 from opu.sim.media.base import EpochTrack, Fields, PreparedMedium
 from opu.sim.media.qpsk import QpskMedium, block_words, entries_with_numpy, popcount
 from opu.sim.media.qpsk_vectors import CHUNK, N_SHARED, begin_words, end_words
@@ -305,6 +306,29 @@ class CompiledMedium(PreparedMedium):
             )
         return self._changing_fields(features, changes)
 
+    def light_electrons(
+        self,
+        features: NDArray[np.uint8],
+        track: EpochTrack,
+        off_amplitude: complex,
+        arm: NDArray[np.complex64] | None,
+        electrons_per_intensity: float,
+        out: NDArray[np.float32],
+    ) -> None:
+        """Compute photo-electrons, see `PreparedMedium.light_electrons`."""
+        is_still = self._is_valid and len(track.frames) == 0 and np.array_equal(track.initial, self.epochs)
+        if not is_still or self.mirrors.has_stuck_on:
+            super().light_electrons(features, track, off_amplitude, arm, electrons_per_intensity, out)
+            return
+        off = off_field(off_amplitude, *self._background())
+        seen = sight(off_amplitude, off, arm, electrons_per_intensity)
+        self.matrix.light_electrons(features, seen, out)
+
+    def _background(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the field of all mirrors, real and imaginary parts, shape (1, n_points)."""
+        real, imag = self.rest[np.newaxis, :, _EVERYTHING].astype(np.float32).transpose(2, 0, 1)
+        return real, imag
+
     @property
     def _most_rows(self) -> int:
         """How many rows a correction may have: as many as the matrix itself has, and within bounds of memory."""
@@ -312,11 +336,11 @@ class CompiledMedium(PreparedMedium):
 
     def _still_fields(self, features: NDArray[np.uint8]) -> Fields:
         real, imag = self.matrix.multiply(features)
-        rest = self.rest.astype(np.float32)
         if self.mirrors.has_stuck_on:
-            real += rest[:, _STUCK, 0]
-            imag += rest[:, _STUCK, 1]
-        return Fields(real, imag, rest[np.newaxis, :, _EVERYTHING, 0], rest[np.newaxis, :, _EVERYTHING, 1])
+            stuck = self.rest[:, _STUCK].astype(np.float32)
+            real += stuck[:, 0]
+            imag += stuck[:, 1]
+        return Fields(real, imag, *self._background())
 
     def _changing_fields(self, features: NDArray[np.uint8], changes: _Changes) -> Fields:
         # A row for every frame and feature that renews: it counts from that frame on, where the feature is lit.

@@ -35,20 +35,24 @@ _ROWS = 128
 """Rows of words, one for each frame and level plane, that are worked on together: those of a chunk fit a cache."""
 
 _ALL_BITS = np.uint64(0xFFFFFFFFFFFFFFFF)
+_NO_BITS = np.uint64(0)
+_BLOCK = np.uint64(BLOCK)
 _NO_HIGH_WORD = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @njit(cache=True)
-def _set_bits(words: Any, low: Any, high: Any) -> None:  # pragma: no cover - compiled
-    """Set the bits `low` to `high - 1`, counted from the first of `words`."""
-    first, last = low // BLOCK, (high - 1) // BLOCK
-    head = _ALL_BITS << np.uint64(low - first * BLOCK)
-    tail = _ALL_BITS >> np.uint64((last + 1) * BLOCK - high)
+def _set_bits(words: Any, low: Any, high: Any, on: Any) -> None:  # pragma: no cover - compiled
+    """Set the bits `low` to `high - 1`, counted from the first of `words`, if `on` is 1."""
+    first, last = np.uint64(low) // _BLOCK, np.uint64(high - 1) // _BLOCK
+    head = _ALL_BITS << (np.uint64(low) % _BLOCK)
+    tail = _ALL_BITS >> (_BLOCK * (last + np.uint64(1)) - np.uint64(high))
     if first == last:
-        words[first] |= head & tail
+        words[first] |= head & tail & (_NO_BITS - np.uint64(on))  # a processor cannot foresee a branch on `on`
+        return
+    if on == 0:
         return
     words[first] |= head
-    for i in range(first + 1, last):
+    for i in range(first + np.uint64(1), last):
         words[i] = _ALL_BITS
     words[last] |= tail
 
@@ -58,8 +62,7 @@ def _light_frame(pattern: Any, runs: Any, planes: Any, lit: Any) -> Any:  # prag
     """Set the level planes of the mirrors that are on, in zeros, and return the sum of their levels."""
     for run in range(len(runs)):
         start, end, feature = runs[run]
-        if feature == STUCK_ON or pattern[feature] == 1:
-            _set_bits(lit[0], start, end)
+        _set_bits(lit[0], start, end, 1 if feature == STUCK_ON else pattern[feature])
     levels = np.int64(0)
     for plane in range(len(planes) - 1, -1, -1):
         count = np.uint64(0)

@@ -35,7 +35,6 @@ mirrors changes as if its entries were drawn anew, while a single column keeps i
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise
@@ -47,8 +46,10 @@ import numpy as np
 from opu.errors import ConfigError
 from opu.parts import UNUSED_MIRROR
 from opu.sim.counters import derive_key, philox_words
-from opu.sim.hadamard import ALIGNMENT, LARGEST_INPUT, ROW, Cascade, Readout, Scratch, Source, aligned, aligned_empty
+from opu.sim.hadamard import LARGEST_INPUT, ROW, Cascade, Readout, Scratch, Source
+from opu.sim.light import BLIND, Sight, off_field, sight
 from opu.sim.media.base import EpochTrack, Fields, Medium, PreparedMedium
+from opu.sim.memory import Recycler, aligned_empty
 from opu.sim.mirrors import BLOCK, MirrorMap, n_blocks
 from opu.sim.threads import numba_lock
 
@@ -62,7 +63,6 @@ __all__ = ["StructuredMedium"]
 _SIGNS, _TURNS_2, _TURNS_3, _TURNS_4, _ORDER = range(5)  # the third word of a counter: what the number is for
 _LARGEST_GAIN = 2**15 - 1
 _WORD = np.uint64(32)
-_LARGEST_KEPT_BYTES = 2**27
 _VERSIONS = 16  # states of the epochs that are worked on together
 _COLUMNS = 64  # columns of the matrix that are computed together
 _ROW_COST = 20  # a row of the matrix takes as long as this many columns
@@ -261,29 +261,6 @@ class _Chain:
         return amplitudes.reshape(len(versions), -1)
 
 
-class _Recycler:
-    """The memory of fields that nobody holds any more is used for the next ones.
-
-    Pages that are fresh from the operating system cost as much time as the transforms that fill them.
-    """
-
-    def __init__(self) -> None:
-        self._memory = np.empty(0, dtype=np.uint8)
-        self._n_references_alone = sys.getrefcount(self._memory)
-
-    def empty(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Return an array that starts at a cache line."""
-        n_bytes = 4 * math.prod(shape) + ALIGNMENT
-        # Every view, and every view of a view, holds a reference to the array that owns the memory.
-        if self._memory.nbytes < n_bytes or sys.getrefcount(self._memory) > self._n_references_alone:
-            memory = np.empty(n_bytes, dtype=np.uint8)
-            if n_bytes > _LARGEST_KEPT_BYTES:
-                return aligned(memory, shape, np.float32)
-            self._memory = memory
-            del memory
-        return aligned(self._memory, shape, np.float32)
-
-
 class _PreparedStructured(PreparedMedium):
     def __init__(self, medium: StructuredMedium, mirrors: MirrorMap, points: NDArray[np.int64]) -> None:
         if mirrors.levels.max(initial=0) > LARGEST_INPUT:
@@ -305,8 +282,9 @@ class _PreparedStructured(PreparedMedium):
             cascade = _cascade(medium.seed, size, number)
             key = _key(medium.seed, size, number)
             self._chains.append(_Chain(key, cascade, levels, readout))
-        self._recycler = _Recycler()
+        self._recycler = Recycler()
         self._all: tuple[NDArray[np.uint32], NDArray[np.float32], NDArray[np.float32]] | None = None
+        self._off: tuple[complex, NDArray[np.float32], NDArray[np.complex64] | None] | None = None
 
     def fields(self, features: NDArray[np.uint8], track: EpochTrack) -> Fields:
         """Compute the fields of a sequence; parameters as in `PreparedMedium.fields`."""
@@ -327,6 +305,32 @@ class _PreparedStructured(PreparedMedium):
                 rows_real, rows_imag = self._fields_of_all(epochs)
                 all_real[frames], all_imag[frames] = rows_real[versions], rows_imag[versions]
             return Fields(real, imag, all_real, all_imag)
+
+    def light_electrons(
+        self,
+        features: NDArray[np.uint8],
+        track: EpochTrack,
+        off_amplitude: complex,
+        arm: NDArray[np.complex64] | None,
+        electrons_per_intensity: float,
+        out: NDArray[np.float32],
+    ) -> None:
+        """Compute photo-electrons, see `PreparedMedium.light_electrons`."""
+        if len(track.frames) > 0:
+            super().light_electrons(features, track, off_amplitude, arm, electrons_per_intensity, out)
+            return
+        with numba_lock:
+            off = self._off_field(off_amplitude, track.initial)
+            seen = sight(off_amplitude, off, arm, electrons_per_intensity)
+            features = np.ascontiguousarray(features, dtype=np.uint8)
+            self._multiply(features, self._source, [track.initial], np.zeros(len(features), np.int64), (out, out), seen)
+
+    def _off_field(self, off_amplitude: complex, epochs: NDArray[np.uint32]) -> NDArray[np.complex64] | None:
+        """Return the field of mirrors that are off, shape (1, n_points), from the last call if nothing changed."""
+        everything = self._field_of_all(epochs)
+        if self._off is None or self._off[0] != off_amplitude or self._off[1] is not everything[0]:
+            self._off = off_amplitude, everything[0], off_field(off_amplitude, *everything)
+        return self._off[2]
 
     def _empty(self, n_frames: int) -> NDArray[np.float32]:
         return aligned_empty((n_frames, self._n_points), np.float32)
@@ -350,10 +354,11 @@ class _PreparedStructured(PreparedMedium):
         epochs: list[NDArray[np.uint32]],
         versions: NDArray[np.int64],
         out: tuple[NDArray[np.float32], NDArray[np.float32]],
+        seen: Sight = BLIND,
     ) -> None:
         scratch = self._medium.scratch(max(1, min(len(features), numba.get_num_threads())))
         for chain in self._chains:
-            chain.cascade.apply(features, source, chain.amplitudes(epochs), versions, chain.readout, out, scratch)
+            chain.cascade.apply(features, source, chain.amplitudes(epochs), versions, chain.readout, out, scratch, seen)
 
 
 class _Span(NamedTuple):
