@@ -46,9 +46,12 @@ _GOOD_BATCH = 96
 """From so many frames on, media share most of the work between frames."""
 
 
-def _frames_at_once(n_points: int, n_features: int) -> int:
-    """Return how many frames are computed together: a moderate amount of memory, or some more where they are few."""
-    n_bytes = 24 * n_points + 4 * n_features  # fields, light and what lies between them
+def _frames_at_once(n_points: int, n_features: int, *, in_one: bool) -> int:
+    """Return how many frames are computed together: a moderate amount of memory, or some more where they are few.
+
+    `in_one` tells that the medium ends in light, and no fields and what lies between them take memory.
+    """
+    n_bytes = (8 if in_one else 24) * n_points + 4 * n_features
     return max(1, min(_GOOD_BATCH, _LARGE_CHUNK_BYTES // n_bytes), _CHUNK_BYTES // n_bytes)
 
 
@@ -189,7 +192,8 @@ class OpticalTable:
             for_output += 24
         if not is_plain and model.dmd.off_amplitude != 0:
             for_point += 16
-        n_frames = min(_frames_at_once(max(n_points, n_outputs), n_features), MAX_BATCH) + 2
+        in_one = is_plain and self._ends_in_light
+        n_frames = min(_frames_at_once(max(n_points, n_outputs), n_features, in_one=in_one), MAX_BATCH) + 2
         frames = n_frames * (for_feature * n_features + for_point * n_points + for_output * n_outputs)
         # The arm at the samples of all pixels, and what is known of each pixel and each feature.
         n_steps = max((REFERENCE_STEPS[use] for use in model.reference.uses), default=0)
@@ -233,6 +237,15 @@ class OpticalTable:
             shaken=self.shaken_medium.prepare(mirrors, sampling.points) if self._vibrates else None,
             maps=pixel_maps(self.model.camera, self.seed, pixels),
         )
+
+    def _frames_at_once(self, path: LightPath, n_features: int) -> int:
+        in_one = path.sampling.is_plain and self._ends_in_light
+        return _frames_at_once(max(len(path.sampling.points), len(path.maps.pixels)), n_features, in_one=in_one)
+
+    @property
+    def _ends_in_light(self) -> bool:
+        """Whether a medium may compute light without writing fields, for pixels that are points."""
+        return self.model.drift.is_still and not self._vibrates
 
     @property
     def _vibrates(self) -> bool:
@@ -280,7 +293,7 @@ class OpticalTable:
             if laser.is_constant
             else power_factors(laser, self.seed, numbers.noise_key, numbers.first_frame_index, times_s)
         )
-        n_rows = _frames_at_once(max(len(path.sampling.points), armed.out.shape[1]), layout.n_features)
+        n_rows = self._frames_at_once(path, layout.n_features)
         self.n_saturated = 0
         n_on = np.zeros(layout.n_features, np.uint32)
         for start in range(0, n_frames, n_rows):
@@ -323,7 +336,7 @@ class OpticalTable:
 
         With the drift of medium and laser at that time, without noise and without errors of the trigger.
         """
-        n_rows = _frames_at_once(max(len(path.sampling.points), len(settings.pixels)), patterns.n_features)
+        n_rows = self._frames_at_once(path, patterns.n_features)
         slow = replace(self.model.laser, rin=0.0)
         power = power_factors(slow, self.seed, 0, 0, np.array([device_time_s]))[0]
         out = np.empty((len(patterns), len(settings.pixels)), np.float32)
@@ -350,7 +363,7 @@ class OpticalTable:
         shown = np.arange(chunk.start - 1, chunk.stop + 1) + windows.shift
         features = _unpacked(patterns, shown)
         times_s = (plan.start_us + plan.frame_us * shown) * 1e-6
-        first = armed.numbers.first_frame_index + chunk.start - 1
+        first = armed.numbers.first_frame_index + int(shown[0])  # the arm's step belongs to the pattern's trigger
         light_e = np.empty((len(shown), armed.out.shape[1]), np.float32)
         self._light(path, features, armed.settings, first, times_s, light_e)
         shares = windows.shares[chunk]

@@ -94,7 +94,7 @@ def test_the_chunks_of_a_long_batch_change_nothing(bench_and_config, monkeypatch
     bench, config = bench_and_config
     with bench.open_session(config) as session:
         whole = session.project(PATTERNS, first_frame_index=2**32 - 7)
-    monkeypatch.setattr("opu.sim.table._frames_at_once", lambda *_: 5)
+    monkeypatch.setattr("opu.sim.table._frames_at_once", lambda *_, **__: 5)
     with fresh(bench) as again, again.open_session(config) as session:
         chunked = session.project(PATTERNS, first_frame_index=2**32 - 7)
     np.testing.assert_array_equal(chunked.frames, whole.frames)

@@ -86,7 +86,7 @@ def test_frames_hold_the_ghost_of_the_next_pattern(make_bench):
 def test_ghosts_do_not_depend_on_how_a_sequence_is_computed(make_bench, monkeypatch):
     trigger = TriggerModel(latency_us=300.0, jitter_us=5.0)
     whole = quiet_frames(make_bench, trigger, settle_us=15.0)
-    monkeypatch.setattr("opu.sim.table._frames_at_once", lambda *_: 4)
+    monkeypatch.setattr("opu.sim.table._frames_at_once", lambda *_, **__: 4)
     np.testing.assert_array_equal(quiet_frames(make_bench, trigger, settle_us=15.0).frames, whole.frames)
 
 
