@@ -1,7 +1,6 @@
 """`import opu, dfa_client` is light: a script that only wants to say what is wrong should start at once."""
 
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -32,7 +31,7 @@ def test_heavy_packages_are_loaded_late(modules):
 
 def test_the_import_takes_under_300_ms_over_bare_numpy():
     numpy_s, both_s = [], []
-    for _ in range(5):  # in turns, so that other work on the machine slows both
+    for _ in range(7):  # in turns, and the quickest of each: other work on the machine only adds
         numpy_s.append(run("import numpy")[0])
         both_s.append(run("import opu, dfa_client")[0])
-    assert statistics.median(both_s) - statistics.median(numpy_s) < 0.3
+    assert min(both_s) - min(numpy_s) < 0.3
