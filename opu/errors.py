@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "AuthenticationError",
     "BusyError",
     "CapacityError",
     "ClosedError",
@@ -16,6 +17,7 @@ __all__ = [
     "DataFileError",
     "DeadlineError",
     "DeviceError",
+    "ForbiddenError",
     "InputError",
     "LinkError",
     "MediumChangedError",
@@ -159,6 +161,12 @@ class BusyError(RefusedError):
     code = "busy"
 
 
+class ForbiddenError(RefusedError):
+    """The role of the client's key does not allow the request."""
+
+    code = "forbidden"
+
+
 class LinkError(OpuError, ConnectionError):
     """The link to a remote device failed."""
 
@@ -170,6 +178,13 @@ class UnreachableError(LinkError):
     """Nobody answers at the address within the time-out."""
 
     code = "unreachable"
+
+
+class AuthenticationError(LinkError):
+    """Client and server do not accept each other's keys."""
+
+    code = "authentication"
+    exit_status = 4
 
 
 class DeadlineError(LinkError, TimeoutError):

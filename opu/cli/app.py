@@ -11,6 +11,7 @@ from opu.cli.bench import bench
 from opu.cli.calibrate import calibrate
 from opu.cli.demo import demo
 from opu.cli.info import info
+from opu.cli.keygen import keygen
 from opu.cli.scan import scan
 from opu.cli.selftest import selftest
 from opu.cli.serve import serve
@@ -47,5 +48,5 @@ def _opu(
     """
 
 
-for verb in (info, scan, serve, selftest, calibrate, bench, demo):
+for verb in (info, scan, serve, keygen, selftest, calibrate, bench, demo):
     app.command()(verb)

@@ -10,7 +10,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, cast
 
 import msgspec
@@ -34,6 +36,13 @@ _LOOK_S = 0.1
 _LOOKS_PER_PICTURE = 5
 _WAITING_TEXTS = 1000
 _FAREWELL_S = 1.0
+_LOGGERS = ("opu.remote.server", "opu.remote.gate", "opu.remote.audit")
+
+
+class _Policy(StrEnum):
+    off = "off"
+    auto = "auto"
+    required = "required"
 
 
 def serve(
@@ -41,21 +50,44 @@ def serve(
     bind: Annotated[
         str, typer.Option(metavar="tcp://HOST:PORT", help="Where to listen; the port 0 is any free one.")
     ] = DEFAULT_BIND,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIRECTORY",
+            help="The secret key of the server (opu keygen server), or a directory with server.key and allow.toml.",
+        ),
+    ] = None,
+    allow: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The clients that may come in: the NAME.pub of each.")
+    ] = None,
+    policy: Annotated[
+        _Policy,
+        typer.Option(
+            help="auto: keys if given, and always beyond the loopback interface; required: always; off: never."
+        ),
+    ] = _Policy.auto,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen without keys where other machines reach it.")
+    ] = False,
     json_to: JsonOption = None,
 ) -> None:
     """Serve a device to many clients, until SIGINT (Ctrl-C) or SIGTERM.
 
     Shows clients, queue and rate on a terminal, and a line for each event otherwise. When it stops, every accepted
-    request is answered or refused; the same signal again ends it at once. This version has no keys and listens on the
-    loopback interface alone.
+    request is answered or refused; the same signal again ends it at once. Without keys it listens on the loopback
+    interface alone; opu keygen makes them.
 
     Example: opu serve 'sim:?preset=aurora&seed=7' --bind tcp://127.0.0.1:5755
+
+    Example: opu serve 'sim:?preset=aurora&seed=7' --bind 'tcp://*:5755' --keys keys
     """
     with reporting("serve", json_to) as report, _never_waiting(report.console), _stop_signals() as received:
+        from opu.remote.gate import open_gate
         from opu.remote.server import OpuServer, parse_bind
 
-        parse_bind(bind)
-        with opu.open(uri) as device, OpuServer(device, bind) as server, _log_to(report.console):
+        gate = open_gate(policy.value, keys, allow, insecure)
+        parse_bind(bind, gate.beyond_loopback)
+        with opu.open(uri) as device, OpuServer(device, bind, gate=gate) as server, _log_to(report.console):
             report.console.print(f"Serving {plain(uri)} at {server.uri}", highlight=False, soft_wrap=True)
             report.fields |= {"uri": server.uri, "device": uri, "pid": os.getpid()}
             _watch(server, report.console, received)
@@ -162,16 +194,15 @@ class _ConsoleHandler(logging.Handler):
 
 @contextmanager
 def _log_to(console: Console) -> Iterator[None]:
-    logger = logging.getLogger("opu.remote.server")
     handler = _ConsoleHandler(console)
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
+    with ExitStack() as stack:
+        for name in _LOGGERS:
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            stack.callback(logger.removeHandler, handler)
+            logger.setLevel(logging.INFO)
+            logger.addHandler(handler)
         yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
 
 
 def _watch(server: OpuServer, console: Console, received: list[int]) -> None:

@@ -52,6 +52,8 @@ BACKEND = Backend(
             5.0,
             f"seconds without a sign of life before the server counts as gone, {_SHORTEST_S:g} to {_LONGEST_S:g}",
         ),
+        UriOption("key", str, None, "file with the secret key of this client (opu keygen client)"),
+        UriOption("server_key", str, None, "public key of the server: the file that opu keygen server wrote, or Z85"),
     ],
     make=_make,
     find=_find,

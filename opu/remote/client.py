@@ -37,10 +37,13 @@ from opu.errors import (
     ProtocolError,
     RefusedError,
     UnreachableError,
+    UriError,
     error_from_code,
 )
 from opu.registry import FoundDevice
 from opu.remote import OPEN_AGAIN, protocol
+from opu.remote.handshake import HandshakeWatch
+from opu.remote.security import ClientKeys
 from opu.remote.waker import Waker
 from opu.uri import Uri, parse_host_port, parse_uri
 
@@ -54,6 +57,7 @@ __all__ = ["RemoteDevice", "RemoteSession", "find_local", "open_remote"]
 _log = logging.getLogger(__name__)
 
 _FIND_TIMEOUT_S = 0.25
+_ENCRYPTION_BYTES = 64  # an encrypted message is a little longer than what it carries
 _COPY_BYTES = 2**16
 _LINKED_CAPABILITIES = ("repeatable_noise",)
 
@@ -91,8 +95,9 @@ class _Pending:
 class Link:
     """A connection to a server. Its thread owns the socket, finds out when the server is gone, and ends with it."""
 
-    def __init__(self, address: str, timeout_s: float) -> None:
+    def __init__(self, address: str, timeout_s: float, keys: ClientKeys | None = None) -> None:
         self.address = address
+        self._keys = keys
         self._timeout_s = timeout_s
         self._ping_every_s = timeout_s / 4
         self._max_queued: int | None = None
@@ -179,13 +184,16 @@ class Link:
     def _run(self) -> None:
         context = zmq.Context()
         dealer = context.socket(zmq.DEALER)
+        watch = HandshakeWatch(dealer, *parse_host_port(parse_uri(self.address)), self._keys is not None)
         try:
             dealer.linger = 0
             dealer.ipv6 = "[" in self.address
-            dealer.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_PAYLOAD_BYTES)
+            dealer.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_PAYLOAD_BYTES + _ENCRYPTION_BYTES)
             dealer.rcvhwm = 0  # never stop reading: opu.remote.inbox tells why; no more comes than was asked for
+            if self._keys is not None:
+                self._keys.apply(dealer)
             dealer.connect(self.address)
-            self._converse(dealer)
+            self._converse(dealer, watch)
         except zmq.ZMQError as error:
             self._fail(UnreachableError(f"Cannot use {self.address}: {error.strerror}.", "Check the address."))
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
@@ -193,14 +201,16 @@ class Link:
             self._fail(LinkError(f"The link to {self.address} failed: {error!r}.", OPEN_AGAIN))
         finally:
             self._ended = True
+            watch.close()
             dealer.close()
             context.term()
             self._waker.close()
             self._fail(ClosedError(f"The link to {self.address} is closed.", "Open the device again."))
 
-    def _converse(self, dealer: zmq.Socket[bytes]) -> None:
+    def _converse(self, dealer: zmq.Socket[bytes], watch: HandshakeWatch) -> None:
         poller = zmq.Poller()
         poller.register(dealer, zmq.POLLIN)
+        poller.register(watch.receiver, zmq.POLLIN)
         poller.register(self._waker.receiver, zmq.POLLIN)
         while not self._ended and self._error is None:
             ready = dict(poller.poll(max(1, round(250 * min(self._timeout_s, self._ping_every_s)))))
@@ -208,6 +218,10 @@ class Link:
                 self._waker.clear()
             if dealer in ready:
                 self._receive(dealer)
+            failure = watch.find_failure() if watch.receiver in ready else None
+            if failure is not None:
+                self._fail(failure)
+                return
             self._send_outgoing(dealer)
             self._keep_alive(dealer)
 
@@ -310,7 +324,7 @@ def how_to_reach(address: str) -> str:
     if _is_loopback(host):
         return f"Start it with: opu serve URI --bind {address}, or check the address."
     return (
-        f"Check the address. A server listens on its own machine alone: forward a port to it with "
+        f"Check the address. A server without keys listens on its own machine alone: forward a port to it with "
         f"ssh -N -L {port}:127.0.0.1:{port} {host}, and open tcp://127.0.0.1:{port}."
     )
 
@@ -450,7 +464,7 @@ def _describe_link(description: DeviceDescription) -> DeviceDescription:
     return msgspec.structs.replace(description, backend="tcp", capabilities=passing)
 
 
-def open_remote(uri: Uri, timeout_s: float) -> RemoteDevice:
+def open_remote(uri: Uri, timeout_s: float, key: str | None = None, server_key: str | None = None) -> RemoteDevice:
     """Open the device behind a server.
 
     Parameters
@@ -459,6 +473,8 @@ def open_remote(uri: Uri, timeout_s: float) -> RemoteDevice:
         `tcp://HOST:PORT`.
     timeout_s : float
         How long the server may give no sign of life, in seconds.
+    key, server_key : str, optional
+        The file with the secret key of this client, and the public key of the server or its file.
 
     Returns
     -------
@@ -468,7 +484,11 @@ def open_remote(uri: Uri, timeout_s: float) -> RemoteDevice:
     Raises
     ------
     UriError
-        The address names no host and port.
+        The address names no host and port, or one key of the two.
+    DataFileError, RefusedError
+        A file with a key cannot be used.
+    AuthenticationError
+        The server does not admit the key, or is another one than `server_key` names.
     UnreachableError
         The host is unknown, or nobody answers.
     VersionMismatchError
@@ -476,8 +496,14 @@ def open_remote(uri: Uri, timeout_s: float) -> RemoteDevice:
     BusyError
         The server has as many clients as it takes.
     """
+    if (key is None) != (server_key is None):
+        raise UriError(
+            f"The address {uri.text!r} has one of the options key and server_key.",
+            "Give both, or none: a client needs to know the server as much as the server the client.",
+        )
+    keys = ClientKeys.read(key, server_key) if key is not None and server_key is not None else None
     _check_host(uri)
-    link = Link(f"tcp:{uri.rest}", timeout_s)
+    link = Link(f"tcp:{uri.rest}", timeout_s, keys)
     try:
         welcome = link.greet()
     except OpuError:

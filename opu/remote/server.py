@@ -31,6 +31,7 @@ import zmq
 import opu
 from opu.device import Device, Projection, Session, SessionConfig, SessionDescription, check_frame_numbers
 from opu.errors import (
+    AuthenticationError,
     BusyError,
     CapacityError,
     ClosedError,
@@ -43,6 +44,7 @@ from opu.errors import (
     UriError,
 )
 from opu.remote import DEFAULT_BIND, OPEN_AGAIN, protocol
+from opu.remote.gate import Gate, Peer, how_to_make_keys
 from opu.remote.inbox import Arrival, Inbox, shut_down
 from opu.remote.waker import Waker
 from opu.remote.workers import Workers
@@ -67,7 +69,6 @@ _ROUTER_OPTIONS = {
     zmq.ROUTER_MANDATORY: 1,  # without it a full queue drops replies without a word
     zmq.LINGER: 1000,
     zmq.RCVHWM: 0,  # never stop reading, and no ZMQ heartbeat either: opu.remote.inbox tells why
-    zmq.HANDSHAKE_IVL: 5000,
 }
 
 
@@ -99,6 +100,8 @@ class ServerLimits:
         Time without progress after which a client that does not read is evicted.
     drain_s : float
         Time to answer what was accepted when the server stops.
+    handshake_s : float
+        Time that a new connection may take until it can send a message.
     """
 
     max_clients: int = 64
@@ -112,6 +115,7 @@ class ServerLimits:
     expire_s: float = 15.0
     stall_s: float = 10.0
     drain_s: float = 5.0
+    handshake_s: float = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +145,7 @@ class _Client:
     descriptor: int
     client_id: int
     name: str
+    peer: Peer
     heard_s: float
     sessions: dict[int, _OpenedSession] = field(default_factory=dict)
     opening: int = 0
@@ -173,7 +178,7 @@ class _Client:
     @property
     def label(self) -> str:
         """Its name for the log, with everything that is not printable ASCII escaped."""
-        return f"{self.client_id} {self.name!a}"
+        return f"{self.client_id} {self.name!a}" + (f", key {self.peer.name!a}," if self.peer.name else "")
 
     def status(self) -> protocol.ClientStatus:
         return protocol.ClientStatus(
@@ -186,13 +191,15 @@ class _Client:
         )
 
 
-def parse_bind(bind: str) -> str:
+def parse_bind(bind: str, beyond_loopback: bool = False) -> str:
     """Check the address that a server shall listen on.
 
     Parameters
     ----------
     bind : str
         `tcp://HOST:PORT`; the port 0 or `*` lets the system choose one.
+    beyond_loopback : bool
+        Whether it may be an address that other machines reach.
 
     Returns
     -------
@@ -204,7 +211,7 @@ def parse_bind(bind: str) -> str:
     UriError
         It is of another form.
     RefusedError
-        It is not on the loopback interface.
+        It is not on the loopback interface, and may not be beyond.
 
     Examples
     --------
@@ -222,10 +229,17 @@ def parse_bind(bind: str) -> str:
         address = ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
     except ValueError:
         address = None
-    if address is None or not address.is_loopback or (address.version == 6) != host.startswith("["):
+    is_address = address is not None and (address.version == 6) == host.startswith("[")
+    if not beyond_loopback and not (is_address and address is not None and address.is_loopback):
         raise RefusedError(
-            f"Listening at {bind!r} would let in everybody who can reach it: this version has no keys.",
-            f"Listen on the loopback interface, for example {DEFAULT_BIND}, and reach it through an SSH tunnel.",
+            f"Listening at {bind!r} with no keys would let in everybody who can reach it.",
+            f"{how_to_make_keys()} Without keys listen on the loopback interface, for example {DEFAULT_BIND}; or trust "
+            f"everybody on that network, with --insecure.",
+        )
+    if not is_address and host != "*":
+        raise UriError(
+            f"Cannot listen at {bind!r}: {host!r} is no address of this machine.",
+            "Write the number of a network interface, [in brackets] if it has colons, or * for all of IPv4.",
         )
     return f"tcp://{host}:{'*' if port == '*' or int(port) == 0 else int(port)}"
 
@@ -244,6 +258,8 @@ class OpuServer:
         Where to listen; see `parse_bind`.
     limits : ServerLimits
         What clients are granted.
+    gate : Gate
+        Who may come in, as `opu.remote.gate.open_gate` makes it. Default: everybody on this machine.
 
     Raises
     ------
@@ -259,10 +275,17 @@ class OpuServer:
     'tcp'
     """
 
-    def __init__(self, device: Device, bind: str = DEFAULT_BIND, limits: ServerLimits | None = None) -> None:
+    def __init__(
+        self,
+        device: Device,
+        bind: str = DEFAULT_BIND,
+        limits: ServerLimits | None = None,
+        gate: Gate | None = None,
+    ) -> None:
         self._device = device
         self._bind = bind
-        self._endpoint = parse_bind(bind)
+        self._gate = gate or Gate()
+        self._endpoint = parse_bind(bind, self._gate.beyond_loopback)
         self._limits = limits or ServerLimits()
         self._server_id = uuid.uuid4().hex
         self._uri: str | None = None
@@ -372,11 +395,15 @@ class OpuServer:
         for option, value in _ROUTER_OPTIONS.items():
             self._router.setsockopt(option, value)
         self._inbox = Inbox(self._router, self._limits.max_waiting)
-        self._router.setsockopt(zmq.MAXMSGSIZE, max(self._limits.max_payload_bytes, protocol.MAX_HEADER_BYTES))
+        largest = max(self._limits.max_payload_bytes, protocol.MAX_HEADER_BYTES)
+        self._router.setsockopt(zmq.MAXMSGSIZE, largest + self._gate.overhead_bytes)
+        self._router.setsockopt(zmq.HANDSHAKE_IVL, max(1, round(1000 * self._limits.handshake_s)))
+        self._gate.start(self._context, self._router)
         try:
             self._router.bind(self._endpoint)
         except zmq.ZMQError as error:
             self._router.close()
+            self._gate.stop()
             self._context.term()
             raise LinkError(
                 f"Cannot listen at {self._bind}: {error.strerror}.",
@@ -400,6 +427,7 @@ class OpuServer:
             for client in list(self._clients.values()):
                 self._forget(client)
             self._router.close()
+            self._gate.stop()
             self._context.term()
             if not self._workers.stop(_CLOSING_S):
                 _log.warning("a session is still being opened or closed; the server does not wait for it")
@@ -473,7 +501,10 @@ class OpuServer:
             elif client is None:
                 self._send_to_stranger(route, self._do_not_know())
             else:
+                self._gate.authorise(client.peer, request)
                 self._answer(client, request, payload)
+        except AuthenticationError as error:
+            self._turn_out(arrival, client, error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
             if request_id is None:
                 request_id = protocol.read_request_id(frames)
@@ -506,6 +537,7 @@ class OpuServer:
             raise ProtocolError("This client has said hello before.", "Say it once for each connection.")
         if len(self._clients) >= self._limits.max_clients:
             raise BusyError(f"The server has {len(self._clients)} clients, as many as it takes.", "Try again later.")
+        peer = self._gate.greet(arrival, hello.name)
         welcome = protocol.Welcome(
             request_id=hello.request_id,
             version=protocol.PROTOCOL_VERSION,
@@ -520,7 +552,7 @@ class OpuServer:
             ),
         )
         self._clients_total += 1
-        client = _Client(arrival.route, arrival.descriptor, self._clients_total, hello.name, time.monotonic())
+        client = _Client(arrival.route, arrival.descriptor, self._clients_total, hello.name, peer, time.monotonic())
         self._clients[client.route] = client
         self._turns.append(client)
         _log.info("client %s has come", client.label)
@@ -763,6 +795,12 @@ class OpuServer:
         except zmq.ZMQError:
             return  # it has ended by itself, and the descriptor may be another one's
         shut_down(descriptor)
+
+    def _turn_out(self, arrival: Arrival, client: _Client | None, error: AuthenticationError) -> None:
+        """End the connection of a peer that is not admitted any more."""
+        if client is not None:
+            self._forget(client)
+        self._hang_up(arrival.route, arrival.descriptor, protocol.Goodbye(problem=error.problem, remedy=error.remedy))
 
     def _cut_off(self, excess: Arrival) -> None:
         self._evicted += 1

@@ -1,0 +1,428 @@
+"""The gate of a server: who may come in, and what they may do.
+
+CURVE alone lets in everybody who knows the server's public key. So a server with keys has a handler of the ZeroMQ
+Authentication Protocol (https://rfc.zeromq.org/spec/27/), which ZeroMQ asks about the key of each connection before a
+single message passes, and ZeroMQ is told to refuse connections while there is none. It is not the handler of pyzmq:
+that one starts an event loop, has no roles, and does not notice by itself that its files have changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import zmq
+from zmq.utils import z85
+from zmq.utils.monitor import parse_monitor_message
+
+from opu.errors import AuthenticationError, BusyError, ForbiddenError, InputError, RefusedError
+from opu.remote import protocol
+from opu.remote.inbox import Arrival
+from opu.remote.security import AllowList, KeyPair, Role, read_key_pair
+from opu.remote.waker import Waker
+
+__all__ = ["AUDIT_LOG", "Gate", "KeyGate", "Peer", "Policy", "TokenBucket", "open_gate"]
+
+Policy = Literal["off", "auto", "required"]
+
+AUDIT_LOG = "opu.remote.audit"
+_audit = logging.getLogger(AUDIT_LOG)
+_log = logging.getLogger(__name__)
+
+_DOMAIN = b"openopu"
+_ZAP_VERSION = b"1.0"
+_ZAP_FRAMES = 9
+_REFUSALS_PER_S = 50
+_CURVE_OVERHEAD_BYTES = 64  # a CURVE message has 33 bytes more than what it carries
+_MONITOR = "inproc://openopu-handshakes"
+_FAILURES = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_AUTH
+_OTHER_MECHANISM = 0x11000002
+_CRYPTOGRAPHIC = 0x11000001
+_ROLE_OF_ALL: Role = "user"
+_OBSERVING = (protocol.Hello, protocol.Status, protocol.Ping, protocol.Bye)
+_UNCOUNTED = (protocol.CloseSession, protocol.Bye)  # they give back
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is at the other end of a connection.
+
+    Parameters
+    ----------
+    name : str
+        The name of its key in the allow-list; empty without keys.
+    role : str
+        `observer`, `user` or `operator`.
+    address : str
+        Of its machine.
+    public_key : str
+        Z85; empty without keys.
+    """
+
+    name: str
+    role: Role
+    address: str
+    public_key: str = ""
+
+    def __str__(self) -> str:
+        key = f"key {self.name!a} ({self.role})" if self.public_key else "no key"
+        return f"{key}, address {self.address}"
+
+
+class TokenBucket:
+    """Lets so many requests a second pass, and as many at once after a second of silence.
+
+    Parameters
+    ----------
+    per_s : float
+        Requests a second.
+    """
+
+    def __init__(self, per_s: float) -> None:
+        self.per_s = per_s
+        self._most = max(1.0, per_s)
+        self._tokens = self._most
+        self._filled_s: float | None = None
+
+    def take(self, now_s: float) -> float:
+        """Count a request.
+
+        Parameters
+        ----------
+        now_s : float
+            The time on a clock that never goes back.
+
+        Returns
+        -------
+        float
+            0 if it may pass, otherwise the seconds until one may.
+
+        Examples
+        --------
+        >>> bucket = TokenBucket(2.0)
+        >>> [bucket.take(now_s) for now_s in (0.0, 0.0, 0.0, 0.5)]
+        [0.0, 0.0, 0.5, 0.0]
+        """
+        elapsed_s = 0.0 if self._filled_s is None else now_s - self._filled_s
+        self._filled_s = now_s
+        self._tokens = min(self._most, self._tokens + elapsed_s * self.per_s)
+        if self._tokens < 1.0:
+            return (1.0 - self._tokens) / self.per_s
+        self._tokens -= 1.0
+        return 0.0
+
+
+class _AuditLog:
+    """Writes who came and who was refused. Of a flood of refusals it writes some, and how many it left out."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._written_s: deque[float] = deque(maxlen=_REFUSALS_PER_S)
+        self._left_out = 0
+
+    def admitted(self, who: object, what: str) -> None:
+        _audit.info("admitted: %s, %s", who, what)
+
+    def refused(self, who: object, reason: str) -> None:
+        now_s = time.monotonic()
+        with self._lock:
+            if len(self._written_s) == _REFUSALS_PER_S and now_s - self._written_s[0] < 1.0:
+                self._left_out += 1
+                return
+            self._written_s.append(now_s)
+            left_out, self._left_out = self._left_out, 0
+        if left_out:
+            _audit.warning("%d lines about refusals left out", left_out)
+        _audit.warning("refused: %s, reason: %s", who, reason)
+
+
+class Gate:
+    """A gate without keys: everybody who reaches the address comes in, as a user.
+
+    Parameters
+    ----------
+    beyond_loopback : bool
+        Whether a server may have such a gate at an address that other machines reach.
+    """
+
+    overhead_bytes = 0
+    """How much longer messages are on the wire than what they carry."""
+
+    def __init__(self, beyond_loopback: bool = False) -> None:
+        self.beyond_loopback = beyond_loopback
+        self._audit = _AuditLog()
+
+    def start(self, context: zmq.Context[Any], router: zmq.Socket[Any]) -> None:
+        """Guard a socket that is not bound yet."""
+
+    def stop(self) -> None:
+        """End, after the socket has been closed and before its context is."""
+
+    def greet(self, arrival: Arrival, name: str) -> Peer:
+        """Say who sent a `hello`, and write it to the audit log.
+
+        Raises
+        ------
+        AuthenticationError
+            Its key has been revoked since it connected.
+        BusyError
+            Its key has sent too many requests.
+        """
+        peer = self._identify(arrival)
+        self._audit.admitted(peer, f"client {name!a}")
+        return peer
+
+    def authorise(self, peer: Peer, request: protocol.Request) -> None:
+        """Check whether a peer may ask this now.
+
+        Raises
+        ------
+        AuthenticationError
+            Its key has been revoked.
+        ForbiddenError
+            Its role does not allow it.
+        BusyError
+            Its key has sent too many requests.
+        """
+
+    def _identify(self, arrival: Arrival) -> Peer:
+        return Peer("", _ROLE_OF_ALL, _read_property(arrival, "Peer-Address"))
+
+
+class KeyGate(Gate):
+    """A gate with keys: only clients of the allow-list come in, and what passes is encrypted.
+
+    Parameters
+    ----------
+    pair : KeyPair
+        The server's.
+    allow_list : AllowList
+        Its clients.
+    """
+
+    overhead_bytes = _CURVE_OVERHEAD_BYTES
+
+    def __init__(self, pair: KeyPair, allow_list: AllowList) -> None:
+        super().__init__(beyond_loopback=True)
+        self._pair = pair
+        self._allow_list = allow_list
+        self._buckets: dict[str, TokenBucket] = {}
+        self._stopping = False
+
+    def start(self, context: zmq.Context[Any], router: zmq.Socket[Any]) -> None:
+        """Guard a socket that is not bound yet."""
+        self._zap = context.socket(zmq.ROUTER)
+        self._zap.linger = 0
+        self._zap.bind("inproc://zeromq.zap.01")
+        router.curve_server = True
+        router.curve_secretkey = self._pair.secret_key.encode()
+        router.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
+        router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without it a missing handler lets everybody in
+        router.monitor(_MONITOR, int(_FAILURES))
+        self._monitor = context.socket(zmq.PAIR)
+        self._monitor.linger = 0
+        self._monitor.rcvhwm = 0  # a full queue would stop the thread of ZeroMQ that writes the events
+        self._monitor.connect(_MONITOR)
+        self._waker = Waker()
+        self._thread = threading.Thread(target=self._guard, name="opu-server-gate", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End, after the socket has been closed and before its context is."""
+        self._stopping = True
+        self._waker.wake()
+        self._thread.join()
+        self._zap.close()
+        self._monitor.close()
+        self._waker.close()
+
+    def greet(self, arrival: Arrival, name: str) -> Peer:
+        """Say who sent a `hello`, and write it to the audit log."""
+        peer = self._identify(arrival)
+        self._count(peer, self._check_key(peer).requests_per_s)
+        self._audit.admitted(peer, f"client {name!a}")
+        return peer
+
+    def authorise(self, peer: Peer, request: protocol.Request) -> None:
+        """Check whether a peer may ask this now, by the allow-list as it is now."""
+        entry = self._check_key(peer)
+        kind = type(request).__name__
+        if entry.role == "observer" and not isinstance(request, _OBSERVING):
+            self._audit.refused(peer, f"{kind} of an observer")
+            raise ForbiddenError(
+                f"The key {entry.name!r} is an observer's, which may not send {kind}.",
+                "Ask the operator of the server for the role 'user'.",
+            )
+        if not isinstance(request, _UNCOUNTED):
+            self._count(peer, entry.requests_per_s)
+
+    def _identify(self, arrival: Arrival) -> Peer:
+        key = _read_property(arrival, "User-Id")
+        entry = self._allow_list.find(key)
+        name, role = (entry.name, entry.role) if entry is not None else ("?", "observer")
+        return Peer(name, role, _read_property(arrival, "Peer-Address"), key)
+
+    def _check_key(self, peer: Peer) -> Any:
+        entry = self._allow_list.find(peer.public_key)
+        if entry is None or entry.revoked:
+            self._audit.refused(peer, "key revoked while it was connected")
+            raise AuthenticationError(
+                "The server does not admit the key of this client any more.", "Ask its operator for admission."
+            )
+        return entry
+
+    def _count(self, peer: Peer, per_s: float) -> None:
+        bucket = self._buckets.get(peer.public_key)
+        if bucket is None or bucket.per_s != per_s:
+            bucket = self._buckets[peer.public_key] = TokenBucket(per_s)
+        wait_s = bucket.take(time.monotonic())
+        if wait_s:
+            self._audit.refused(peer, f"more than {per_s:g} requests a second")
+            raise BusyError(
+                f"The key {peer.name!r} has sent more than {per_s:g} requests a second.",
+                f"Send the request again in {max(wait_s, 0.001):.3f} s.",
+            )
+
+    # The thread
+
+    def _guard(self) -> None:
+        poller = zmq.Poller()
+        for source in (self._zap, self._monitor, self._waker.receiver):
+            poller.register(source, zmq.POLLIN)
+        while not self._stopping:
+            poller.poll()
+            try:
+                self._answer_all()
+                self._note_failures()
+            except Exception:  # noqa: BLE001 - the gate stays guarded whatever happens
+                _log.exception("the gate met an unexpected error")
+
+    def _answer_all(self) -> None:
+        with contextlib.suppress(zmq.Again):
+            while True:
+                frames = self._zap.recv_multipart(zmq.NOBLOCK)
+                if len(frames) >= 4:
+                    self._answer(frames)
+
+    def _answer(self, frames: list[bytes]) -> None:
+        """Tell ZeroMQ whether a key may come in."""
+        route, request_id = frames[0], frames[3]
+        try:
+            user_id = self._judge(frames)
+        except Exception:  # noqa: BLE001 - who cannot be judged does not come in
+            _log.exception("a connection cannot be judged")
+            user_id = None
+        verdict = [b"200", b"OK", user_id.encode()] if user_id else [b"400", b"not admitted", b""]
+        self._zap.send_multipart([route, b"", _ZAP_VERSION, request_id, *verdict, b""], zmq.NOBLOCK)
+
+    def _judge(self, frames: list[bytes]) -> str | None:
+        """Return the key as the name of the peer, or None and write the reason to the audit log."""
+        address = frames[5].decode("ascii", "replace") if len(frames) > 5 else "?"
+        where = f"address {address!s}"
+        if len(frames) != _ZAP_FRAMES or frames[2] != _ZAP_VERSION or frames[7] != b"CURVE" or len(frames[8]) != 32:
+            self._audit.refused(where, "it brought no CURVE key")
+            return None
+        key = z85.encode(frames[8]).decode("ascii")
+        entry = self._allow_list.find(key)
+        if entry is None:
+            self._audit.refused(f"key {key}, {where}", "key not on the allow-list")
+        elif entry.revoked:
+            self._audit.refused(f"key {entry.name!a}, {where}", "key revoked")
+        elif self._allow_list.fault is not None:
+            self._audit.refused(f"key {entry.name!a}, {where}", f"no allow-list: {self._allow_list.fault}")
+        else:
+            return key
+        return None
+
+    def _note_failures(self) -> None:
+        """Write handshakes that failed before there was a key to the audit log. ZeroMQ does not say whose they were."""
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+                if event["event"] == zmq.Event.HANDSHAKE_FAILED_AUTH:
+                    continue  # _judge has written who it was
+                self._audit.refused("somebody", _name_failure(int(event["value"])))
+
+
+def open_gate(
+    policy: Policy = "auto", keys: Path | None = None, allow: Path | None = None, insecure: bool = False
+) -> Gate:
+    """Make the gate of a server.
+
+    Parameters
+    ----------
+    policy : str
+        `auto`: keys where they are given, and nowhere but on the loopback interface without; `required`: never without;
+        `off`: without.
+    keys : Path, optional
+        The secret key of the server, or a directory with `server.key` and `allow.toml`.
+    allow : Path, optional
+        The allow-list.
+    insecure : bool
+        Whether to listen without keys at addresses that other machines reach.
+
+    Returns
+    -------
+    Gate
+        For one server.
+
+    Raises
+    ------
+    InputError
+        The settings contradict each other.
+    RefusedError
+        Keys are required, and none are given; or others can read the key or change the list.
+    DataFileError
+        A file is missing or damaged.
+    """
+    if policy not in {"off", "auto", "required"}:
+        raise InputError(f"The policy {policy!r} is unknown.", "Use off, auto or required.")
+    if policy == "off" and (keys or allow):
+        raise InputError("Keys or an allow-list were given, and the policy 'off' ignores them.", "Use 'auto'.")
+    if policy == "required" and keys is None:
+        raise RefusedError("The policy 'required' serves nobody without keys, and none were given.", how_to_make_keys())
+    if keys is None and allow is not None:
+        raise InputError("An allow-list without a key of the server guards nothing.", how_to_make_keys())
+    if keys is None:
+        return Gate(beyond_loopback=insecure)
+    if insecure:
+        raise InputError("A server with keys is not insecure.", "Leave out --insecure, or --keys.")
+    if keys.is_dir():
+        keys, allow = keys / "server.key", allow or keys / "allow.toml"
+    if allow is None:
+        raise InputError(
+            "Keys without an allow-list would let in everybody who knows the public key of the server.",
+            "Name the list with --allow; its entries are the files NAME.pub of opu keygen client.",
+        )
+    return KeyGate(read_key_pair(keys, "server"), AllowList(allow))
+
+
+def how_to_make_keys() -> str:
+    """Tell how to make keys."""
+    return (
+        "Make keys with: opu keygen server --to keys, and with: opu keygen client --name NAME for each client; put the "
+        "NAME.pub of each into keys/allow.toml, and serve with --keys keys. docs/security.md tells more."
+    )
+
+
+def _read_property(arrival: Arrival, name: str) -> str:
+    try:
+        return str(arrival.parts[-1].get(name))
+    except zmq.ZMQError:
+        return "?"
+
+
+def _name_failure(value: int) -> str:
+    if value == _OTHER_MECHANISM:
+        return "it came without CURVE"
+    if value == _CRYPTOGRAPHIC:
+        return "it took another key for the server's"
+    if value == zmq.EAGAIN:
+        return "its handshake took too long"
+    return "its handshake failed"

@@ -1,0 +1,135 @@
+"""Why a handshake failed, seen by a client.
+
+A server that turns a connection away says little, and ZeroMQ tries again in silence. What it does notice it tells
+through events of the socket: `HANDSHAKE_FAILED_AUTH` when the server does not admit the key, and others that leave open
+which side objected to what. Then a look at the greeting of the server decides, which names its mechanism before
+anything secret passes (https://rfc.zeromq.org/spec/23/).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Any
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from opu.errors import AuthenticationError
+
+__all__ = ["HandshakeWatch", "read_mechanism"]
+
+_MONITOR = "inproc://openopu-handshake"
+_FAILURES = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_AUTH
+_TRIES = 2  # one failure may be a server that is just being stopped
+_LOOK_S = 1.0
+_SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"
+_GREETING_BYTES = 64
+_MECHANISM = slice(12, 32)
+
+
+class HandshakeWatch:
+    """Watches the handshakes of a socket that is not connected yet. It belongs to the thread of the socket.
+
+    Parameters
+    ----------
+    dealer : zmq.Socket
+        The socket.
+    host, port : str, int
+        Where it will connect.
+    has_keys : bool
+        Whether it uses keys.
+    """
+
+    def __init__(self, dealer: zmq.Socket[Any], host: str, port: int, has_keys: bool) -> None:
+        self._dealer = dealer
+        self._host, self._port = host, port
+        self._has_keys = has_keys
+        self._failures = 0
+        dealer.monitor(_MONITOR, int(_FAILURES))
+        self.receiver = dealer.context.socket(zmq.PAIR)
+        self.receiver.linger = 0
+        self.receiver.rcvhwm = 0  # a full queue would stop the thread of ZeroMQ that writes the events
+        self.receiver.connect(_MONITOR)
+
+    def find_failure(self) -> AuthenticationError | None:
+        """Read the events that have come.
+
+        Returns
+        -------
+        AuthenticationError or None
+            Why there is no hope, if there is none.
+        """
+        with contextlib.suppress(zmq.Again):
+            while True:
+                event = parse_monitor_message(self.receiver.recv_multipart(zmq.NOBLOCK))
+                if event["event"] == zmq.Event.HANDSHAKE_FAILED_AUTH:
+                    return self._not_admitted()
+                self._failures += 1
+        if self._failures < _TRIES:
+            return None
+        self._failures = 0
+        return self._judge(read_mechanism(self._host, self._port))
+
+    def close(self) -> None:
+        """Stop watching, before the socket is closed."""
+        self._dealer.disable_monitor()
+        self.receiver.close()
+
+    @property
+    def _where(self) -> str:
+        return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+
+    def _judge(self, mechanism: str | None) -> AuthenticationError | None:
+        if mechanism == "CURVE" and not self._has_keys:
+            return AuthenticationError(
+                f"The server at {self._where} talks to clients with keys alone, and this one has none.",
+                "Make a pair with: opu keygen client - have its public key admitted, and add "
+                "?key=NAME.key&server_key=server.pub to the address.",
+            )
+        if mechanism == "CURVE":
+            return AuthenticationError(
+                f"The server at {self._where} is not the one whose key was given as server_key.",
+                "Ask its operator for its server.pub. If that has not changed, somebody else may be answering there.",
+            )
+        if mechanism == "NULL" and self._has_keys:
+            return AuthenticationError(
+                f"The server at {self._where} has no keys, and this client was told to use some.",
+                "Have it started with --keys; or leave key and server_key out of the address, and trust the network.",
+            )
+        return None
+
+    def _not_admitted(self) -> AuthenticationError:
+        return AuthenticationError(
+            f"The server at {self._where} does not admit the key of this client.",
+            "Ask its operator to put the public key on the allow-list, or to look into the audit log for the reason.",
+        )
+
+
+def read_mechanism(host: str, port: int) -> str | None:
+    """Read which mechanism of security a ZeroMQ socket uses, from the greeting that it sends to everybody.
+
+    Parameters
+    ----------
+    host, port : str, int
+        Where it listens.
+
+    Returns
+    -------
+    str or None
+        `NULL`, `PLAIN` or `CURVE`; None if nobody answers like that within a second.
+    """
+    greeting = b""
+    try:
+        with socket.create_connection((host, port), timeout=_LOOK_S) as connection:
+            connection.sendall(_SIGNATURE + b"\x03\x00")  # a version, and no mechanism that it might object to
+            while len(greeting) < _GREETING_BYTES:
+                received = connection.recv(_GREETING_BYTES - len(greeting))
+                if not received:
+                    return None
+                greeting += received
+    except OSError:
+        return None
+    if greeting[0] != _SIGNATURE[0] or greeting[9] != _SIGNATURE[9]:
+        return None
+    return greeting[_MECHANISM].rstrip(b"\0").decode("ascii", "replace")
