@@ -46,7 +46,7 @@ _OTHER_MECHANISM = 0x11000002
 _CRYPTOGRAPHIC = 0x11000001
 _ROLE_OF_ALL: Role = "user"
 _OBSERVING = (protocol.Hello, protocol.Status, protocol.Ping, protocol.Bye)
-_UNCOUNTED = (protocol.CloseSession, protocol.Bye)  # they give back
+_UNCOUNTED = (protocol.Ping, protocol.CloseSession, protocol.Bye)  # signs of life, and what gives back
 
 
 @dataclass(frozen=True)
@@ -423,6 +423,4 @@ def _name_failure(value: int) -> str:
         return "it came without CURVE"
     if value == _CRYPTOGRAPHIC:
         return "it took another key for the server's"
-    if value == zmq.EAGAIN:
-        return "its handshake took too long"
-    return "its handshake failed"
+    return "its handshake took too long" if value == zmq.EAGAIN else "it ended its handshake"

@@ -65,7 +65,8 @@ class HandshakeWatch:
                 event = parse_monitor_message(self.receiver.recv_multipart(zmq.NOBLOCK))
                 if event["event"] == zmq.Event.HANDSHAKE_FAILED_AUTH:
                     return self._not_admitted()
-                self._failures += 1
+                # After a fault of the protocol, such as another mechanism, ZeroMQ does not try again.
+                self._failures += _TRIES if event["event"] == zmq.Event.HANDSHAKE_FAILED_PROTOCOL else 1
         if self._failures < _TRIES:
             return None
         self._failures = 0

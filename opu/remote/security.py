@@ -53,7 +53,7 @@ _PUBLIC_MODE = 0o644
 _READ_BY_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
-Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.@-]+$")]
+Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.@-]+\Z")]
 KeyText = Annotated[str, Meta(min_length=_KEY_CHARACTERS, max_length=_KEY_CHARACTERS)]
 ContentT = TypeVar("ContentT")
 
@@ -94,7 +94,7 @@ class AllowedClient(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     revoked : bool
         Whether it has lost its admission. Such an entry differs from none in the log alone.
     requests_per_s : float
-        How many requests of this key are taken up in a second, over all its connections.
+        How many requests of this key are taken up in a second, over all its connections. Pings are not counted.
     """
 
     name: Name

@@ -15,10 +15,12 @@ LISTED = dict(re.findall(r"^\| `opu ([^`]+)` \| (.+) \|$", PAGE.read_text(encodi
         ("info", []),
         ("info URI", ["sim:"]),
         ("scan", []),
+        ("keygen", ["client", "--to", "KEYS"]),
         ("calibrate", ["sim:", "dark_level"]),
         ("bench", ["sim:", "--batches", "1", "--seconds", "0.02"]),
     ],
 )
-def test_the_reference_lists_the_fields(opu_command, command, arguments):
+def test_the_reference_lists_the_fields(opu_command, command, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     document = opu_command(command.split()[0], *arguments, "--json").document
     assert document.keys() - {"schema", "ok", "error"} == set(re.findall(r"`(\w+)`", LISTED[command]))

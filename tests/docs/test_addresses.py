@@ -17,4 +17,4 @@ def test_the_reference_lists_the_keys(backend):
     known = {option.name: option.default for option in backend.options}
     assert [name for name, _ in listed] == list(known)
     for name, default in listed:
-        assert float(default) == known[name] if default.isdigit() else default == known[name]
+        assert float(default) == known[name] if default.isdigit() else default == str(known[name]).lower()

@@ -43,8 +43,8 @@ def serve(toy):
     """Serve the toy device: `serve(max_queued=3)`. Stopped when the test ends."""
     servers = []
 
-    def start(bind="tcp://127.0.0.1:0", **limits):
-        server = OpuServer(toy, bind, ServerLimits(**({"drain_s": 0.5} | limits)))
+    def start(bind="tcp://127.0.0.1:0", gate=None, **limits):
+        server = OpuServer(toy, bind, ServerLimits(**({"drain_s": 0.5} | limits)), gate)
         server.start()
         servers.append(server)
         return server

@@ -140,11 +140,13 @@ def toy_frames(patterns, first, config):
 class RawClient:
     """A socket that sends what it is told, and does nothing by itself, not even ping."""
 
-    def __init__(self, uri, receive_limit=1000):
+    def __init__(self, uri, receive_limit=1000, keys=None):
         self.context = zmq.Context()
         self.socket = self.context.socket(zmq.DEALER)
         self.socket.linger = 0
         self.socket.rcvhwm = receive_limit
+        if keys is not None:
+            keys.apply(self.socket)
         self.socket.connect(uri)
         self.last_id = 0
 

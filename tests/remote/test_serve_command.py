@@ -121,6 +121,8 @@ def test_the_same_signal_again_ends_it_at_once(slow_server):
     ("arguments", "status", "code", "words"),
     [
         (["sim:", "--bind", "tcp://0.0.0.0:5755"], 4, "refused", "0.0.0.0:5755"),
+        (["sim:", "--policy", "required"], 4, "refused", "none were given"),
+        (["sim:", "--keys", "no/such.key", "--allow", "x"], 2, "data_file", "no/such.key"),
         (["sim:", "--bind", "tcp://127.0.0.1:http"], 2, "uri", "'http'"),
         (["sim:?colour=red", "--bind", "tcp://127.0.0.1:0"], 2, "uri", "colour"),
         (["tcp://127.0.0.1:1?timeout_s=0.2", "--bind", "tcp://127.0.0.1:0"], 3, "unreachable", "127.0.0.1:1"),

@@ -54,6 +54,8 @@ def test_it_listens_on_loopback_only(toy, bind):
     with pytest.raises(RefusedError, match="no keys") as caught:
         OpuServer(toy, bind)
     assert bind in caught.value.problem
+    assert "opu keygen server" in caught.value.remedy
+    assert "--insecure" in caught.value.remedy
     assert caught.value.exit_status == 4
 
 
