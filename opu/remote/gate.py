@@ -12,7 +12,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -123,23 +122,25 @@ class _AuditLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._written_s: deque[float] = deque(maxlen=_REFUSALS_PER_S)
-        self._left_out = 0
+        self._second_s = 0.0
+        self._refusals = 0
 
     def admitted(self, who: object, what: str) -> None:
         _audit.info("admitted: %s, %s", who, what)
 
     def refused(self, who: object, reason: str) -> None:
         now_s = time.monotonic()
+        left_out = 0
         with self._lock:
-            if len(self._written_s) == _REFUSALS_PER_S and now_s - self._written_s[0] < 1.0:
-                self._left_out += 1
-                return
-            self._written_s.append(now_s)
-            left_out, self._left_out = self._left_out, 0
-        if left_out:
+            if now_s - self._second_s >= 1.0:
+                left_out = self._refusals - _REFUSALS_PER_S
+                self._second_s, self._refusals = now_s, 0
+            self._refusals += 1
+            is_too_much = self._refusals > _REFUSALS_PER_S
+        if left_out > 0:
             _audit.warning("%d lines about refusals left out", left_out)
-        _audit.warning("refused: %s, reason: %s", who, reason)
+        if not is_too_much:
+            _audit.warning("refused: %s, reason: %s", who, reason)
 
 
 class Gate:

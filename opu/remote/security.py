@@ -371,9 +371,6 @@ class AllowList:
             except (DataFileError, RefusedError) as error:
                 self.fault = str(error)
 
-    def __len__(self) -> int:
-        return sum(not client.revoked for client in self._clients.values())
-
 
 def _read_clients(path: Path) -> dict[str, AllowedClient]:
     remedy = "Write a table [[client]] with name, public_key and role for each client, as in NAME.pub of opu keygen."
