@@ -645,8 +645,8 @@ def _apply(
     first_out: Any,
     second_out: Any,
 ) -> None:  # pragma: no cover - compiled
-    # With negative electrons per intensity the fields themselves are wanted: real parts in `first_out`, imaginary ones in
-    # `second_out`.
+    # With negative electrons per intensity the fields themselves are wanted: real parts in `first_out`, imaginary parts
+    # in `second_out`.
     # A thread does whole frames. Threads that shared a frame, which then stays in L3, would save a tenth of the time of
     # a machine that has nothing else to do, and wait for each other on any other.
     n_rows, n_frames, n_threads = len(source_bounds) - 1, len(first_out), len(work)
