@@ -29,7 +29,15 @@ import numpy as np
 import zmq
 
 import opu
-from opu.device import Device, Projection, Session, SessionConfig, SessionDescription, check_frame_numbers
+from opu.device import (
+    Device,
+    Projection,
+    Provenance,
+    Session,
+    SessionConfig,
+    SessionDescription,
+    check_frame_numbers,
+)
 from opu.errors import (
     BusyError,
     CapacityError,
@@ -42,14 +50,16 @@ from opu.errors import (
     UnreachableError,
     UriError,
 )
+from opu.patterns import PackedPatterns
 from opu.remote import DEFAULT_BIND, OPEN_AGAIN, protocol
 from opu.remote.inbox import Arrival, Inbox, shut_down
+from opu.remote.turns import Pace, merge
 from opu.remote.waker import Waker
 from opu.remote.workers import Workers
 from opu.uri import parse_uri
 
 if TYPE_CHECKING:
-    from opu.patterns import PackedPatterns
+    from numpy.typing import NDArray
 
 __all__ = ["OpuServer", "ServerLimits", "parse_bind"]
 
@@ -93,6 +103,9 @@ class ServerLimits:
         Messages of one connection that the server has not looked at yet.
     max_payload_bytes : int
         The largest payload of a message.
+    quantum_s : float
+        About how long the device works for a client before another one's turn, which is how batches are cut while
+        several clients have sessions.
     expire_s : float
         Silence after which a client is forgotten.
     stall_s : float
@@ -109,6 +122,7 @@ class ServerLimits:
     max_queued_bytes: int = 2**29
     max_waiting: int = 1024
     max_payload_bytes: int = protocol.MAX_PAYLOAD_BYTES
+    quantum_s: float = 0.005
     expire_s: float = 15.0
     stall_s: float = 10.0
     drain_s: float = 5.0
@@ -118,15 +132,25 @@ class ServerLimits:
 class _OpenedSession:
     device_session: Session
     description: SessionDescription
+    pace: Pace
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Projection:
-    """A projection that waits for its turn."""
+    """A projection that waits for its turn, or for more turns."""
 
     request: protocol.Project
     session: _OpenedSession
     patterns: PackedPatterns
+    n_given: int = 0  # frames that the device was asked for
+    frames: NDArray[Any] | None = None  # of a batch that is cut
+    parts: list[Provenance] = field(default_factory=list)
+    failed: bool = False
+
+    @property
+    def n_left(self) -> int:
+        """Frames that the device was not asked for yet."""
+        return self.request.batch - self.n_given
 
 
 _Job: TypeAlias = _Projection | protocol.CloseSession | protocol.Bye
@@ -565,7 +589,8 @@ class OpuServer:
             self._refuse(client, request.request_id, self._too_much_compiled(compiled_bytes))
             return
         self._n_sessions += 1
-        client.sessions[self._n_sessions] = _OpenedSession(session, description)
+        timing = self._device.describe().timing
+        client.sessions[self._n_sessions] = _OpenedSession(session, description, Pace(timing))
         opened = protocol.SessionOpened(
             request_id=request.request_id, session=self._n_sessions, description=description
         )
@@ -641,10 +666,11 @@ class OpuServer:
             return False
         if isinstance(job, protocol.Bye) and client.count_on_the_way():
             return False  # a client that leaves counts as one until it has read what it asked for
-        client.jobs.popleft()
         if isinstance(job, _Projection):
             self._project(client, job)
-        elif isinstance(job, protocol.CloseSession):
+            return True
+        client.jobs.popleft()
+        if isinstance(job, protocol.CloseSession):
             self._give_back(client, job)
         else:
             self._done(client, job.request_id)
@@ -653,34 +679,69 @@ class OpuServer:
         return True
 
     def _project(self, client: _Client, job: _Projection) -> None:
+        """Give the device a batch, or the next part of one, which is the client's first job."""
         self._in_flight += 1
         client.in_flight += 1
-        self._waiting_bytes -= job.request.payload_bytes
-        first = job.request.first_frame_index
+        rows = slice(job.n_given, job.n_given + self._frames_in_turn(client, job))
+        job.n_given = rows.stop
+        if job.n_left == 0:
+            client.jobs.popleft()
+            self._waiting_bytes -= job.request.payload_bytes
+        first = job.request.first_frame_index + rows.start
+        patterns = PackedPatterns(job.patterns.bits[rows], job.patterns.n_features)
         try:
-            future = job.session.device_session.submit(job.patterns, first_frame_index=first)
+            future = job.session.device_session.submit(patterns, first_frame_index=first, out=_part_of(job, rows))
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
             future = Future()
             future.set_exception(error)
         future.add_done_callback(lambda done: self._post(self._projected, client, job, done))
 
+    def _frames_in_turn(self, client: _Client, job: _Projection) -> int:
+        """Return how many frames of a batch the device is given now: all, unless others could want their turn."""
+        if not any(other.sessions for other in self._turns if other is not client):
+            return job.n_left
+        return min(job.n_left, job.session.pace.frames_within(self._limits.quantum_s))
+
     def _projected(self, client: _Client, job: _Projection, done: Future[Projection]) -> None:
         self._in_flight -= 1
         client.in_flight -= 1
-        if client.gone:
+        if client.gone or job.failed:
             return
         request_id = job.request.request_id
-        client.unanswered.discard(request_id)
-        client.queued -= 1
-        self._queued -= 1
         try:
-            reply, payload = _word_frames(job, done.result())
+            part = done.result()
+            job.session.pace.learn(part.provenance)
+            job.parts.append(part.provenance)
+            if job.frames is not None and not np.may_share_memory(part.frames, job.frames):
+                raise ServerFailureError(
+                    "The device left the buffer that it was given empty.", "Its driver is at fault."
+                )
+            if sum(known.n_frames for known in job.parts) < job.request.batch:
+                return
+            frames = part.frames if job.frames is None else job.frames
+            reply, payload = _word_frames(job, Projection(frames, merge(job.parts)))
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            self._give_up(client, job)
             self._refuse(client, request_id, self._explain(client, error))
             return
+        self._settle(client, request_id)
         client.frames += reply.batch
         self._frames += reply.batch
         self._send(client, reply, payload)
+
+    def _settle(self, client: _Client, request_id: int) -> None:
+        """Note that a projection is answered."""
+        client.unanswered.discard(request_id)
+        client.queued -= 1
+        self._queued -= 1
+
+    def _give_up(self, client: _Client, job: _Projection) -> None:
+        """Forget a projection of which a part has failed."""
+        job.failed = True
+        self._settle(client, job.request.request_id)
+        if client.jobs and client.jobs[0] is job:
+            client.jobs.popleft()
+            self._waiting_bytes -= job.request.payload_bytes
 
     # Messages out
 
@@ -817,6 +878,16 @@ def _close_session(session: Session) -> None:
         session.close()
     except Exception:  # noqa: BLE001 - nobody waits for it any more
         _log.exception("closing a session failed")
+
+
+def _part_of(job: _Projection, rows: slice) -> NDArray[Any] | None:
+    """Return where the frames of a part of a batch go; None leaves that to the device, for whole batches."""
+    if rows.stop - rows.start == job.request.batch:
+        return None
+    if job.frames is None:
+        description = job.session.description
+        job.frames = np.empty((job.request.batch, description.config.n_outputs), description.frame_dtype)
+    return job.frames[rows]
 
 
 def _word_frames(job: _Projection, projection: Projection) -> tuple[protocol.Frames, memoryview]:

@@ -124,6 +124,9 @@ class ToySession(Session):
             saturated_fraction=0.0,
             skipped_frames=0,
         )
+        if out is not None:
+            out[:] = frames
+            frames = out
         return Projection(frames, provenance)
 
     def _close(self):

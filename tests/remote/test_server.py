@@ -11,7 +11,7 @@ from link_helpers import toy_frames, wait_until
 
 import opu
 from opu.device import SessionConfig
-from opu.errors import LinkError, RefusedError, UriError
+from opu.errors import DeviceError, LinkError, RefusedError, UriError
 from opu.remote import protocol
 from opu.remote.server import OpuServer, parse_bind
 
@@ -339,6 +339,54 @@ def test_clients_take_turns(serve, toy, raw):
     assert order[:2] == [0, 0]  # with the device before the other came
     assert sorted(order[2:8]) == [0, 0, 0, 1, 1, 1]
     assert [first for key, first in toy.projected if key == 0] == list(range(10))
+
+
+def test_a_large_batch_makes_way_for_others_and_its_frames_are_the_same(serve, toy, raw):
+    server = serve()
+    greedy, modest = raw(server.uri), raw(server.uri)
+    long, short = greeted(greedy), greeted(modest, msgspec.structs.replace(CONFIG, noise_key=1))
+    patterns = np.random.default_rng(0).integers(0, 2, (64, 10))
+    toy.delay_s = 0.02  # for a part: the first one has 32 frames, and the quantum is 5 ms
+    toy.gate.clear()
+    greedy.project(long, patterns, first=100)
+    wait_until(lambda: server.snapshot().queued == 1)
+    modest.project(short, X, first=7)
+    wait_until(lambda: server.snapshot().queued == 2)
+    toy.gate.set()
+    reply, frames = greedy.receive()
+    np.testing.assert_array_equal(np.reshape(frames, (64, -1)), toy_frames(patterns, 100, CONFIG))
+    assert reply.provenance.n_frames == 64
+    assert reply.provenance.first_frame_index == 100
+    assert reply.provenance.device_us == 6400
+    keys = [key for key, _ in toy.projected]
+    assert keys.index(1) < len(keys) - 1  # not behind everything
+    starts = [first for key, first in toy.projected if key == 0]
+    assert starts[:2] == [100, 132]
+    assert starts == sorted(starts)
+    assert server.snapshot().queued == 0
+
+
+def test_a_client_alone_keeps_its_batches_whole(serve, toy, raw):
+    client = raw(serve().uri)
+    client.project(greeted(client), np.ones((64, 10)), first=3)
+    client.receive()
+    assert toy.projected == [(0, 3)]
+
+
+def test_a_batch_of_which_a_part_fails_is_refused_once(serve, toy, raw):
+    server = serve()
+    client, other = raw(server.uri), raw(server.uri)
+    session = greeted(client)
+    greeted(other)
+    toy.error = DeviceError("The laser is off.", "Switch it on.")
+    client.project(session, np.ones((64, 10)))
+    refusal = client.receive()[0]
+    assert refusal.code == "device"
+    toy.error = None
+    client.project(session, X)
+    assert type(client.receive()[0]).__name__ == "Frames"
+    assert server.snapshot().queued == 0
+    assert server.snapshot().refused == 1
 
 
 # Clients that vanish, sleep, or do not read
