@@ -453,19 +453,69 @@ def test_stopping_refuses_what_it_has_no_time_for(serve, toy, raw):
             assert "was stopped" in error_of(reply, "unreachable")
 
 
-def test_stopping_does_not_wait_for_a_session_that_is_being_opened(serve, toy, raw):
+def no_session_threads():
+    return not any(thread.name.startswith("opu-server-session") for thread in threading.enumerate())
+
+
+def test_stopping_does_not_wait_for_sessions_that_are_being_opened(serve, toy, raw, caplog):
     server = serve(drain_s=0.2)
+    client = raw(server.uri)
+    greeted(client)
     toy.open_delay_s = 5.0
+    for number in range(70, 75):  # one more than the server opens at a time
+        client.send(protocol.OpenSession(request_id=number, config=CONFIG))
+    assert isinstance(client.ask(protocol.Ping(request_id=80)), protocol.Pong)
+    started_s = time.monotonic()
+    server.stop()
+    assert time.monotonic() - started_s < 4
+    assert toy.open_sessions == 0  # those that hang do not keep others from being closed
+    assert "sessions still being opened: 5;" in caplog.text
+    assert "was stopped" in error_of(client.receive()[0], "unreachable")
+    wait_until(no_session_threads)
+    assert toy.open_sessions == 0
+
+
+def test_a_session_that_opens_when_the_server_listens_no_more_is_closed(serve, toy, raw, monkeypatch):
+    server = serve(drain_s=0.2)
+    toy.open_delay_s = 0.5
+    say_goodbye = server._say_goodbye
+
+    def say_goodbye_late(*arguments):
+        wait_until(lambda: toy.open_sessions == 1 and server._posted)
+        say_goodbye(*arguments)
+
+    monkeypatch.setattr(server, "_say_goodbye", say_goodbye_late)
     client = raw(server.uri)
     client.hello()
     client.send(protocol.OpenSession(request_id=70, config=CONFIG))
     assert isinstance(client.ask(protocol.Ping(request_id=71)), protocol.Pong)
+    server.stop()
+    assert "was stopped" in error_of(client.receive()[0], "unreachable")
+    assert toy.open_sessions == 0
+
+
+def test_stopping_waits_for_sessions_that_close_slowly(serve, toy, raw):
+    server = serve()
+    client = raw(server.uri)
+    greeted(client)
+    client.open_session(CONFIG)
+    toy.close_delay_s = 1.6
+    server.stop()
+    assert toy.open_sessions == 0
+
+
+def test_stopping_does_not_wait_for_ever_for_sessions_to_close(serve, toy, raw, caplog):
+    server = serve(closing_s=0.2)
+    client = raw(server.uri)
+    greeted(client)
+    for _ in range(5):
+        client.open_session(CONFIG)
+    toy.close_delay_s = 2.0
     started_s = time.monotonic()
     server.stop()
-    assert time.monotonic() - started_s < 4
-    assert "was stopped" in error_of(client.receive()[0], "unreachable")
-    wait_until(lambda: not any(thread.name.startswith("opu-server-session") for thread in threading.enumerate()))
-    assert toy.open_sessions == 0
+    assert time.monotonic() - started_s < 1.8
+    assert "sessions still being closed: 6;" in caplog.text
+    wait_until(no_session_threads)
 
 
 def test_while_it_stops_new_requests_are_refused(serve, toy, raw):
@@ -506,6 +556,28 @@ def test_a_device_that_fails_to_describe_itself_is_a_failure_of_the_server(serve
         patch.setattr(toy, "describe", lambda: 1 / 0)
         assert "ZeroDivisionError" in error_of(client.hello(), "server_failure")
     assert isinstance(client.hello(), protocol.Welcome)
+
+
+def test_a_session_that_fails_to_describe_itself_is_closed(serve, toy, raw, monkeypatch):
+    client = raw(serve().uri)
+    client.hello()
+    with monkeypatch.context() as patch:
+        patch.setattr("link_helpers.ToySession.describe", lambda _: 1 / 0)
+        assert "ZeroDivisionError" in error_of(client.open_session(CONFIG), "server_failure")
+    wait_until(lambda: toy.open_sessions == 0)
+
+
+def test_a_client_that_has_left_is_refused_nothing(serve, toy, raw, monkeypatch):
+    server = serve(expire_s=0.2)
+    toy.open_delay_s = 0.6
+    monkeypatch.setattr("link_helpers.ToySession.describe", lambda _: 1 / 0)
+    client = raw(server.uri)
+    client.hello()
+    client.send(protocol.OpenSession(request_id=70, config=CONFIG))
+    wait_until(lambda: server.snapshot().expired == 1)
+    wait_until(lambda: toy.opened == 1 and toy.open_sessions == 0)
+    server.stop()
+    assert server.snapshot().refused == 0
 
 
 def test_a_session_that_cannot_be_closed_harms_nobody(serve, raw, monkeypatch, caplog):
