@@ -13,7 +13,7 @@ import opu
 from opu.device import SessionConfig
 from opu.errors import LinkError, RefusedError, UriError
 from opu.remote import protocol
-from opu.remote.server import OpuServer, parse_bind
+from opu.remote.server import OpuServer, ServerLimits, parse_bind
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
 X = np.eye(3, 10, dtype=np.uint8)
@@ -292,6 +292,18 @@ def test_the_compiled_memory_of_a_client_is_bounded(serve, toy, raw):
     assert isinstance(other.open_session(CONFIG), protocol.SessionOpened)
     one.ask(protocol.CloseSession(request_id=90, session=first))
     assert isinstance(one.open_session(CONFIG), protocol.SessionOpened)
+
+
+def test_a_client_may_have_as_many_simulated_sessions_as_promised(raw):
+    limits = ServerLimits(expire_s=120)
+    with opu.open("sim:?preset=aurora") as device, OpuServer(device, "tcp://127.0.0.1:0", limits) as server:
+        client = raw(server.uri)
+        client.hello()
+        for key in range(limits.max_sessions):
+            config = SessionConfig(n_features=784, n_outputs=1000, noise_key=key)
+            client.send(protocol.OpenSession(request_id=100 + key, config=config))
+        replies = [client.receive(timeout_s=60)[0] for _ in range(limits.max_sessions)]
+        assert [reply for reply in replies if not isinstance(reply, protocol.SessionOpened)] == []
 
 
 def test_too_large_messages_end_the_connection_unread(serve, raw):
