@@ -1,7 +1,7 @@
 # OpenOPU: every command that a clone needs. `make` alone explains them.
 #
 # Everything runs in a virtual environment of its own, $(VENV), made when it is first needed and brought up to date
-# when setup.cfg changes. Python compiles a module of it when it is first imported, which leaves out most of them.
+# when setup.cfg changes.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,6 +12,9 @@ PYTEST_OPTIONS ?=
 TEST_WORKERS ?= 2
 # GNU Make 3.81, which macOS comes with, cannot keep the output of parallel jobs apart.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+
+# Tests start hundreds of processes, which would compile the project anew each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check lint docs kernels bench clean
@@ -60,9 +63,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-demo: $(PACKAGING) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
 	@touch $@
 
 $(VENV)/installed-develop: $(PACKAGING) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[test,docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
 	@touch $@
