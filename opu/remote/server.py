@@ -29,15 +29,7 @@ import numpy as np
 import zmq
 
 import opu
-from opu.device import (
-    Device,
-    Projection,
-    Provenance,
-    Session,
-    SessionConfig,
-    SessionDescription,
-    check_frame_numbers,
-)
+from opu.device import Device, Projection, Provenance, Session, SessionDescription, check_frame_numbers
 from opu.errors import (
     BusyError,
     CapacityError,
@@ -53,9 +45,9 @@ from opu.errors import (
 from opu.patterns import PackedPatterns
 from opu.remote import DEFAULT_BIND, OPEN_AGAIN, protocol
 from opu.remote.inbox import Arrival, Inbox, shut_down
+from opu.remote.sessions import SessionKeeper
 from opu.remote.turns import Pace, merge
 from opu.remote.waker import Waker
-from opu.remote.workers import Workers
 from opu.uri import parse_uri
 
 if TYPE_CHECKING:
@@ -72,7 +64,6 @@ _DEVICE_DEPTH = 2
 _OUTBOX_MESSAGES = 1024
 _ON_THE_WAY_BYTES = 2**26
 _ZERO_COPY_BYTES = 2**16
-_CLOSING_S = 1.0
 _ROUTER_OPTIONS = {
     zmq.ROUTER_MANDATORY: 1,  # without it a full queue drops replies without a word
     zmq.LINGER: 1000,
@@ -112,6 +103,8 @@ class ServerLimits:
         Time without progress after which a client that does not read is evicted.
     drain_s : float
         Time to answer what was accepted when the server stops.
+    closing_s : float
+        Time to close the sessions after that.
     """
 
     max_clients: int = 64
@@ -126,6 +119,7 @@ class ServerLimits:
     expire_s: float = 15.0
     stall_s: float = 10.0
     drain_s: float = 5.0
+    closing_s: float = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -353,7 +347,8 @@ class OpuServer:
     def stop(self) -> None:
         """Stop: answer or refuse what was accepted, say goodbye to the clients, close their sessions.
 
-        Waits for the background thread, if there is one.
+        Waits for the background thread, if there is one: as long as `ServerLimits` says for answers and for sessions
+        to close, and a second each for the last messages and for sessions that are being opened.
         """
         self._stopping = True
         if self._uri is not None:
@@ -410,7 +405,7 @@ class OpuServer:
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._waker.receiver, zmq.POLLIN)
-        self._workers = Workers(4, "opu-server-session")
+        self._keeper = SessionKeeper(self._device)
         self._started_s = time.monotonic()
         self._uri = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         _log.info("serving %s at %s", self._device.uri, self._uri)
@@ -425,8 +420,7 @@ class OpuServer:
                 self._forget(client)
             self._router.close()
             self._context.term()
-            if not self._workers.stop(_CLOSING_S):
-                _log.warning("a session is still being opened or closed; the server does not wait for it")
+            self._keeper.stop(self._limits.closing_s)
             self._waker.close()
             _log.info("stopped serving at %s", self._uri)
 
@@ -562,31 +556,25 @@ class OpuServer:
             )
         client.opening += 1
         client.unanswered.add(request.request_id)
-        future = self._workers.submit(self._open_for, client, request.config)
+        future = self._keeper.open(request.config)
         future.add_done_callback(lambda done: self._post(self._session_opened, client, request, done))
-
-    def _open_for(self, client: _Client, config: SessionConfig) -> Session:
-        session = self._device.open_session(config)
-        if client.gone:  # and perhaps the server has stopped, and closes nothing any more
-            session.close()
-        return session
 
     def _session_opened(self, client: _Client, request: protocol.OpenSession, done: Future[Session]) -> None:
         client.opening -= 1
         client.unanswered.discard(request.request_id)
+        session = None if done.exception() else done.result()
+        if client.gone:
+            if session is not None:
+                self._keeper.close(session)
+            return
         try:
             session = done.result()
             description = self._limit_batch(session.describe())
+            self._check_compiled(client, description)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            if session is not None:
+                self._keeper.close(session)
             self._refuse(client, request.request_id, self._explain(client, error))
-            return
-        if client.gone:
-            self._workers.submit(_close_session, session)
-            return
-        compiled_bytes = client.compiled_bytes() + description.compiled_bytes
-        if compiled_bytes > self._limits.max_compiled_bytes:
-            self._workers.submit(_close_session, session)
-            self._refuse(client, request.request_id, self._too_much_compiled(compiled_bytes))
             return
         self._n_sessions += 1
         timing = self._device.describe().timing
@@ -596,12 +584,14 @@ class OpuServer:
         )
         self._send(client, opened)
 
-    def _too_much_compiled(self, compiled_bytes: int) -> CapacityError:
-        return CapacityError(
-            f"The sessions of this client would hold {compiled_bytes / 2**20:.1f} MiB of compiled medium, and a client "
-            f"may hold {self._limits.max_compiled_bytes / 2**20:.1f} MiB.",
-            "Close a session first, or ask for fewer features or outputs.",
-        )
+    def _check_compiled(self, client: _Client, description: SessionDescription) -> None:
+        compiled_bytes = client.compiled_bytes() + description.compiled_bytes
+        if compiled_bytes > self._limits.max_compiled_bytes:
+            raise CapacityError(
+                f"The sessions of this client would hold {compiled_bytes / 2**20:.1f} MiB of compiled media, and a "
+                f"client may hold {self._limits.max_compiled_bytes / 2**20:.1f} MiB.",
+                "Close a session first, or ask for fewer features or outputs.",
+            )
 
     def _limit_batch(self, description: SessionDescription) -> SessionDescription:
         """State a largest batch whose patterns and frames fit into a payload."""
@@ -618,7 +608,7 @@ class OpuServer:
             error = ClosedError(f"Session {request.session} is not open.", "It may have been closed before.")
             self._refuse(client, request.request_id, error)
             return
-        future = self._workers.submit(_close_session, opened.device_session)
+        future = self._keeper.close(opened.device_session)
         future.add_done_callback(lambda _: self._post(self._done, client, request.request_id))
 
     def _done(self, client: _Client, request_id: int) -> None:
@@ -869,15 +859,8 @@ class OpuServer:
         client.jobs.clear()
         client.outbox.clear()
         for opened in client.sessions.values():
-            self._workers.submit(_close_session, opened.device_session)
+            self._keeper.close(opened.device_session)
         client.sessions.clear()
-
-
-def _close_session(session: Session) -> None:
-    try:
-        session.close()
-    except Exception:  # noqa: BLE001 - nobody waits for it any more
-        _log.exception("closing a session failed")
 
 
 def _part_of(job: _Projection, rows: slice) -> NDArray[Any] | None:

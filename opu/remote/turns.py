@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pace", "merge"]
 
-_FIRST_FRAMES = 32
+_FIRST_FRAMES = 16
 _SMOOTHING = 0.3
 _LARGEST_OVERHEAD = 0.1
 _MOST_FRAMES = 2**20
@@ -40,7 +40,7 @@ class Pace:
     ... )
     >>> pace = Pace(timing)
     >>> pace.frames_within(0.005)  # nothing is known
-    32
+    16
     """
 
     def __init__(self, timing: Timing) -> None:
