@@ -31,6 +31,7 @@ import zmq
 import opu
 from opu.device import Device, DeviceDescription, Projection, Session, SessionConfig, SessionDescription
 from opu.errors import (
+    AuthenticationError,
     ClosedError,
     LinkError,
     OpuError,
@@ -542,5 +543,7 @@ def find_local(address: str) -> list[FoundDevice]:
     try:
         with open_remote(parse_uri(address), _FIND_TIMEOUT_S) as device:
             return [FoundDevice(address, f"{device.describe().model}, served")]
+    except AuthenticationError:
+        return [FoundDevice(address, "served to clients with keys")]
     except OpuError:
         return []

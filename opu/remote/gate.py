@@ -23,7 +23,7 @@ from zmq.utils.monitor import parse_monitor_message
 from opu.errors import AuthenticationError, BusyError, ForbiddenError, InputError, RefusedError
 from opu.remote import protocol
 from opu.remote.inbox import Arrival
-from opu.remote.security import AllowList, KeyPair, Role, read_key_pair
+from opu.remote.security import AllowedClient, AllowList, KeyPair, Role, read_key_pair
 from opu.remote.waker import Waker
 
 __all__ = ["AUDIT_LOG", "Gate", "KeyGate", "Peer", "Policy", "TokenBucket", "open_gate"]
@@ -269,7 +269,7 @@ class KeyGate(Gate):
         name, role = (entry.name, entry.role) if entry is not None else ("?", "observer")
         return Peer(name, role, _read_property(arrival, "Peer-Address"), key)
 
-    def _check_key(self, peer: Peer) -> Any:
+    def _check_key(self, peer: Peer) -> AllowedClient:
         entry = self._allow_list.find(peer.public_key)
         if entry is None or entry.revoked:
             self._audit.refused(peer, "key revoked while it was connected")

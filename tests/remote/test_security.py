@@ -27,6 +27,7 @@ from opu.errors import (
     RefusedError,
     UriError,
 )
+from opu.remote import client as remote_client
 from opu.remote import gate, protocol, security
 from opu.remote.gate import Gate, TokenBucket, open_gate
 from opu.remote.handshake import read_mechanism
@@ -333,6 +334,11 @@ def test_a_client_may_be_admitted_while_the_server_runs(keys, server):
     keys.folder.joinpath("late.pub").unlink()
     with opu.open(server.uri + keys.client("late")) as device:
         assert device.describe().model == "toy device"
+
+
+def test_a_server_with_keys_is_found_and_not_opened(server, monkeypatch):
+    monkeypatch.setattr(remote_client, "_FIND_TIMEOUT_S", 5.0)
+    assert [found.summary for found in remote_client.find_local(server.uri)] == ["served to clients with keys"]
 
 
 def test_a_key_given_as_text_is_percent_encoded(keys, server):
