@@ -14,6 +14,7 @@ from opu.cli.info import info
 from opu.cli.scan import scan
 from opu.cli.selftest import selftest
 from opu.cli.serve import serve
+from opu.cli.stress import stress
 
 __all__ = ["app"]
 
@@ -47,5 +48,5 @@ def _opu(
     """
 
 
-for verb in (info, scan, serve, selftest, calibrate, bench, demo):
+for verb in (info, scan, serve, selftest, calibrate, bench, stress, demo):
     app.command()(verb)
