@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from opu.errors import ConfigError
 
 if TYPE_CHECKING:
     from opu.remote.client import RemoteDevice
+    from opu.remote.protocol import ServerStatus
     from opu.remote.stress import Answers
 
 __all__ = ["stress"]
@@ -26,6 +28,7 @@ DEFAULT_DEVICE = "sim:?preset=aurora&seed=7"
 ALL_KINDS = "greedy,slow,vanishing,garbage,reconnecting"
 _TICK_S = 0.1
 _WARM_UP_S = 10.0
+_REST_S = 1.5  # within a second the server has given back the memory of clients that left
 _PATIENCE_S = 20.0  # a server forgets a silent client after 15 s
 
 
@@ -115,7 +118,7 @@ def _beset(
     pid: int | None,
 ) -> None:
     """Run the storm and fill the report's fields."""
-    from opu.remote.stress import Storm, resident_mib, wait_until_alone
+    from opu.remote.stress import Storm
 
     storm = Storm(uri, answers, clients=clients, kinds=kinds, seed=seed)
     warm_up_s = min(seconds, _WARM_UP_S) if pid is not None else 0.0
@@ -123,12 +126,10 @@ def _beset(
     with progress(report.console, "stress", round((warm_up_s + seconds) / _TICK_S)) as advance:
         if pid is not None:
             storm.run(warm_up_s, advance, _TICK_S)
-            wait_until_alone(served, _PATIENCE_S)
-            rss_mib[0] = resident_mib(pid)
+            _, rss_mib[0] = _memory_at_rest(served, pid)
         counts = storm.run(seconds, advance, _TICK_S)
         if pid is not None:
-            status = wait_until_alone(served, _PATIENCE_S)
-            rss_mib[1] = resident_mib(pid)
+            status, rss_mib[1] = _memory_at_rest(served, pid)
         else:
             status = served.server_status()
     report.ok = counts.lost == counts.wrong == 0
@@ -142,6 +143,14 @@ def _beset(
         "seed": seed,
         "server": {name: getattr(status, name) for name in _SERVER_COUNTS},
     }
+
+
+def _memory_at_rest(served: RemoteDevice, pid: int) -> tuple[ServerStatus, float | None]:
+    from opu.remote.stress import resident_mib, wait_until_alone
+
+    status = wait_until_alone(served, _PATIENCE_S)
+    time.sleep(_REST_S)
+    return status, resident_mib(pid)
 
 
 _SERVER_COUNTS = ("frames", "clients_total", "refused", "malformed", "evicted", "expired")
