@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGING := setup.cfg pyproject.toml
 PYTEST_OPTIONS ?=
+EXTRAS ?= test,docs
 TEST_WORKERS ?= 2
 
 # Tests start hundreds of processes, which would compile the project anew each.
@@ -65,5 +66,5 @@ $(VENV)/installed-demo: $(PACKAGING) | $(BIN)/python
 	@touch $@
 
 $(VENV)/installed-develop: $(PACKAGING) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
