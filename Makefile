@@ -11,6 +11,8 @@ PACKAGING := setup.cfg pyproject.toml
 PYTEST_OPTIONS ?=
 EXTRAS ?= test,docs
 TEST_WORKERS ?= 2
+# GNU Make 3.81, which macOS comes with, cannot keep the output of parallel jobs apart.
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
 # Tests start hundreds of processes, which would compile the project anew each.
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,7 +35,7 @@ test: check ## Run every check: lint, documentation, tests with coverage
 	$(BIN)/python -m pytest --numprocesses $(TEST_WORKERS) --dist worksteal --cov --cov-report=term $(PYTEST_OPTIONS)
 
 check: $(VENV)/installed-develop
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint docs kernels
+	@$(MAKE) --no-print-directory --jobs 2 $(SYNC) lint docs kernels
 
 kernels: $(VENV)/installed-develop
 	@$(BIN)/python tests/compile_kernels.py

@@ -50,7 +50,11 @@ class MeasuredTable:
         return CameraReport(saturated_fraction=float(np.mean(self.out == 255)), skipped_frames=0)
 
     def compiled_bytes(self, layout, pixels):
-        """Return the memory that a session takes (medium): light does the work."""
+        """Return the memory that a session holds (medium): light does the work."""
+        return 0
+
+    def computing_bytes(self, layout, pixels):
+        """Return the memory that a projection takes beside that (medium): light does the work."""
         return 0
 
     def prepare(self, layout, pixels):

@@ -96,7 +96,7 @@ class Bench(Device):
     def _open_session(self, config: SessionConfig) -> BenchSession:
         layout = MirrorLayout(config.n_features, *self._description.mirrors, config.layout)
         pixels = selected_pixels(config, self._description.pixels)
-        n_bytes = self.check_memory(layout, pixels)
+        held_bytes = self.check_memory(layout, pixels)
         with self._prepare_lock:
             prepared = self.parts.optics.prepare(layout, pixels)
         exposure_us = config.exposure_us or self._description.exposure_us.default
@@ -114,20 +114,21 @@ class Bench(Device):
             ),
             mirrors_per_feature=layout.mirrors_per_feature,
             max_batch=max(1, min(self._description.max_batch, MAX_BATCH_BYTES // frame_bytes)),
-            compiled_bytes=n_bytes,
+            compiled_bytes=held_bytes,
         )
         settings = CameraSettings(pixels, exposure_us, config.gain_db)
         return BenchSession(description, self, layout, settings, prepared)
 
     def check_memory(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
-        """Return the memory that a session and its projections take at the most, in bytes.
+        """Return the memory that a session holds, in bytes.
 
         Raises
         ------
         CapacityError
             It is more than a session may take; the message says what would fit.
         """
-        n_bytes = self.parts.optics.compiled_bytes(layout, pixels)
+        held_bytes = self.parts.optics.compiled_bytes(layout, pixels)
+        n_bytes = held_bytes + self.parts.optics.computing_bytes(layout, pixels)
         limit = self._description.max_session_bytes
         if limit is not None and n_bytes > limit:
             raise CapacityError(
@@ -135,21 +136,20 @@ class Bench(Device):
                 f"MiB of memory, and the limit is {limit / 2**20:.0f} MiB.",
                 self._smaller_session(limit, layout, pixels),
             )
-        return n_bytes
+        return held_bytes
 
     def _smaller_session(self, limit: int, layout: MirrorLayout, pixels: NDArray[np.int64]) -> str:
         """Say what fits a memory limit which a session exceeds."""
         optics = self.parts.optics
-        features, outputs = range(1, layout.n_features), range(1, len(pixels))
-        fitting = bisect_right(
-            features, limit, key=lambda n: optics.compiled_bytes(replace(layout, n_features=n), pixels)
-        )
-        if fitting > 0:
-            return f"Ask for fewer features or outputs: at {len(pixels)} outputs {fitting} features fit."
-        fitting = bisect_right(outputs, limit, key=lambda n: optics.compiled_bytes(layout, pixels[:n]))
-        if fitting > 0:
-            return f"Ask for fewer outputs: at {layout.n_features} features {fitting} outputs fit."
-        return "Ask for fewer features and outputs."
+
+        def n_bytes(n_features: int) -> int:
+            fewer = replace(layout, n_features=n_features)
+            return optics.compiled_bytes(fewer, pixels) + optics.computing_bytes(fewer, pixels)
+
+        fitting = bisect_right(range(1, layout.n_features), limit, key=n_bytes)
+        if fitting == 0:
+            return "Ask for fewer outputs."
+        return f"Ask for fewer features or outputs: at {len(pixels)} outputs {fitting} features fit."
 
     @property
     def device_clock_us(self) -> float:

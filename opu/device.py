@@ -157,7 +157,8 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
 
     Shapes are `(rows, columns)`. `full_scale_dn` is the largest value of a pixel in digital numbers (DN, counts).
     `dmd_contrast` is the intensity ratio of a mirror that is on to one that is off, None where it is infinite or
-    unknown. `max_session_bytes` limits the memory that a session may compile on the device, None is no limit.
+    unknown. `max_session_bytes` limits the memory that a session and one projection of it may take on the
+    device, None is no limit.
     `speckle_grain_px` is the correlation area of the speckle in pixel areas, 0 for independent pixels, None if unknown.
     `references` are the ways in which a reference arm can be used (`REFERENCE_STEPS`), and `reference_carrier` is the
     tilt of that arm in cycles per pixel, along rows and columns.
@@ -255,8 +256,7 @@ class SessionDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What opening a session came to: its complete configuration, its limit and its cost.
 
     `max_batch` is the largest batch that this session takes, at most the device's: frames of a batch are in memory
-    at once. `compiled_bytes` is the memory on the device that the session and its projections take beside them at the
-    most.
+    at once. `compiled_bytes` is the memory that the session holds on the device while it is open.
     """
 
     session_id: str

@@ -240,10 +240,10 @@ class Optics(Protocol):
     """What stands between DMD and camera, as far as it must be prepared for a session."""
 
     def compiled_bytes(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
-        """Memory that such a session and its projections take at the most, in bytes; 0 where light does the work.
+        """Memory that such a session holds while it is open, in bytes; 0 where light does the work."""
 
-        Patterns and frames of a batch are not counted.
-        """
+    def computing_bytes(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
+        """Memory that one projection of it takes beside that at the most, without patterns and frames of the batch."""
 
     def prepare(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> object:
         """Make ready for a session and return what it must hold on to while it is open."""

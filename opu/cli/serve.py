@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import queue
+import select
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Annotated, cast
@@ -97,16 +97,20 @@ class _PatientStream:
     def __init__(self, target: IO[str]) -> None:
         self.encoding = getattr(target, "encoding", "utf-8")
         self._descriptor = target.fileno()
-        self._texts: queue.Queue[str | None] = queue.Queue(_WAITING_TEXTS)
+        self._texts: deque[str] = deque()
         self._left_out = 0
+        self._finished = False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write_out, name="opu-serve-console", daemon=True)
         self._thread.start()
 
     def write(self, text: str) -> int:
-        try:
-            self._texts.put_nowait(text)
-        except queue.Full:
-            self._left_out += 1
+        with self._changed:
+            if len(self._texts) < _WAITING_TEXTS:
+                self._texts.append(self._tell_left_out() + text)
+            else:
+                self._left_out += 1
+            self._changed.notify()
         return len(text)
 
     def flush(self) -> None:
@@ -120,20 +124,36 @@ class _PatientStream:
 
     def finish(self) -> None:
         """Wait for what has been written, but not long."""
-        with contextlib.suppress(queue.Full):
-            self._texts.put_nowait(None)
+        with self._changed:
+            self._finished = True
+            self._changed.notify()
         self._thread.join(_FAREWELL_S)
 
+    def _tell_left_out(self) -> str:
+        left_out, self._left_out = self._left_out, 0
+        return f"... {left_out} lines left out: nobody read\n" if left_out else ""
+
+    def _next(self) -> str | None:
+        """Wait for a text. What was left out at the very end is told by a last one, and then there is none."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._texts or self._finished)
+            return self._texts.popleft() if self._texts else self._tell_left_out() or None
+
     def _write_out(self) -> None:
-        while (text := self._texts.get()) is not None:
-            left_out, self._left_out = self._left_out, 0
-            note = f"... {left_out} lines left out: nobody read\n" if left_out else ""
-            data = (note + text).encode(self.encoding, errors="replace")
+        while (text := self._next()) is not None:
+            data = text.encode(self.encoding, errors="replace")
             try:
                 while data:
-                    data = data[os.write(self._descriptor, data) :]
+                    data = data[self._write_some(data) :]
             except OSError:
                 return  # the reader has gone
+
+    def _write_some(self, data: bytes) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:  # somebody has set the descriptor to non-blocking
+            select.select([], [self._descriptor], [])
+            return 0
 
 
 @contextmanager

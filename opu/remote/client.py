@@ -42,6 +42,7 @@ from opu.errors import (
 from opu.registry import FoundDevice
 from opu.remote import OPEN_AGAIN, protocol
 from opu.remote.waker import Waker
+from opu.remote.workers import Workers
 from opu.uri import Uri, parse_host_port, parse_uri
 
 if TYPE_CHECKING:
@@ -322,16 +323,29 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _check_host(uri: Uri) -> None:
+def _check_host(uri: Uri, timeout_s: float) -> None:
     """Tell a host that is unknown from one where nobody answers."""
     host, port = parse_host_port(uri)
-    try:
-        socket.getaddrinfo(host, port, socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    resolver = Workers(1, "opu-resolver")  # nothing else ends a look-up before the system gives up
+    lookup = resolver.submit(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
+    if resolver.stop(timeout_s):
+        raise _no_lookup(uri, f"no answer within {timeout_s:g} s")
+    error = lookup.exception()
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        raise _no_lookup(uri, str(error.strerror)) from error
+    if error is not None:
         reason = error.strerror if isinstance(error, OSError) else "no host has such a name"
         raise UnreachableError(
             f"The host {host!r} of {uri.text!r} cannot be found: {reason}.", "Check its name, or write its number."
         ) from error
+
+
+def _no_lookup(uri: Uri, reason: str) -> UnreachableError:
+    return UnreachableError(
+        f"The host {parse_host_port(uri)[0]!r} of {uri.text!r} cannot be looked up: {reason}.",
+        "Check the network of this machine and try again, or write the number of the host.",
+    )
 
 
 def _reply_itself(reply: Any, _: memoryview | None) -> Any:
@@ -470,13 +484,13 @@ def open_remote(uri: Uri, timeout_s: float) -> RemoteDevice:
     UriError
         The address names no host and port.
     UnreachableError
-        The host is unknown, or nobody answers.
+        The host is unknown or cannot be looked up in that time, or nobody answers.
     VersionMismatchError
         The server speaks another version of the protocol.
     BusyError
         The server has as many clients as it takes.
     """
-    _check_host(uri)
+    _check_host(uri, timeout_s)
     link = Link(f"tcp:{uri.rest}", timeout_s)
     try:
         welcome = link.greet()

@@ -29,7 +29,7 @@ import numpy as np
 import zmq
 
 import opu
-from opu.device import Device, Projection, Session, SessionConfig, SessionDescription, check_frame_numbers
+from opu.device import Device, Projection, Provenance, Session, SessionDescription, check_frame_numbers
 from opu.errors import (
     BusyError,
     CapacityError,
@@ -42,14 +42,16 @@ from opu.errors import (
     UnreachableError,
     UriError,
 )
+from opu.patterns import PackedPatterns
 from opu.remote import DEFAULT_BIND, OPEN_AGAIN, protocol
 from opu.remote.inbox import Arrival, Inbox, shut_down
+from opu.remote.sessions import SessionKeeper
+from opu.remote.turns import Pace, merge
 from opu.remote.waker import Waker
-from opu.remote.workers import Workers
 from opu.uri import parse_uri
 
 if TYPE_CHECKING:
-    from opu.patterns import PackedPatterns
+    from numpy.typing import NDArray
 
 __all__ = ["OpuServer", "ServerLimits", "parse_bind"]
 
@@ -62,7 +64,6 @@ _DEVICE_DEPTH = 2
 _OUTBOX_MESSAGES = 1024
 _ON_THE_WAY_BYTES = 2**26
 _ZERO_COPY_BYTES = 2**16
-_CLOSING_S = 1.0
 _ROUTER_OPTIONS = {
     zmq.ROUTER_MANDATORY: 1,  # without it a full queue drops replies without a word
     zmq.LINGER: 1000,
@@ -93,12 +94,17 @@ class ServerLimits:
         Messages of one connection that the server has not looked at yet.
     max_payload_bytes : int
         The largest payload of a message.
+    quantum_s : float
+        About how long the device works for a client before another one's turn, which is how batches are cut while
+        several clients have sessions.
     expire_s : float
         Silence after which a client is forgotten.
     stall_s : float
         Time without progress after which a client that does not read is evicted.
     drain_s : float
         Time to answer what was accepted when the server stops.
+    closing_s : float
+        Time to close the sessions after that.
     """
 
     max_clients: int = 64
@@ -109,24 +115,36 @@ class ServerLimits:
     max_queued_bytes: int = 2**29
     max_waiting: int = 1024
     max_payload_bytes: int = protocol.MAX_PAYLOAD_BYTES
+    quantum_s: float = 0.005
     expire_s: float = 15.0
     stall_s: float = 10.0
     drain_s: float = 5.0
+    closing_s: float = 10.0
 
 
 @dataclass(frozen=True, eq=False)
 class _OpenedSession:
     device_session: Session
     description: SessionDescription
+    pace: Pace
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Projection:
-    """A projection that waits for its turn."""
+    """A projection that waits for its turn, or for more turns."""
 
     request: protocol.Project
     session: _OpenedSession
     patterns: PackedPatterns
+    n_given: int = 0  # frames that the device was asked for
+    frames: NDArray[Any] | None = None  # of a batch that is cut
+    parts: list[Provenance] = field(default_factory=list)
+    failed: bool = False
+
+    @property
+    def n_left(self) -> int:
+        """Frames that the device was not asked for yet."""
+        return self.request.batch - self.n_given
 
 
 _Job: TypeAlias = _Projection | protocol.CloseSession | protocol.Bye
@@ -329,7 +347,8 @@ class OpuServer:
     def stop(self) -> None:
         """Stop: answer or refuse what was accepted, say goodbye to the clients, close their sessions.
 
-        Waits for the background thread, if there is one.
+        Waits for the background thread, if there is one: as long as `ServerLimits` says for answers and for sessions
+        to close, and a second each for the last messages and for sessions that are being opened.
         """
         self._stopping = True
         if self._uri is not None:
@@ -386,7 +405,7 @@ class OpuServer:
         self._poller = zmq.Poller()
         self._poller.register(self._router, zmq.POLLIN)
         self._poller.register(self._waker.receiver, zmq.POLLIN)
-        self._workers = Workers(4, "opu-server-session")
+        self._keeper = SessionKeeper(self._device)
         self._started_s = time.monotonic()
         self._uri = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         _log.info("serving %s at %s", self._device.uri, self._uri)
@@ -401,8 +420,7 @@ class OpuServer:
                 self._forget(client)
             self._router.close()
             self._context.term()
-            if not self._workers.stop(_CLOSING_S):
-                _log.warning("a session is still being opened or closed; the server does not wait for it")
+            self._keeper.stop(self._limits.closing_s)
             self._waker.close()
             _log.info("stopped serving at %s", self._uri)
 
@@ -538,45 +556,42 @@ class OpuServer:
             )
         client.opening += 1
         client.unanswered.add(request.request_id)
-        future = self._workers.submit(self._open_for, client, request.config)
+        future = self._keeper.open(request.config)
         future.add_done_callback(lambda done: self._post(self._session_opened, client, request, done))
-
-    def _open_for(self, client: _Client, config: SessionConfig) -> Session:
-        session = self._device.open_session(config)
-        if client.gone:  # and perhaps the server has stopped, and closes nothing any more
-            session.close()
-        return session
 
     def _session_opened(self, client: _Client, request: protocol.OpenSession, done: Future[Session]) -> None:
         client.opening -= 1
         client.unanswered.discard(request.request_id)
+        session = None if done.exception() else done.result()
+        if client.gone:
+            if session is not None:
+                self._keeper.close(session)
+            return
         try:
             session = done.result()
             description = self._limit_batch(session.describe())
+            self._check_compiled(client, description)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            if session is not None:
+                self._keeper.close(session)
             self._refuse(client, request.request_id, self._explain(client, error))
             return
-        if client.gone:
-            self._workers.submit(_close_session, session)
-            return
-        compiled_bytes = client.compiled_bytes() + description.compiled_bytes
-        if compiled_bytes > self._limits.max_compiled_bytes:
-            self._workers.submit(_close_session, session)
-            self._refuse(client, request.request_id, self._too_much_compiled(compiled_bytes))
-            return
         self._n_sessions += 1
-        client.sessions[self._n_sessions] = _OpenedSession(session, description)
+        timing = self._device.describe().timing
+        client.sessions[self._n_sessions] = _OpenedSession(session, description, Pace(timing))
         opened = protocol.SessionOpened(
             request_id=request.request_id, session=self._n_sessions, description=description
         )
         self._send(client, opened)
 
-    def _too_much_compiled(self, compiled_bytes: int) -> CapacityError:
-        return CapacityError(
-            f"The sessions of this client would hold {compiled_bytes / 2**20:.1f} MiB of compiled medium, and a client "
-            f"may hold {self._limits.max_compiled_bytes / 2**20:.1f} MiB.",
-            "Close a session first, or ask for fewer features or outputs.",
-        )
+    def _check_compiled(self, client: _Client, description: SessionDescription) -> None:
+        compiled_bytes = client.compiled_bytes() + description.compiled_bytes
+        if compiled_bytes > self._limits.max_compiled_bytes:
+            raise CapacityError(
+                f"The sessions of this client would hold {compiled_bytes / 2**20:.1f} MiB of compiled media, and a "
+                f"client may hold {self._limits.max_compiled_bytes / 2**20:.1f} MiB.",
+                "Close a session first, or ask for fewer features or outputs.",
+            )
 
     def _limit_batch(self, description: SessionDescription) -> SessionDescription:
         """State a largest batch whose patterns and frames fit into a payload."""
@@ -593,7 +608,7 @@ class OpuServer:
             error = ClosedError(f"Session {request.session} is not open.", "It may have been closed before.")
             self._refuse(client, request.request_id, error)
             return
-        future = self._workers.submit(_close_session, opened.device_session)
+        future = self._keeper.close(opened.device_session)
         future.add_done_callback(lambda _: self._post(self._done, client, request.request_id))
 
     def _done(self, client: _Client, request_id: int) -> None:
@@ -641,10 +656,11 @@ class OpuServer:
             return False
         if isinstance(job, protocol.Bye) and client.count_on_the_way():
             return False  # a client that leaves counts as one until it has read what it asked for
-        client.jobs.popleft()
         if isinstance(job, _Projection):
             self._project(client, job)
-        elif isinstance(job, protocol.CloseSession):
+            return True
+        client.jobs.popleft()
+        if isinstance(job, protocol.CloseSession):
             self._give_back(client, job)
         else:
             self._done(client, job.request_id)
@@ -653,34 +669,69 @@ class OpuServer:
         return True
 
     def _project(self, client: _Client, job: _Projection) -> None:
+        """Give the device a batch, or the next part of one, which is the client's first job."""
         self._in_flight += 1
         client.in_flight += 1
-        self._waiting_bytes -= job.request.payload_bytes
-        first = job.request.first_frame_index
+        rows = slice(job.n_given, job.n_given + self._frames_in_turn(client, job))
+        job.n_given = rows.stop
+        if job.n_left == 0:
+            client.jobs.popleft()
+            self._waiting_bytes -= job.request.payload_bytes
+        first = job.request.first_frame_index + rows.start
+        patterns = PackedPatterns(job.patterns.bits[rows], job.patterns.n_features)
         try:
-            future = job.session.device_session.submit(job.patterns, first_frame_index=first)
+            future = job.session.device_session.submit(patterns, first_frame_index=first, out=_part_of(job, rows))
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
             future = Future()
             future.set_exception(error)
         future.add_done_callback(lambda done: self._post(self._projected, client, job, done))
 
+    def _frames_in_turn(self, client: _Client, job: _Projection) -> int:
+        """Return how many frames of a batch the device is given now: all, unless others could want their turn."""
+        if not any(other.sessions for other in self._turns if other is not client):
+            return job.n_left
+        return min(job.n_left, job.session.pace.frames_within(self._limits.quantum_s))
+
     def _projected(self, client: _Client, job: _Projection, done: Future[Projection]) -> None:
         self._in_flight -= 1
         client.in_flight -= 1
-        if client.gone:
+        if client.gone or job.failed:
             return
         request_id = job.request.request_id
-        client.unanswered.discard(request_id)
-        client.queued -= 1
-        self._queued -= 1
         try:
-            reply, payload = _word_frames(job, done.result())
+            part = done.result()
+            job.session.pace.learn(part.provenance)
+            job.parts.append(part.provenance)
+            if job.frames is not None and not np.may_share_memory(part.frames, job.frames):
+                raise ServerFailureError(
+                    "The device left the buffer that it was given empty.", "Its driver is at fault."
+                )
+            if sum(known.n_frames for known in job.parts) < job.request.batch:
+                return
+            frames = part.frames if job.frames is None else job.frames
+            reply, payload = _word_frames(job, Projection(frames, merge(job.parts)))
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            self._give_up(client, job)
             self._refuse(client, request_id, self._explain(client, error))
             return
+        self._settle(client, request_id)
         client.frames += reply.batch
         self._frames += reply.batch
         self._send(client, reply, payload)
+
+    def _settle(self, client: _Client, request_id: int) -> None:
+        """Note that a projection is answered."""
+        client.unanswered.discard(request_id)
+        client.queued -= 1
+        self._queued -= 1
+
+    def _give_up(self, client: _Client, job: _Projection) -> None:
+        """Forget a projection of which a part has failed."""
+        job.failed = True
+        self._settle(client, job.request.request_id)
+        if client.jobs and client.jobs[0] is job:
+            client.jobs.popleft()
+            self._waiting_bytes -= job.request.payload_bytes
 
     # Messages out
 
@@ -808,15 +859,18 @@ class OpuServer:
         client.jobs.clear()
         client.outbox.clear()
         for opened in client.sessions.values():
-            self._workers.submit(_close_session, opened.device_session)
+            self._keeper.close(opened.device_session)
         client.sessions.clear()
 
 
-def _close_session(session: Session) -> None:
-    try:
-        session.close()
-    except Exception:  # noqa: BLE001 - nobody waits for it any more
-        _log.exception("closing a session failed")
+def _part_of(job: _Projection, rows: slice) -> NDArray[Any] | None:
+    """Return where the frames of a part of a batch go; None leaves that to the device, for whole batches."""
+    if rows.stop - rows.start == job.request.batch:
+        return None
+    if job.frames is None:
+        description = job.session.description
+        job.frames = np.empty((job.request.batch, description.config.n_outputs), description.frame_dtype)
+    return job.frames[rows]
 
 
 def _word_frames(job: _Projection, projection: Projection) -> tuple[protocol.Frames, memoryview]:

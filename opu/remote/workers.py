@@ -27,6 +27,7 @@ class Workers:
 
     def __init__(self, n_threads: int, name: str) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._unfinished: set[Future[Any]] = set()
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True) for number in range(n_threads)
         ]
@@ -49,23 +50,30 @@ class Workers:
             Its outcome.
         """
         future: Future[Any] = Future()
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
         self._jobs.put((future, job, arguments))
         return future
 
-    def stop(self, timeout_s: float) -> bool:
-        """Finish what is queued; say whether that was done in time. Threads that still work end after their jobs.
+    def stop(self, timeout_s: float) -> int:
+        """Finish what is queued. Threads that still work when the time is over end after their jobs.
 
         Parameters
         ----------
         timeout_s : float
             How long to wait.
+
+        Returns
+        -------
+        int
+            How many jobs were not finished in time.
         """
         for _ in self._threads:
             self._jobs.put(None)
         deadline_s = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return len(self._unfinished)
 
     def _work(self) -> None:
         while (queued := self._jobs.get()) is not None:

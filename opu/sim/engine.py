@@ -262,7 +262,8 @@ def _sum_tables(
     first: Any,
     second: Any,
 ) -> None:  # pragma: no cover - compiled
-    # With no electrons per intensity the sums themselves are wanted: real parts in `first`, imaginary ones in `second`.
+    # With negative electrons per intensity the sums themselves are wanted: real parts in `first`, imaginary ones in
+    # `second`.
     batch = codes.shape[1]
     n_steps = len(bounds)
     for block in prange(blocks.shape[0]):
@@ -315,7 +316,7 @@ def _sum_tables(
         for pattern in range(np.uint64(batch)):
             at = pattern * np.uint64(2 * OUTPUTS)
             target = pattern * np.uint64(n_outputs) + start
-            if electrons_per_intensity != 0:
+            if electrons_per_intensity >= 0:
                 put_electrons(real, imag, at, size, on, beside, pattern, start, electrons_per_intensity, first, target)
             else:
                 for i in range(size):

@@ -600,7 +600,7 @@ def _last_row(
             _last_tile(work, begin + 2 * tile + _LANES, finished, _BLOCK + tile)
         for piece in range(bounds[first + block], bounds[first + block + 1]):
             origin, length, place = pieces[piece]
-            if electrons_per_intensity != 0:
+            if electrons_per_intensity >= 0:
                 imag = finished[_BLOCK:]
                 put_electrons(
                     finished, imag, origin, length, on, beside, frame, place, electrons_per_intensity, electrons, 0
@@ -645,7 +645,8 @@ def _apply(
     first_out: Any,
     second_out: Any,
 ) -> None:  # pragma: no cover - compiled
-    # With no electrons per intensity the fields themselves are wanted: real parts in `first_out`, then imaginary ones.
+    # With negative electrons per intensity the fields themselves are wanted: real parts in `first_out`, imaginary parts
+    # in `second_out`.
     # A thread does whole frames. Threads that shared a frame, which then stays in L3, would save a tenth of the time of
     # a machine that has nothing else to do, and wait for each other on any other.
     n_rows, n_frames, n_threads = len(source_bounds) - 1, len(first_out), len(work)

@@ -13,6 +13,7 @@ same. The last term is the warm-up.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,11 @@ class LaserModel:
         return self.drift_rms == self.rin == self.warm_up_share == 0
 
     def __post_init__(self) -> None:
+        if not 0 < self.electrons_per_mirror_us < math.inf:
+            raise ConfigError(
+                f"A mirror adds {self.electrons_per_mirror_us} electrons in a microsecond.",
+                "Use a positive number, and light='off' for darkness.",
+            )
         if not self.drift_time_s > 0 or not self.warm_up_s > 0:
             raise ConfigError(
                 f"The times of the laser are {self.drift_time_s} s and {self.warm_up_s} s.", "Use positive times."

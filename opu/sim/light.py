@@ -76,7 +76,7 @@ class Sight:
     beside : ndarray of complex64, shape (n_frames, 1 or 0, n_points)
         `eps G + r`; no row where it is 0.
     electrons_per_intensity : numpy.float32
-        Photo-electrons for `|E|^2 = 1`.
+        Photo-electrons for `|E|^2 = 1`; negative where the field itself is wanted.
     """
 
     on: np.complex64
@@ -88,7 +88,7 @@ class Sight:
         return self if len(self.beside) < 2 else replace(self, beside=self.beside[frames])
 
 
-BLIND = Sight(np.complex64(0), np.zeros((0, 1), np.complex64), _F(0))
+BLIND = Sight(np.complex64(0), np.zeros((0, 1), np.complex64), _F(-1))
 """No camera: fields themselves are wanted."""
 
 

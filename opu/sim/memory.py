@@ -34,7 +34,7 @@ class Recycler:
     """The memory of an array that nobody holds any more is used for the next one.
 
     Pages that are fresh from the operating system cost as much time as the computation that fills them.
-    Not for several threads at a time.
+    Up to 128 MiB stay until the recycler goes. Not for several threads at a time.
     """
 
     def __init__(self) -> None:

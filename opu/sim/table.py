@@ -162,43 +162,47 @@ class OpticalTable:
         return self.model.speckle.n_points(pixels, self.model.camera.columns)
 
     def compiled_bytes(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
-        """Return the memory that a session and its projections take at the most, in bytes.
+        """Return the memory that a session holds, in bytes."""
+        return self._held_bytes(self.medium, layout, pixels)
 
-        Beside the patterns of a batch and its frames, which the largest batch bounds.
+    def computing_bytes(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
+        """Return the memory that a projection takes beside that at the most, in bytes.
+
+        Without the patterns of a batch and its frames, which the largest batch bounds.
         """
-        return self.bytes_with(self.medium, layout, pixels)
+        return self._computing_bytes(self.medium, layout, pixels)
 
     def bytes_with(self, medium: Medium, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
-        """Return what `compiled_bytes` would be with another medium."""
+        """Return the sum of both, with another medium."""
+        return self._held_bytes(medium, layout, pixels) + self._computing_bytes(medium, layout, pixels)
+
+    def _held_bytes(self, medium: Medium, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
         n_media = 2 if self._vibrates else 1
         speckle = self.model.speckle
-        n_points = self.n_points(pixels)
         arranging = speckle.arrange_bytes(pixels, self.model.camera.columns) if speckle.grain_area_px else 0
-        held = n_media * medium.session_bytes(self.mirrors(layout), n_points) + arranging
-        if not self.model.drift.is_still:
-            held += medium.drift_bytes(layout.n_features, n_points)
-        return held + self._projecting_bytes(layout.n_features, n_points, len(pixels))
+        held = n_media * medium.session_bytes(self.mirrors(layout), self.n_points(pixels)) + arranging
+        # What is known of each pixel and each feature, and the arm at the samples of all pixels.
+        n_steps = max((REFERENCE_STEPS[use] for use in self.model.reference.uses), default=0)
+        arm = len(speckle.stencil.quadrature) * (64 + 16 * n_steps) if n_steps else 0
+        return held + (64 + arm) * len(pixels) + 64 * layout.n_features
 
-    def _projecting_bytes(self, n_features: int, n_points: int, n_outputs: int) -> int:
-        """Return the memory that computing takes at the most, beside what media hold: measured, and rounded up."""
-        model = self.model
-        uses = [use for use in model.reference.uses if REFERENCE_STEPS[use] > 1]
+    def _computing_bytes(self, medium: Medium, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
+        """Return what computing takes: measured, and rounded up."""
+        model, n_features, n_outputs = self.model, layout.n_features, len(pixels)
+        n_points = self.n_points(pixels)
         is_plain = n_points == n_outputs
+        in_one = self._ends_in_light(medium, self.mirrors(layout), is_plain=is_plain)
         # In bytes for each frame that is computed at once.
         for_feature = 4 if model.drift.is_still else 8
-        for_point = 12 + 16 * (not model.drift.is_still) + 16 * self._vibrates
+        for_point = 0 if in_one else 12 + 16 * (not model.drift.is_still) + 16 * self._vibrates
         for_output = 12
-        if is_plain and uses:
+        if is_plain and any(REFERENCE_STEPS[use] > 1 for use in model.reference.uses):
             for_output += 24
         if not is_plain and model.dmd.off_amplitude != 0:
             for_point += 16
-        in_one = is_plain and self._ends_in_light
         n_frames = min(_frames_at_once(max(n_points, n_outputs), n_features, in_one=in_one), MAX_BATCH) + 2
         frames = n_frames * (for_feature * n_features + for_point * n_points + for_output * n_outputs)
-        # The arm at the samples of all pixels, and what is known of each pixel and each feature.
-        n_steps = max((REFERENCE_STEPS[use] for use in model.reference.uses), default=0)
-        arm = len(model.speckle.stencil.quadrature) * (64 + 16 * n_steps) if n_steps else 0
-        return frames + (64 + arm) * n_outputs + 64 * n_features
+        return frames if model.drift.is_still else frames + medium.drift_bytes(n_features, n_points)
 
     def prepare(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> LightPath:
         """Prepare a session, or return what another open session has prepared.
@@ -239,13 +243,12 @@ class OpticalTable:
         )
 
     def _frames_at_once(self, path: LightPath, n_features: int) -> int:
-        in_one = path.sampling.is_plain and self._ends_in_light
+        in_one = self._ends_in_light(self.medium, path.mirrors, is_plain=path.sampling.is_plain)
         return _frames_at_once(max(len(path.sampling.points), len(path.maps.pixels)), n_features, in_one=in_one)
 
-    @property
-    def _ends_in_light(self) -> bool:
-        """Whether a medium may compute light without writing fields, for pixels that are points."""
-        return self.model.drift.is_still and not self._vibrates
+    def _ends_in_light(self, medium: Medium, mirrors: MirrorMap, *, is_plain: bool) -> bool:
+        """Whether a medium computes light without writing fields."""
+        return is_plain and self.model.drift.is_still and not self._vibrates and medium.ends_in_light(mirrors)
 
     @property
     def _vibrates(self) -> bool:

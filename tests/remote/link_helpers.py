@@ -50,18 +50,20 @@ TOY_DESCRIPTION = DeviceDescription(
 class ToyDevice(Device):
     """Frame `i`, pixel `j` is `(lit features * (j + 1) + i + noise_key) % 251`.
 
-    `delay_s` is the time of a batch, `error` what a batch raises, `compiled_bytes` what a session holds, and `gate`
-    lets batches pass while it is set.
+    `delay_s` is the time of a batch, `open_delay_s` and `close_delay_s` those of opening and closing a session, `error`
+    is what a batch raises, `compiled_bytes` what a session holds, and `gate` lets batches pass while it is set.
     """
 
     def __init__(self, description=TOY_DESCRIPTION):
         super().__init__("toy:")
         self.delay_s = 0.0
         self.open_delay_s = 0.0
+        self.close_delay_s = 0.0
         self.error = None
         self.compiled_bytes = 0
         self.gate = threading.Event()
         self.gate.set()
+        self.opened = 0
         self.open_sessions = 0
         self.projected = []
         self._description = description
@@ -74,6 +76,7 @@ class ToyDevice(Device):
     def _open_session(self, config):
         time.sleep(self.open_delay_s)
         with self._lock:
+            self.opened += 1
             self.open_sessions += 1
         return ToySession(self, config)
 
@@ -124,9 +127,13 @@ class ToySession(Session):
             saturated_fraction=0.0,
             skipped_frames=0,
         )
+        if out is not None:
+            out[:] = frames
+            frames = out
         return Projection(frames, provenance)
 
     def _close(self):
+        time.sleep(self._device.close_delay_s)
         with self._device._lock:
             self._device.open_sessions -= 1
 

@@ -59,10 +59,36 @@ def test_nobody_answers(listening):
 
 
 @pytest.mark.parametrize("host", ["host.invalid", "x" * 70])
-def test_an_unknown_host_is_named(host):
+def test_an_unknown_host_is_named(host, monkeypatch):
+    def find_none(*_):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    if host == "host.invalid":  # what a machine without a network says of it differs
+        monkeypatch.setattr(socket, "getaddrinfo", find_none)
     with pytest.raises(UnreachableError, match=f"{host}.* cannot be found") as caught:
         opu.open(f"tcp://{host}:5755?timeout_s=0.3")
     assert "opu serve" not in caught.value.remedy
+
+
+def test_a_resolver_that_has_no_answer_for_now_is_not_an_unknown_host(monkeypatch):
+    def fail(*_):
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(UnreachableError, match=r"optics\.example.* cannot be looked up: Temporary failure") as caught:
+        opu.open("tcp://optics.example:5755")
+    assert "network" in caught.value.remedy
+
+
+def test_a_resolver_that_does_not_answer_is_waited_for_no_longer_than_told(monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: gate.wait(10))
+    started_s = time.monotonic()
+    with pytest.raises(UnreachableError, match=r"optics\.example.* cannot be looked up: no answer within 0\.2 s"):
+        opu.open("tcp://optics.example:5755?timeout_s=0.2")
+    assert time.monotonic() - started_s < 5
+    gate.set()
+    wait_until(lambda: not any(thread.name.startswith("opu-resolver") for thread in threading.enumerate()))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "[::1]"])

@@ -11,9 +11,9 @@ from link_helpers import toy_frames, wait_until
 
 import opu
 from opu.device import SessionConfig
-from opu.errors import LinkError, RefusedError, UriError
+from opu.errors import DeviceError, LinkError, RefusedError, UriError
 from opu.remote import protocol
-from opu.remote.server import OpuServer, parse_bind
+from opu.remote.server import OpuServer, ServerLimits, parse_bind
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
 X = np.eye(3, 10, dtype=np.uint8)
@@ -294,6 +294,18 @@ def test_the_compiled_memory_of_a_client_is_bounded(serve, toy, raw):
     assert isinstance(one.open_session(CONFIG), protocol.SessionOpened)
 
 
+def test_a_client_may_have_as_many_simulated_sessions_as_promised(raw):
+    limits = ServerLimits(expire_s=120)
+    with opu.open("sim:?preset=aurora") as device, OpuServer(device, "tcp://127.0.0.1:0", limits) as server:
+        client = raw(server.uri)
+        client.hello()
+        for key in range(limits.max_sessions):
+            config = SessionConfig(n_features=784, n_outputs=1000, noise_key=key)
+            client.send(protocol.OpenSession(request_id=100 + key, config=config))
+        replies = [client.receive(timeout_s=60)[0] for _ in range(limits.max_sessions)]
+        assert [reply for reply in replies if not isinstance(reply, protocol.SessionOpened)] == []
+
+
 def test_too_large_messages_end_the_connection_unread(serve, raw):
     server = serve(max_payload_bytes=100_000)
     large, other = raw(server.uri), raw(server.uri)
@@ -339,6 +351,54 @@ def test_clients_take_turns(serve, toy, raw):
     assert order[:2] == [0, 0]  # with the device before the other came
     assert sorted(order[2:8]) == [0, 0, 0, 1, 1, 1]
     assert [first for key, first in toy.projected if key == 0] == list(range(10))
+
+
+def test_a_large_batch_makes_way_for_others_and_its_frames_are_the_same(serve, toy, raw):
+    server = serve()
+    greedy, modest = raw(server.uri), raw(server.uri)
+    long, short = greeted(greedy), greeted(modest, msgspec.structs.replace(CONFIG, noise_key=1))
+    patterns = np.random.default_rng(0).integers(0, 2, (64, 10))
+    toy.delay_s = 0.02  # for a part: the first ones have 16 frames, and the quantum is 5 ms
+    toy.gate.clear()
+    greedy.project(long, patterns, first=100)
+    wait_until(lambda: server.snapshot().queued == 1)
+    modest.project(short, X, first=7)
+    wait_until(lambda: server.snapshot().queued == 2)
+    toy.gate.set()
+    reply, frames = greedy.receive()
+    np.testing.assert_array_equal(np.frombuffer(frames, np.uint8).reshape(64, -1), toy_frames(patterns, 100, CONFIG))
+    assert reply.provenance.n_frames == 64
+    assert reply.provenance.first_frame_index == 100
+    assert reply.provenance.device_us == 6400
+    keys = [key for key, _ in toy.projected]
+    assert keys.index(1) < len(keys) - 1  # not behind everything
+    starts = [first for key, first in toy.projected if key == 0]
+    assert starts[:2] == [100, 116]
+    assert starts == sorted(starts)
+    assert server.snapshot().queued == 0
+
+
+def test_a_client_alone_keeps_its_batches_whole(serve, toy, raw):
+    client = raw(serve().uri)
+    client.project(greeted(client), np.ones((64, 10)), first=3)
+    client.receive()
+    assert toy.projected == [(0, 3)]
+
+
+def test_a_batch_of_which_a_part_fails_is_refused_once(serve, toy, raw):
+    server = serve()
+    client, other = raw(server.uri), raw(server.uri)
+    session = greeted(client)
+    greeted(other)
+    toy.error = DeviceError("The laser is off.", "Switch it on.")
+    client.project(session, np.ones((64, 10)))
+    refusal = client.receive()[0]
+    assert refusal.code == "device"
+    toy.error = None
+    client.project(session, X)
+    assert type(client.receive()[0]).__name__ == "Frames"
+    assert server.snapshot().queued == 0
+    assert server.snapshot().refused == 1
 
 
 # Clients that vanish, sleep, or do not read
@@ -453,19 +513,69 @@ def test_stopping_refuses_what_it_has_no_time_for(serve, toy, raw):
             assert "was stopped" in error_of(reply, "unreachable")
 
 
-def test_stopping_does_not_wait_for_a_session_that_is_being_opened(serve, toy, raw):
+def no_session_threads():
+    return not any(thread.name.startswith("opu-server-session") for thread in threading.enumerate())
+
+
+def test_stopping_does_not_wait_for_sessions_that_are_being_opened(serve, toy, raw, caplog):
     server = serve(drain_s=0.2)
+    client = raw(server.uri)
+    greeted(client)
     toy.open_delay_s = 5.0
+    for number in range(70, 75):  # one more than the server opens at a time
+        client.send(protocol.OpenSession(request_id=number, config=CONFIG))
+    assert isinstance(client.ask(protocol.Ping(request_id=80)), protocol.Pong)
+    started_s = time.monotonic()
+    server.stop()
+    assert time.monotonic() - started_s < 4
+    assert toy.open_sessions == 0  # those that hang do not keep others from being closed
+    assert "sessions still being opened: 5;" in caplog.text
+    assert "was stopped" in error_of(client.receive()[0], "unreachable")
+    wait_until(no_session_threads)
+    assert toy.open_sessions == 0
+
+
+def test_a_session_that_opens_when_the_server_listens_no_more_is_closed(serve, toy, raw, monkeypatch):
+    server = serve(drain_s=0.2)
+    toy.open_delay_s = 0.5
+    say_goodbye = server._say_goodbye
+
+    def say_goodbye_late(*arguments):
+        wait_until(lambda: toy.open_sessions == 1 and server._posted)
+        say_goodbye(*arguments)
+
+    monkeypatch.setattr(server, "_say_goodbye", say_goodbye_late)
     client = raw(server.uri)
     client.hello()
     client.send(protocol.OpenSession(request_id=70, config=CONFIG))
     assert isinstance(client.ask(protocol.Ping(request_id=71)), protocol.Pong)
+    server.stop()
+    assert "was stopped" in error_of(client.receive()[0], "unreachable")
+    assert toy.open_sessions == 0
+
+
+def test_stopping_waits_for_sessions_that_close_slowly(serve, toy, raw):
+    server = serve()
+    client = raw(server.uri)
+    greeted(client)
+    client.open_session(CONFIG)
+    toy.close_delay_s = 1.6
+    server.stop()
+    assert toy.open_sessions == 0
+
+
+def test_stopping_does_not_wait_for_ever_for_sessions_to_close(serve, toy, raw, caplog):
+    server = serve(closing_s=0.2)
+    client = raw(server.uri)
+    greeted(client)
+    for _ in range(5):
+        client.open_session(CONFIG)
+    toy.close_delay_s = 2.0
     started_s = time.monotonic()
     server.stop()
-    assert time.monotonic() - started_s < 4
-    assert "was stopped" in error_of(client.receive()[0], "unreachable")
-    wait_until(lambda: not any(thread.name.startswith("opu-server-session") for thread in threading.enumerate()))
-    assert toy.open_sessions == 0
+    assert time.monotonic() - started_s < 1.8
+    assert "sessions still being closed: 6;" in caplog.text
+    wait_until(no_session_threads)
 
 
 def test_while_it_stops_new_requests_are_refused(serve, toy, raw):
@@ -506,6 +616,28 @@ def test_a_device_that_fails_to_describe_itself_is_a_failure_of_the_server(serve
         patch.setattr(toy, "describe", lambda: 1 / 0)
         assert "ZeroDivisionError" in error_of(client.hello(), "server_failure")
     assert isinstance(client.hello(), protocol.Welcome)
+
+
+def test_a_session_that_fails_to_describe_itself_is_closed(serve, toy, raw, monkeypatch):
+    client = raw(serve().uri)
+    client.hello()
+    with monkeypatch.context() as patch:
+        patch.setattr("link_helpers.ToySession.describe", lambda _: 1 / 0)
+        assert "ZeroDivisionError" in error_of(client.open_session(CONFIG), "server_failure")
+    wait_until(lambda: toy.open_sessions == 0)
+
+
+def test_a_client_that_has_left_is_refused_nothing(serve, toy, raw, monkeypatch):
+    server = serve(expire_s=0.2)
+    toy.open_delay_s = 0.6
+    monkeypatch.setattr("link_helpers.ToySession.describe", lambda _: 1 / 0)
+    client = raw(server.uri)
+    client.hello()
+    client.send(protocol.OpenSession(request_id=70, config=CONFIG))
+    wait_until(lambda: server.snapshot().expired == 1)
+    wait_until(lambda: toy.opened == 1 and toy.open_sessions == 0)
+    server.stop()
+    assert server.snapshot().refused == 0
 
 
 def test_a_session_that_cannot_be_closed_harms_nobody(serve, raw, monkeypatch, caplog):

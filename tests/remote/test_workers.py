@@ -16,26 +16,26 @@ def test_jobs_have_outcomes():
     with pytest.raises(ZeroDivisionError):
         workers.submit(divmod, 7, 0).result(timeout=5)
     assert workers.submit(divmod, 9, 2).result(timeout=5) == (4, 1)
-    assert workers.stop(5)
+    assert workers.stop(5) == 0
 
 
 def test_what_is_queued_is_finished():
     workers = Workers(1, "test")
     futures = [workers.submit(time.sleep, 0.01) for _ in range(20)]
-    assert workers.stop(5)
+    assert workers.stop(5) == 0
     assert all(future.done() for future in futures)
 
 
 def test_stopping_does_not_wait_longer_than_told():
     gate = threading.Event()
     workers = Workers(2, "test")
-    future = workers.submit(gate.wait, 30)
+    futures = [workers.submit(gate.wait, 30) for _ in range(3)]
     started_s = time.monotonic()
-    assert not workers.stop(0.1)
+    assert workers.stop(0.1) == 3
     assert time.monotonic() - started_s < 10
     gate.set()
-    assert future.result(timeout=5)
-    assert workers.stop(5)
+    assert all(future.result(timeout=5) for future in futures)
+    assert workers.stop(5) == 0
 
 
 def test_a_job_does_not_keep_the_process():

@@ -171,6 +171,10 @@ class Medium(ABC):
         """Return the memory that following a drift takes beside it at the most, in bytes."""
         return 0
 
+    def ends_in_light(self, mirrors: MirrorMap) -> bool:  # noqa: ARG002 - for media that can
+        """Tell whether photo-electrons of a medium that stands still are computed without writing fields."""
+        return False
+
     @abstractmethod
     def prepare(self, mirrors: MirrorMap, points: NDArray[np.int64]) -> PreparedMedium:
         """Make ready for a session.

@@ -459,6 +459,10 @@ class ExplicitMedium(QpskMedium):
         rest = 4 * np.dtype(np.int64).itemsize * n_points
         return self.compiled_bytes(mirrors.n_features, n_points, _block_dtype(mirrors)) + rest
 
+    def ends_in_light(self, mirrors: MirrorMap) -> bool:
+        """Tell whether no fields are written, see `Medium.ends_in_light`."""
+        return not mirrors.has_stuck_on
+
     def drift_bytes(self, n_features: int, n_points: int) -> int:
         """Return the memory of corrections: with 32-bit integers, and once more as a matrix over frames."""
         return 16 * _most_rows(n_features, n_points) * n_points + 2**20

@@ -150,8 +150,8 @@ class LayeredMedium(Medium):
         """A name for the matrix: equal for equal seeds, sizes, distances and tilts."""
         rows, columns = self.shape
         down, right = self.model.tilt_cycles
-        tilt = f"-{down:g},{right:g}" if down or right else ""
-        sizes = f"{self.model.n_screens}-{rows}x{columns}-{self.grid}-{self.model.gap:g}-{self.sensor_columns}"
+        tilt = f"-{_name(down)},{_name(right)}" if down or right else ""
+        sizes = f"{self.model.n_screens}-{rows}x{columns}-{self.grid}-{_name(self.model.gap)}-{self.sensor_columns}"
         return f"layered-{sizes}{tilt}-{int(self.key[1]):08x}{int(self.key[0]):08x}"
 
     @cached_property
@@ -378,6 +378,12 @@ class PreparedLayers(PreparedMedium):
                 everything[frame if moves else 0, mine] = background
         parts = (lit.real, lit.imag, everything.real, everything.imag)
         return Fields(*(np.ascontiguousarray(part) for part in parts))
+
+
+def _name(number: float) -> str:
+    """Return the shortest text that tells a number from every other one."""
+    short = f"{number + 0.0:g}"  # 0 has a sign
+    return short if float(short) == number else repr(number)
 
 
 class _Drift:

@@ -97,6 +97,10 @@ class StructuredMedium(Medium):
         low, high = _key(self.seed, self.size, 0)
         return f"structured-{int(high):08x}{int(low):08x}-{self.size}"
 
+    def ends_in_light(self, mirrors: MirrorMap) -> bool:  # noqa: ARG002 - it always does
+        """Tell whether no fields are written, see `Medium.ends_in_light`."""
+        return True
+
     def session_bytes(self, mirrors: MirrorMap, n_points: int) -> int:
         """Return the memory that preparing a session takes, in bytes.
 
@@ -327,6 +331,8 @@ class _PreparedStructured(PreparedMedium):
 
     def _off_field(self, off_amplitude: complex, epochs: NDArray[np.uint32]) -> NDArray[np.complex64] | None:
         """Return the field of mirrors that are off, shape (1, n_points), from the last call if nothing changed."""
+        if off_amplitude == 0:
+            return None
         everything = self._field_of_all(epochs)
         if self._off is None or self._off[0] != off_amplitude or self._off[1] is not everything[0]:
             self._off = off_amplitude, everything[0], off_field(off_amplitude, *everything)

@@ -1,0 +1,64 @@
+"""How batches are cut: as much as fits a quantum, but no more calls than a device can afford."""
+
+import msgspec
+import pytest
+from link_helpers import TOY_DESCRIPTION
+from test_protocol import PROVENANCE
+
+from opu.remote.turns import Pace, merge
+
+
+def part(n_frames, seconds, **changes):
+    return msgspec.structs.replace(
+        PROVENANCE, n_frames=n_frames, started_unix_s=10.0, finished_unix_s=10.0 + seconds, **changes
+    )
+
+
+def pace_of(call_overhead_us=0.0):
+    return Pace(msgspec.structs.replace(TOY_DESCRIPTION.timing, call_overhead_us=call_overhead_us))
+
+
+def test_parts_fit_the_quantum():
+    pace = pace_of()
+    for n_frames in (32, 50, 48):
+        pace.learn(part(n_frames, n_frames * 1e-4, device_us=1e9))
+    assert pace.frames_within(0.005) == pytest.approx(50, abs=1)
+    assert pace.frames_within(1e-6) == 1
+
+
+def test_a_pace_is_found_however_long_a_call_takes():
+    pace = pace_of()
+    n_frames = pace.frames_within(0.005)
+    for _ in range(60):
+        pace.learn(part(n_frames, 0.002 + n_frames * 1e-5, device_us=1e9))
+        n_frames = pace.frames_within(0.005)
+    assert 0.002 + n_frames * 1e-5 == pytest.approx(0.005, rel=0.05)
+
+
+def test_a_device_that_spends_time_on_calls_gets_longer_parts():
+    books = pace_of(call_overhead_us=183_000.0)
+    books.learn(part(32, 0.001, device_us=199_000.0, frame_us=500.0))  # a simulation, which only books the time
+    assert books.frames_within(0.005) == 160
+    spends = pace_of(call_overhead_us=183_000.0)
+    spends.learn(part(32, 0.199, device_us=199_000.0, frame_us=500.0))
+    assert spends.frames_within(0.005) == pytest.approx(3660, abs=1)
+
+
+def test_a_clock_that_stands_still_or_goes_back_cuts_nothing():
+    pace = pace_of()
+    pace.learn(part(10, 0.0))
+    assert pace.frames_within(0.005) > 10**6
+    pace.learn(part(10, -5.0))
+    assert pace.frames_within(0.005) > 10**6
+
+
+def test_merged_parts_count_everything_once():
+    parts = [
+        part(30, 1.0, first_frame_index=0, device_us=10.0, saturated_fraction=0.1, skipped_frames=1, medium_epoch=0),
+        part(10, 2.0, first_frame_index=30, device_us=5.0, saturated_fraction=0.5, skipped_frames=2, medium_epoch=1),
+    ]
+    merged = merge(parts[::-1])
+    assert (merged.first_frame_index, merged.n_frames, merged.device_us, merged.skipped_frames) == (0, 40, 15.0, 3)
+    assert merged.saturated_fraction == pytest.approx(0.2)
+    assert (merged.medium_epoch, merged.finished_unix_s) == (1, 12.0)
+    assert merge(parts[:1]) is parts[0]
