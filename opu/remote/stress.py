@@ -406,12 +406,12 @@ class Storm:
                 return
             while not self._stop.is_set():
                 asked: dict[int, Question] = {}
-                for number in range(welcome.limits.max_queued + 16):
-                    question = answers.ask(source, 2)
-                    asked[self._project_raw(connection, session if number % 16 else 0, question)] = question
-                self._book.send(len(asked))
-                self._book.misbehave("greedy", 16)
+                self._book.misbehave("greedy", welcome.limits.max_queued)
                 try:
+                    for number in range(2 * welcome.limits.max_queued):
+                        question = answers.ask(source, 2)
+                        self._book.send()
+                        asked[self._project_raw(connection, session if number % 16 else 0, question)] = question
                     self._collect(connection, asked, ping_every_s=welcome.limits.expire_s / 8)
                 finally:
                     self._book.lose(len(asked))
@@ -451,9 +451,12 @@ class Storm:
             connection.hello("stress: slow")
             answers = max(self._answers, key=lambda answers: answers.frames.nbytes)
             session = self._open_raw(connection, answers)
+            if session is None:
+                self._stop.wait(_PAUSE_S)
+                return
             self._book.misbehave("slow")
             give_up_s = time.monotonic() + source.uniform(15, 40)
-            while session is not None and time.monotonic() < give_up_s and not self._stop.wait(0.02):
+            while time.monotonic() < give_up_s and not self._stop.wait(0.02):
                 self._project_raw(connection, session, answers.ask_all())
             connection.reset()
 

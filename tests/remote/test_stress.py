@@ -23,13 +23,13 @@ def sim_answers(sim):
 @pytest.fixture
 def quick_server(sim):
     """A server that soon forgets silent clients."""
-    with OpuServer(sim, "tcp://127.0.0.1:0", ServerLimits(expire_s=1.0, stall_s=1.0)) as server:
+    with OpuServer(sim, "tcp://127.0.0.1:0", ServerLimits(expire_s=3.0, stall_s=3.0)) as server:
         yield server
 
 
 def test_a_storm_of_all_kinds_loses_nothing(quick_server, sim_answers):
     storm = Storm(quick_server.uri, sim_answers, clients=4)
-    counts = storm.run(4.0)
+    counts = storm.run(3.0)
     assert counts.lost == counts.wrong == 0
     assert counts.sent == counts.answered + sum(counts.refused.values())
     assert {"busy", "closed"} <= set(counts.refused)
