@@ -410,8 +410,8 @@ class Storm:
                 try:
                     for number in range(2 * welcome.limits.max_queued):
                         question = answers.ask(source, 2)
-                        self._book.send()
                         asked[self._project_raw(connection, session if number % 16 else 0, question)] = question
+                        self._book.send()
                     self._collect(connection, asked, ping_every_s=welcome.limits.expire_s / 8)
                 finally:
                     self._book.lose(len(asked))
