@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGING := setup.cfg pyproject.toml
 PYTEST_OPTIONS ?=
+EXTRAS ?= test,docs
 TEST_WORKERS ?= 2
 # GNU Make 3.81, which macOS comes with, cannot keep the output of parallel jobs apart.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
@@ -67,5 +68,5 @@ $(VENV)/installed-demo: $(PACKAGING) | $(BIN)/python
 	@touch $@
 
 $(VENV)/installed-develop: $(PACKAGING) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@

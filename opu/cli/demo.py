@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -22,6 +18,7 @@ import typer
 
 import opu
 from opu.cli import bench, calibrate
+from opu.cli.served import serving, start_command
 from opu.console import JsonOption, Report, plain, progress, reporting, table, write_json
 from opu.device import Region, SessionConfig
 from opu.errors import DeviceError, MissingExtraError
@@ -38,7 +35,6 @@ DIGITAL_METHODS = ("bp", "dfa", "ternary", "shallow")
 SEEDS_OF_CLIENTS = ((0, 2), (1,))
 TRAINING = ("--data", "digits", "--hidden", "32,32", "--threshold", "0.15")
 SPECKLE_SIDE = 128
-_START_TIMEOUT_S = 60
 _TRAINING_TIMEOUT_S = 600
 _LOOK_S = 0.05
 _MEASURE_S = 0.25
@@ -86,7 +82,7 @@ def _run(report: Report, device_uri: str, seed: int) -> NDArray[Any]:
     with (
         tempfile.TemporaryDirectory(prefix="openopu-demo-") as folder,
         progress(report.console, "demo", _n_steps()) as advance,
-        _server(device_uri, Path(folder)) as server,
+        serving(device_uri, Path(folder)) as server,
     ):
         say(f"Serving {plain(device_uri)} at {plain(server['uri'])}")
         light = ("--method", "optical", "--opu", server["uri"])
@@ -157,48 +153,11 @@ def _seeds(*groups: Sequence[int]) -> list[str]:
     return [word for group in groups for seed in group for word in ("--seed", str(seed))]
 
 
-@contextmanager
-def _server(device_uri: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """Serve a device in a process of its own; at the end the dictionary tells how many frames it took."""
-    report, log = folder / "server.json", folder / "server.log"
-    with log.open("w") as stream:  # a pipe that nobody reads would stop the server when it is full
-        process = _start(
-            "opu.cli", ["serve", device_uri, "--bind", "tcp://127.0.0.1:0", f"--json={report}"], stdout=stream
-        )
-    try:
-        server: dict[str, Any] = {"pid": process.pid, "uri": _served_uri(process, log, device_uri), "frames": 0}
-        yield server
-        process.send_signal(signal.SIGTERM)
-        process.wait(_START_TIMEOUT_S)
-        server["frames"] = msgspec.json.decode(report.read_bytes())["frames"]
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _served_uri(process: subprocess.Popen[str], log: Path, device_uri: str) -> str:
-    """Wait for the line that the server prints when it is ready, and read the address from it."""
-    deadline_s = time.monotonic() + _START_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < deadline_s:
-        ready = re.search(r"^Serving .* at (tcp://\S+)\n", log.read_text(encoding="utf-8"), re.MULTILINE)
-        if ready:
-            return ready[1]
-        time.sleep(_LOOK_S)
-    status = process.poll()
-    fault = f"was not ready within {_START_TIMEOUT_S} s" if status is None else f"ended with status {status}"
-    raise DeviceError(f"The server {fault}.", f"Try it alone: opu serve '{device_uri}'.")
-
-
-def _start(module: str, arguments: list[str], **options: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", f"from {module} import main; main()", *arguments]
-    return subprocess.Popen(command, text=True, **options)  # noqa: S603 - our own commands
-
-
 def _train(calls: list[tuple[str, ...]], folder: str, advance: Callable[[], None]) -> list[dict[str, Any]]:
     """Run training clients, all at once, each in a process of its own; return their JSON."""
     reports = [Path(folder) / f"training-{number}.json" for number in range(len(calls))]
     processes = [
-        _start("dfa_client.cli", ["train", *TRAINING, *call, f"--json={report}"], stdout=subprocess.DEVNULL)
+        start_command("dfa_client.cli", ["train", *TRAINING, *call, f"--json={report}"], stdout=subprocess.DEVNULL)
         for call, report in zip(calls, reports, strict=True)
     ]
     running = dict(zip(processes, calls, strict=True))

@@ -226,9 +226,12 @@ def _log_to(console: Console) -> Iterator[None]:
 
 
 def _watch(server: OpuServer, console: Console, received: list[int]) -> None:
-    """Wait for a signal, and show on a terminal what the server is doing."""
+    """Wait for a signal, show on a terminal what the server is doing, and give back the memory of clients that left."""
     from rich.live import Live
 
+    from opu.remote.memory import return_free_memory
+
+    n_clients = 0
     with Live(_picture(server.snapshot()), console=console, auto_refresh=False, transient=True) as live:
         looks = 0
         while not received:
@@ -236,8 +239,14 @@ def _watch(server: OpuServer, console: Console, received: list[int]) -> None:
                 raise ServerFailureError("The server's loop has ended.", "The log above tells why.")
             time.sleep(_LOOK_S)
             looks += 1
-            if console.is_terminal and looks % _LOOKS_PER_PICTURE == 0:
-                live.update(_picture(server.snapshot()), refresh=True)
+            if looks % _LOOKS_PER_PICTURE:
+                continue
+            status = server.snapshot()
+            if len(status.clients) < n_clients:
+                return_free_memory()
+            n_clients = len(status.clients)
+            if console.is_terminal:
+                live.update(_picture(status), refresh=True)
 
 
 def _picture(status: ServerStatus) -> RenderableType:
