@@ -36,9 +36,15 @@ def test_an_unknown_code_is_a_failure_of_the_server_that_names_it():
 
 @pytest.mark.parametrize("error", ALL)
 def test_the_exit_status_follows_the_kind_of_error(error):
-    expected = 2 if issubclass(error, InputError) else 4 if issubclass(error, RefusedError) else None
-    if expected is None:
-        expected = 3 if issubclass(error, (LinkError, errors.DeviceError)) else 1
+    statuses = {
+        InputError: 2,
+        RefusedError: 4,
+        errors.AuthenticationError: 4,
+        LinkError: 3,
+        errors.DeviceError: 3,
+        errors.OpuError: 1,
+    }
+    expected = next(status for kind, status in statuses.items() if issubclass(error, kind))
     assert error.exit_status == expected
 
 

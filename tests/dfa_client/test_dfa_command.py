@@ -173,25 +173,34 @@ def test_an_interrupted_training_says_whether_it_can_go_on(with_checkpoint, tmp_
 
 def test_a_killed_server_is_reported_and_waited_for(served, tmp_path):
     """From the shell: the notice stands on standard error while the client waits, and the result is the same."""
-    arguments = ["--epochs", "20", "--seed", "1"]  # long enough to be killed in the middle on a busy machine
+    arguments = ["--epochs", "10", "--seed", "1"]  # long enough to be killed in the middle on a busy machine
     expected = read(run("--opu", SIM, *arguments, "--json"))
     process, uri = served()
     path = tmp_path / "c.npz"
     client = subprocess.Popen(
-        [*COMMAND, "train", "--opu", f"{uri}?timeout_s=1", *arguments, "--checkpoint", path, "--checkpoint-s", "0",
+        [*COMMAND, "train", "--opu", f"{uri}?timeout_s=3", *arguments, "--checkpoint", path, "--checkpoint-s", "0",
          "--wait-s", "30", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         deadline_s = time.monotonic() + 60
-        while not path.exists():
+        saved = set()
+        while len(saved) < 5:  # the training is under way
+            if path.exists():
+                saved.add(path.stat().st_mtime_ns)
             assert client.poll() is None, client.stderr.read()
             assert time.monotonic() < deadline_s
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait(10)
         killed_s = time.monotonic()
-        notice = next(line for line in client.stderr if "failed" in line)
+        lines = []
+        for line in client.stderr:
+            lines.append(line)
+            if "failed" in line:
+                break
+        notice = "".join(lines)
+        assert "failed" in notice, (client.wait(), notice, client.stdout.read())
         assert time.monotonic() - killed_s < 10
         assert uri in notice
         assert "Waiting up to 30 s" in notice
