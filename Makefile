@@ -58,15 +58,21 @@ clean: ## Remove what the other commands made, except the virtual environment
 	rm -rf .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find opu dfa_client tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
+# Pip would compile on one core, and the tests of every package.
+define install
+$(BIN)/python -m pip install --quiet --no-compile --editable '.[$(1)]'
+-@$(BIN)/python -m compileall -q -j 2 -x '/tests?/' $(VENV)/lib >/dev/null 2>&1
+endef
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11: name another one with PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed-demo: $(PACKAGING) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(call install,demo)
 	@touch $@
 
 $(VENV)/installed-develop: $(PACKAGING) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(call install,$(EXTRAS))
 	@touch $@

@@ -173,7 +173,7 @@ def test_an_interrupted_training_says_whether_it_can_go_on(with_checkpoint, tmp_
 
 def test_a_killed_server_is_reported_and_waited_for(served, tmp_path):
     """From the shell: the notice stands on standard error while the client waits, and the result is the same."""
-    arguments = ["--epochs", "10", "--seed", "1"]  # long enough to be killed in the middle on a busy machine
+    arguments = ["--epochs", "5", "--seed", "1"]  # long enough to be killed in the middle on a busy machine
     expected = read(run("--opu", SIM, *arguments, "--json"))
     process, uri = served()
     path = tmp_path / "c.npz"

@@ -18,6 +18,8 @@ from opu.sim.device import SimulatedBench
 from opu.sim.models import PRESETS
 
 PATTERNS = np.random.default_rng(0).integers(0, 2, (23, 300))
+# What a child process computes is looked at, not what it runs; tracing it takes long.
+WITHOUT_COVERAGE = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
 SHORT = opu.SessionConfig(n_features=300, n_outputs=600, noise_key=9)
 
 # Benches that differ in the kernels that they use; sessions long enough that the work is split between threads.
@@ -47,7 +49,7 @@ print(numba.get_num_threads())
 def test_the_number_of_threads_changes_nothing():
     answers = []
     for threads in ("1", "2", "4"):
-        environment = os.environ | {"NUMBA_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        environment = WITHOUT_COVERAGE | {"NUMBA_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
         run = subprocess.run(
             [sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, timeout=100, check=True
         )
