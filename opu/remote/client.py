@@ -220,7 +220,7 @@ class Link:
                 self._waker.clear()
             if dealer in ready:
                 self._receive(dealer)
-            failure = watch.find_failure() if watch.receiver in ready else None
+            failure = watch.find_failure() if watch.receiver in ready or watch.is_suspicious else None
             if failure is not None:
                 self._fail(failure)
                 return

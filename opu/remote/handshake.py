@@ -23,6 +23,7 @@ _MONITOR = "inproc://openopu-handshake"
 _FAILURES = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_AUTH
 _TRIES = 2  # one failure may be a server that is just being stopped
 _LOOK_S = 1.0
+_LOOKS = 10
 _SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"
 _GREETING_BYTES = 64
 _MECHANISM = slice(12, 32)
@@ -46,6 +47,7 @@ class HandshakeWatch:
         self._host, self._port = host, port
         self._has_keys = has_keys
         self._failures = 0
+        self._looks_left = _LOOKS
         dealer.monitor(_MONITOR, int(_FAILURES))
         self.receiver = dealer.context.socket(zmq.PAIR)
         self.receiver.linger = 0
@@ -69,8 +71,17 @@ class HandshakeWatch:
                 self._failures += _TRIES if event["event"] == zmq.Event.HANDSHAKE_FAILED_PROTOCOL else 1
         if self._failures < _TRIES:
             return None
-        self._failures = 0
-        return self._judge(read_mechanism(self._host, self._port))
+        error = self._judge(read_mechanism(self._host, self._port))
+        # Who did not answer the look in time is looked at again: ZeroMQ may not try any more, and tell nothing new.
+        self._looks_left -= 1
+        if error is not None or self._looks_left == 0:
+            self._failures = 0
+        return error
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether a failure has been seen and not been explained."""
+        return self._failures >= _TRIES
 
     def close(self) -> None:
         """Stop watching, before the socket is closed."""

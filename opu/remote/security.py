@@ -374,7 +374,10 @@ class AllowList:
 
 def _read_clients(path: Path) -> dict[str, AllowedClient]:
     remedy = "Write a table [[client]] with name, public_key and role for each client, as in NAME.pub of opu keygen."
-    listed = _decode(path, read_secure_text(path, _WRITTEN_BY_OTHERS, "chmod go-w"), _AllowFile, remedy).client
+    text = read_secure_text(path, _WRITTEN_BY_OTHERS, "chmod go-w")
+    if not text.strip():  # an editor empties a file before it writes it; to admit nobody, revoke
+        raise DataFileError(f"The file {str(path)!r} is empty.", remedy)
+    listed = _decode(path, text, _AllowFile, remedy).client
     for name, values in (
         ("name", [client.name for client in listed]),
         ("public_key", [client.public_key for client in listed]),

@@ -72,8 +72,10 @@ class Keys:
             + "".join(f"{key} = {msgspec.json.encode(value).decode()}\n" for key, value in client.items())
             for client in self.clients
         )
-        self.allow.write_text(text)
-        self.allow.chmod(0o644)
+        aside = self.folder / "allow.new"  # a file that is written in place can be read half-written
+        aside.write_text(text)
+        aside.chmod(0o644)
+        aside.replace(self.allow)
 
     def options(self, name, server="server"):
         return f"?timeout_s=5&key={self.folder}/{name}.key&server_key={self.folder}/{server}.pub"
@@ -357,12 +359,14 @@ def test_a_role_holds_from_the_moment_when_the_list_has_it(keys, server):
         device.open_session(CONFIG).close()
 
 
-def test_a_damaged_list_admits_nobody_new_and_ends_nothing(keys, server, caplog):
+@pytest.mark.parametrize(("text", "reason"), [("[[client]]\nname = 'x", "it is not TOML"), ("\n", "is empty")])
+def test_a_damaged_list_admits_nobody_new_and_ends_nothing(keys, server, caplog, text, reason):
     with opu.open(server.uri + keys.options("anna")) as device:
-        keys.allow.write_text("[[client]]\nname = 'x")
+        (keys.folder / "allow.new").write_text(text)
+        (keys.folder / "allow.new").replace(keys.allow)
         assert refused(server.uri + keys.options("anna")) == "authentication"
         device.open_session(CONFIG).close()
-        assert "it is not TOML" in caplog.text
+        assert reason in caplog.text
         keys.write()
         with opu.open(server.uri + keys.options("anna")):
             pass
