@@ -132,7 +132,7 @@ class UnsupportedError(InputError):
 
 
 class MediumChangedError(OpuError):
-    """Something was measured through another medium, or before the medium moved."""
+    """Something was measured through another medium, before the medium moved, or at another power of the laser."""
 
     code = "medium_changed"
 
