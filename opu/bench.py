@@ -8,12 +8,13 @@ import uuid
 from bisect import bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import numpy as np
 
 from opu.device import (
+    Batch,
     Device,
     DeviceControl,
     DeviceDescription,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from opu.parts import Camera, Controller, Dmd, Laser, Optics
-    from opu.patterns import PackedPatterns
 
 __all__ = ["Bench", "BenchControl", "BenchParts"]
 
@@ -175,15 +175,9 @@ class Bench(Device):
         """Return how often the medium has changed for good before a device time."""
         return self._description.medium.epoch
 
-    def enqueue(
-        self,
-        session: BenchSession,
-        patterns: PackedPatterns,
-        first_frame_index: int,
-        out: NDArray[Any] | None,
-    ) -> Future[Projection]:
+    def enqueue(self, session: BenchSession, batch: Batch) -> Future[Projection]:
         """Queue a sequence for the thread that works the parts."""
-        return self._queue(self._take_sequence, session, patterns, first_frame_index, out)
+        return self._queue(self._take_sequence, session, batch)
 
     def _queue(self, work: Callable[..., ResultT], *arguments: object) -> Future[ResultT]:
         """Queue work for the thread that works the parts."""
@@ -192,13 +186,9 @@ class Bench(Device):
         except RuntimeError as error:  # the executor's way to say that it was shut down
             raise ClosedError(f"The device {self.uri} is closed.", "Open it again with opu.open().") from error
 
-    def _take_sequence(
-        self,
-        session: BenchSession,
-        patterns: PackedPatterns,
-        first_frame_index: int,
-        out: NDArray[Any] | None,
-    ) -> Projection:
+    def _take_sequence(self, session: BenchSession, batch: Batch) -> Projection:
+        batch.check_deadline()
+        patterns, first_frame_index, out = batch.patterns, batch.first_frame_index, batch.out
         description = session.describe()
         config = description.config
         device_settings = self._control.settings()
@@ -327,8 +317,8 @@ class BenchSession(Session):
         self.prepared = prepared
         self._bench = bench
 
-    def _submit(self, packed: PackedPatterns, first_frame_index: int, out: NDArray[Any] | None) -> Future[Projection]:
-        return self._bench.enqueue(self, packed, first_frame_index, out)
+    def _submit(self, batch: Batch) -> Future[Projection]:
+        return self._bench.enqueue(self, batch)
 
     def _close(self) -> None:
         pass

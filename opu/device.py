@@ -25,7 +25,9 @@ Closing
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -40,6 +42,7 @@ from opu.errors import (
     CapacityError,
     ClosedError,
     ConfigError,
+    DeadlineError,
     PatternDtypeError,
     PatternShapeError,
     UnsupportedError,
@@ -53,6 +56,7 @@ __all__ = [
     "CONTRACT_VERSION",
     "NO_REFERENCE",
     "REFERENCE_STEPS",
+    "Batch",
     "Device",
     "DeviceControl",
     "DeviceDescription",
@@ -342,6 +346,43 @@ class Projection:
     provenance: Provenance
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A checked batch on its way to a driver.
+
+    Parameters
+    ----------
+    patterns : PackedPatterns
+        What is shown.
+    first_frame_index : int
+        The number of the first frame.
+    out : ndarray or None
+        Where the frames go, if the caller cares.
+    due_s : float
+        When the device must have begun, on the clock `time.monotonic`; infinite without a deadline.
+    """
+
+    patterns: PackedPatterns
+    first_frame_index: int
+    out: NDArray[Any] | None = None
+    due_s: float = math.inf
+
+    def check_deadline(self) -> None:
+        """Check, when the device is about to begin, that somebody still waits.
+
+        Raises
+        ------
+        DeadlineError
+            The deadline has passed.
+        """
+        late_s = time.monotonic() - self.due_s
+        if late_s > 0:
+            raise DeadlineError(
+                f"The device came to the batch {late_s:.3f} s after its deadline.",
+                "Grant more time, or send fewer and smaller batches.",
+            )
+
+
 def check_whole(name: str, value: object, minimum: int, limit: int) -> int:
     """Return a whole number, NumPy's included, as an int.
 
@@ -552,6 +593,14 @@ def check_frame_numbers(first_frame_index: object, n_frames: int, max_batch: int
     return first
 
 
+def _due_s(deadline_s: float | None) -> float:
+    if deadline_s is None:
+        return math.inf
+    if isinstance(deadline_s, bool) or not isinstance(deadline_s, (int, float, np.number)) or not deadline_s > 0:
+        raise ConfigError(f"The deadline is {deadline_s!r} s.", "Use a positive number of seconds, or None.")
+    return time.monotonic() + float(deadline_s)
+
+
 class Session(ABC):
     """A configured use of a device. Made by `Device.open_session`; a context manager.
 
@@ -584,8 +633,12 @@ class Session(ABC):
         *,
         first_frame_index: int | None = None,
         out: NDArray[Any] | None = None,
+        deadline_s: float | None = None,
     ) -> Future[Projection]:
         """Queue a batch and return at once.
+
+        The future can be cancelled until the device begins, and over a link until the answer comes. Frames that are not
+        taken have used up their numbers.
 
         Parameters
         ----------
@@ -595,21 +648,26 @@ class Session(ABC):
             The number of the first frame; the next ones count up. Default: the session's own counter.
         out : ndarray, shape (batch, n_outputs), optional
             Where the frames go: C-contiguous, writable, of the frame dtype.
+        deadline_s : float, optional
+            Give the batch up unless the device begins with it within this time, in seconds.
 
         Returns
         -------
         concurrent.futures.Future of Projection
-            Done when the frames are there; raises what the device raised.
+            Done when the frames are there; raises what the device raised, and `DeadlineError` for a batch given up.
 
         Raises
         ------
         PatternShapeError, PatternDtypeError, PatternValueError
             The patterns or the buffer cannot be used; nothing was queued.
+        ConfigError
+            The deadline is no positive number.
         CapacityError
             The batch is larger than `SessionDescription.max_batch`.
         ClosedError
             The session is closed.
         """
+        due_s = _due_s(deadline_s)
         packed = as_packed(patterns, self.config.n_features)
         if out is not None:
             check_out(out, (len(packed), self.config.n_outputs), self._description.frame_dtype)
@@ -618,7 +676,7 @@ class Session(ABC):
                 raise ClosedError("The session is closed.", "Open another one with device.open_session().")
             wanted = self._next_frame_index if first_frame_index is None else first_frame_index
             first = check_frame_numbers(wanted, len(packed), self._description.max_batch)
-            future = self._submit(packed, first, out)
+            future = self._submit(Batch(packed, first, out, due_s))
             self._next_frame_index = first + len(packed)
         return future
 
@@ -628,9 +686,10 @@ class Session(ABC):
         *,
         first_frame_index: int | None = None,
         out: NDArray[Any] | None = None,
+        deadline_s: float | None = None,
     ) -> Projection:
         """Project a batch and wait for the frames: `submit(...).result()`."""
-        return self.submit(patterns, first_frame_index=first_frame_index, out=out).result()
+        return self.submit(patterns, first_frame_index=first_frame_index, out=out, deadline_s=deadline_s).result()
 
     def close(self) -> None:
         """Close the session. Batches that were accepted before are finished."""
@@ -649,8 +708,11 @@ class Session(ABC):
         self.close()
 
     @abstractmethod
-    def _submit(self, packed: PackedPatterns, first_frame_index: int, out: NDArray[Any] | None) -> Future[Projection]:
-        """Queue a checked batch. Called under the session's lock, so the order of calls is the order of work."""
+    def _submit(self, batch: Batch) -> Future[Projection]:
+        """Queue a checked batch. Called under the session's lock, so the order of calls is the order of work.
+
+        A driver calls `Batch.check_deadline` when the device begins with it.
+        """
 
     @abstractmethod
     def _close(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import math
 import os
 import socket
 import sys
@@ -25,7 +26,7 @@ import msgspec
 import numpy as np
 import zmq
 
-from opu.device import Device, DeviceDescription, Projection, Session, SessionConfig, SessionDescription
+from opu.device import Batch, Device, DeviceDescription, Projection, Session, SessionConfig, SessionDescription
 from opu.errors import (
     AuthenticationError,
     ClosedError,
@@ -48,7 +49,6 @@ from opu.uri import Uri, parse_host_port, parse_uri
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from opu.patterns import PackedPatterns
 
 __all__ = ["RemoteDevice", "RemoteSession", "find_local", "open_remote"]
 
@@ -57,6 +57,7 @@ _log = logging.getLogger(__name__)
 _FIND_TIMEOUT_S = 0.25
 _ENCRYPTION_BYTES = 64  # an encrypted message is a little longer than what it carries
 _COPY_BYTES = 2**16
+_LEAST_TIME_S, _MOST_TIME_S = 1e-6, 86400.0
 _LINKED_CAPABILITIES = ("repeatable_noise",)
 
 ResultT = TypeVar("ResultT")
@@ -474,23 +475,24 @@ class RemoteSession(Session):
         self._record = SessionRecord(description.config, number)
         link.register(self._record)
 
-    def _submit(self, packed: PackedPatterns, first_frame_index: int, out: NDArray[Any] | None) -> Future[Projection]:
-        record = self._record
+    def _submit(self, batch: Batch) -> Future[Projection]:
+        record, packed = self._record, batch.patterns
 
         def make(number: int) -> protocol.Project:
             assert record.number is not None  # noqa: S101 - the conversation waits until it is open
             return protocol.Project(
                 request_id=number,
                 session=record.number,
-                first_frame_index=first_frame_index,
+                first_frame_index=batch.first_frame_index,
                 n_features=packed.n_features,
                 batch=len(packed),
                 answered=self._link.answered,
+                deadline_s=_time_left_s(batch.due_s),
             )
 
         def finish(reply: protocol.Frames, payload: memoryview | None) -> Projection:
             assert payload is not None  # noqa: S101 - decode_reply has checked it
-            return self._read_frames(reply, payload, len(packed), out)
+            return self._read_frames(reply, payload, len(packed), batch.out)
 
         ticket = Ticket(
             make,
@@ -499,6 +501,7 @@ class RemoteSession(Session):
             finish,
             payload=packed.bits.data.cast("B"),
             session=record,
+            due_s=batch.due_s,
             is_projection=True,
         )
         return self._link.request(ticket)
@@ -532,6 +535,11 @@ class RemoteSession(Session):
         with contextlib.suppress(LinkError, ClosedError):  # a server that is gone has closed it
             self._link.ask(make, protocol.Done, record)
         self._link.forget(record)
+
+
+def _time_left_s(due_s: float) -> float | None:
+    """Return what is left of a deadline, as the message has it: at least a little, for the server to say no."""
+    return None if due_s == math.inf else min(max(due_s - time.monotonic(), _LEAST_TIME_S), _MOST_TIME_S)
 
 
 def _describe_link(description: DeviceDescription) -> DeviceDescription:
