@@ -10,13 +10,13 @@ import contextlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import msgspec
 import numpy as np
 
 import opu
-from opu.device import Device, Projection, Session, SessionDescription, check_frame_numbers
+from opu.device import Device, DeviceControl, Projection, Session, SessionDescription, check_frame_numbers
 from opu.errors import (
     AuthenticationError,
     BusyError,
@@ -46,6 +46,8 @@ __all__ = ["Broker", "Keeper"]
 
 _log = logging.getLogger("opu.remote.server")  # it works for the server, whose log `opu serve` shows
 
+ResultT = TypeVar("ResultT")
+
 _OUTBOX_MESSAGES = 1024
 _COME_AGAIN_S = 1.0
 _UNKEPT = (protocol.Pong, protocol.StatusReply)
@@ -57,6 +59,8 @@ _NumberedRequest: TypeAlias = (
     | protocol.TakeLease
     | protocol.RenewLease
     | protocol.ReturnLease
+    | protocol.GetSettings
+    | protocol.ChangeSettings
     | protocol.Bye
 )
 
@@ -69,6 +73,9 @@ class Keeper(Protocol):
 
     def close(self, session: Session) -> Future[None]:
         """Close one."""
+
+    def call(self, work: Callable[..., ResultT], *arguments: object) -> Future[ResultT]:
+        """Do something else with the device."""
 
 
 class Broker:
@@ -297,6 +304,8 @@ class Broker:
         elif isinstance(request, protocol.Cancel):
             self._require(client, "cancel")
             self._cancel(client, request)
+        elif isinstance(request, (protocol.GetSettings, protocol.ChangeSettings)):
+            self._settings(client, request)
         elif isinstance(request, (protocol.TakeLease, protocol.RenewLease, protocol.ReturnLease)):
             self._require(client, "lease")
             self._lease(client, request)
@@ -546,6 +555,53 @@ class Broker:
         status = self._leases.status(now_s)
         assert status is not None  # noqa: S101 - it has just been taken
         self._send(client, protocol.Lease(request_id=request.request_id, lease=number, status=status))
+
+    # Settings of the device
+
+    def _settings(self, client: Client, request: protocol.GetSettings | protocol.ChangeSettings) -> None:
+        control = self._device.capability(DeviceControl)
+
+        def answer(done: Future[protocol.SettingsReply]) -> None:
+            self._post(self._settings_known, client, request.request_id, done)
+
+        def get() -> protocol.SettingsReply:
+            return protocol.SettingsReply(
+                request_id=request.request_id, settings=control.settings(), limits=control.limits()
+            )
+
+        def change() -> protocol.SettingsReply:
+            assert isinstance(request, protocol.ChangeSettings)  # noqa: S101 - nothing else is put off
+            control.change(request.change)
+            return get()
+
+        def begin() -> Future[protocol.SettingsReply]:
+            assert isinstance(request, protocol.ChangeSettings)  # noqa: S101 - nothing else is put off
+            changed: Future[protocol.SettingsReply] = Future()
+            try:
+                self._leases.check(request.lease, client.client_id, self._clock())  # it may have been taken away
+            except OpuError as error:
+                changed.set_exception(error)
+            else:
+                changed = self._keeper.call(change)
+            changed.add_done_callback(answer)
+            return changed
+
+        if isinstance(request, protocol.ChangeSettings):
+            self._require(client, "lease")
+            self._leases.check(request.lease, client.client_id, self._clock())
+            self._turns.interrupt(begin)
+        else:
+            self._keeper.call(get).add_done_callback(answer)
+        client.unanswered.add(request.request_id)
+
+    def _settings_known(self, client: Client, request_id: int, done: Future[protocol.SettingsReply]) -> None:
+        client.unanswered.discard(request_id)
+        try:
+            reply = done.result()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            self._refuse(client, request_id, self._explain(client, error))
+        else:
+            self._send(client, reply)
 
     # Messages out
 

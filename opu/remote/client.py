@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,10 +26,23 @@ import msgspec
 import numpy as np
 import zmq
 
-from opu.device import Batch, Device, DeviceDescription, Projection, Session, SessionConfig, SessionDescription
+from opu.device import (
+    Batch,
+    Device,
+    DeviceControl,
+    DeviceDescription,
+    DeviceSettings,
+    Limits,
+    Projection,
+    Session,
+    SessionConfig,
+    SessionDescription,
+    SettingsChange,
+)
 from opu.errors import (
     AuthenticationError,
     ClosedError,
+    LeaseError,
     LinkError,
     OpuError,
     ProtocolError,
@@ -58,7 +71,8 @@ _FIND_TIMEOUT_S = 0.25
 _ENCRYPTION_BYTES = 64  # an encrypted message is a little longer than what it carries
 _COPY_BYTES = 2**16
 _LEAST_TIME_S, _MOST_TIME_S = 1e-6, 86400.0
-_LINKED_CAPABILITIES = ("repeatable_noise",)
+_LINKED_CAPABILITIES = ("repeatable_noise", DeviceControl.name)
+_LEASE_S = 30.0
 
 ResultT = TypeVar("ResultT")
 
@@ -417,6 +431,7 @@ class RemoteDevice(Device):
         self._link = link
         self._description = _describe_link(welcome.description)
         self._sessions: set[RemoteSession] = set()
+        self._control = RemoteControl(link)
         weakref.finalize(self, link.abandon)  # a device that nobody closed
 
     def describe(self) -> DeviceDescription:
@@ -455,6 +470,9 @@ class RemoteDevice(Device):
         self._sessions.add(session)
         return session
 
+    def _capabilities(self) -> Mapping[type, object]:
+        return {DeviceControl: self._control} if DeviceControl.name in self._description.capabilities else {}
+
     def forget(self, session: RemoteSession) -> None:
         """Note that a session has been closed."""
         self._sessions.discard(session)
@@ -463,6 +481,105 @@ class RemoteDevice(Device):
         for session in list(self._sessions):
             session.close()
         self._link.close()
+
+
+class RemoteControl(DeviceControl):
+    """The settings of a device behind a server.
+
+    Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
+    itself, for several that belong together there is `lease`.
+
+    Parameters
+    ----------
+    link : Link
+        To the server.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._held: int | None = None
+
+    def settings(self) -> DeviceSettings:
+        """Return the settings as they are."""
+        return self._ask().settings
+
+    def limits(self) -> dict[str, Limits]:
+        """Return the settings that can be changed, by name, with the ranges of their values."""
+        return self._ask().limits
+
+    def change(self, change: SettingsChange) -> DeviceSettings:
+        """Change settings, all that are named or none, and return what they are now.
+
+        Raises
+        ------
+        ForbiddenError
+            This client is no operator.
+        LeaseError
+            Somebody else has the lease, or the one that is held has run out.
+        ConfigError, DeviceError, ClosedError
+            As in process.
+        """
+        if self._held is None:
+            with self.lease():
+                return self.change(change)
+        lease = self._held
+        reply = self._link.ask(
+            lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change),
+            protocol.SettingsReply,
+        )
+        return reply.settings
+
+    @contextlib.contextmanager
+    def lease(self, ttl_s: float = _LEASE_S, note: str = "", *, force: bool = False) -> Iterator[RemoteControl]:
+        """Hold the lease of the device, so that nobody else changes it meanwhile.
+
+        Parameters
+        ----------
+        ttl_s : float
+            How long it lasts unless `renew` is called, in seconds.
+        note : str
+            What for, for others to see.
+        force : bool
+            Take it away from whoever has it.
+
+        Yields
+        ------
+        RemoteControl
+            This object.
+
+        Raises
+        ------
+        ForbiddenError
+            This client is no operator.
+        LeaseError
+            Somebody else has the lease.
+        """
+        lease = self._link.ask(
+            lambda number: protocol.TakeLease(request_id=number, ttl_s=ttl_s, note=note, force=force), protocol.Lease
+        ).lease
+        self._held = lease
+        try:
+            yield self
+        finally:
+            self._held = None
+            with contextlib.suppress(LinkError, LeaseError, ClosedError):  # it has ended by itself
+                self._link.ask(lambda number: protocol.ReturnLease(request_id=number, lease=lease), protocol.Done)
+
+    def renew(self) -> None:
+        """Have the lease that is held last its full time again.
+
+        Raises
+        ------
+        LeaseError
+            It has run out, was taken away, or none is held.
+        """
+        lease = self._held
+        if lease is None:
+            raise LeaseError("No lease is held.", "Take one: with control.lease(): ...")
+        self._link.ask(lambda number: protocol.RenewLease(request_id=number, lease=lease), protocol.Lease)
+
+    def _ask(self) -> protocol.SettingsReply:
+        return self._link.ask(lambda number: protocol.GetSettings(request_id=number), protocol.SettingsReply)
 
 
 class RemoteSession(Session):

@@ -43,8 +43,15 @@ _OTHER_MECHANISM = 0x11000002
 _CRYPTOGRAPHIC = 0x11000001
 _ROLE_OF_ALL: Role = "user"
 _ROLES: tuple[Role, ...] = ("observer", "user", "operator")
-_OBSERVING = (protocol.Hello, protocol.Status, protocol.Ping, protocol.Cancel, protocol.Bye)
-_OPERATING = (protocol.TakeLease, protocol.RenewLease, protocol.ReturnLease)
+_OBSERVING = (
+    protocol.Hello,
+    protocol.Status,
+    protocol.GetSettings,
+    protocol.Ping,
+    protocol.Cancel,
+    protocol.Bye,
+)
+_OPERATING = (protocol.TakeLease, protocol.RenewLease, protocol.ReturnLease, protocol.ChangeSettings)
 _UNCOUNTED = (protocol.Ping, protocol.Cancel, protocol.CloseSession, protocol.Bye)  # signs of life, and what gives back
 
 

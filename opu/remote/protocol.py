@@ -14,7 +14,15 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from opu.device import DeviceDescription, Provenance, SessionConfig, SessionDescription
+from opu.device import (
+    DeviceDescription,
+    DeviceSettings,
+    Limits,
+    Provenance,
+    SessionConfig,
+    SessionDescription,
+    SettingsChange,
+)
 from opu.errors import BusyError, OpuError, ProtocolError, VersionMismatchError
 from opu.patterns import PackedPatterns
 
@@ -28,11 +36,13 @@ __all__ = [
     "PROTOCOL_VERSION",
     "Bye",
     "Cancel",
+    "ChangeSettings",
     "ClientStatus",
     "CloseSession",
     "Done",
     "ErrorReply",
     "Frames",
+    "GetSettings",
     "Goodbye",
     "Hello",
     "Lease",
@@ -49,6 +59,7 @@ __all__ = [
     "Role",
     "ServerStatus",
     "SessionOpened",
+    "SettingsReply",
     "Status",
     "StatusReply",
     "TakeLease",
@@ -168,6 +179,17 @@ class RenewLease(_Numbered, frozen=True, kw_only=True):
     lease: Natural
 
 
+class GetSettings(_Numbered, frozen=True, kw_only=True, tag="settings"):
+    """A client asks what belongs to the device and not to a session."""
+
+
+class ChangeSettings(_Numbered, frozen=True, kw_only=True):
+    """An operator changes it, for everybody."""
+
+    lease: Natural
+    change: SettingsChange
+
+
 class ReturnLease(_Numbered, frozen=True, kw_only=True):
     """An operator gives its lease back."""
 
@@ -245,6 +267,13 @@ class Lease(_Numbered, frozen=True, kw_only=True):
     status: LeaseStatus
 
 
+class SettingsReply(_Numbered, frozen=True, kw_only=True, tag="device_settings"):
+    """The answer to `GetSettings` and `ChangeSettings`."""
+
+    settings: DeviceSettings
+    limits: dict[str, Limits]
+
+
 class ClientStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One client of a server. Its name is a text from elsewhere: escape it before it is shown."""
 
@@ -304,9 +333,23 @@ class Goodbye(_Message, frozen=True, kw_only=True):
 
 
 Request: TypeAlias = (
-    Hello | OpenSession | Project | Cancel | CloseSession | Ping | Status | TakeLease | RenewLease | ReturnLease | Bye
+    Hello
+    | OpenSession
+    | Project
+    | Cancel
+    | CloseSession
+    | Ping
+    | Status
+    | TakeLease
+    | RenewLease
+    | ReturnLease
+    | GetSettings
+    | ChangeSettings
+    | Bye
 )
-Reply: TypeAlias = Welcome | SessionOpened | Frames | Done | Pong | StatusReply | Lease | ErrorReply | Goodbye
+Reply: TypeAlias = (
+    Welcome | SessionOpened | Frames | Done | Pong | StatusReply | Lease | SettingsReply | ErrorReply | Goodbye
+)
 
 
 class _Greeting(msgspec.Struct, frozen=True):

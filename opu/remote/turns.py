@@ -136,6 +136,8 @@ class Turns:
         self._waiting_bytes = 0
         self._call_s = 0.0
         self._next_due_s = math.inf
+        self._interludes: deque[Callable[[], Future[Any]]] = deque()
+        self._in_interlude = False
         self.queued = 0
 
     def join(self, client: Client) -> None:
@@ -188,6 +190,19 @@ class Turns:
             client = self._order[0]
             self._order.rotate(-1)
             idle = 0 if self._take_job(client, now_s) else idle + 1
+        if self._interludes and not self._in_interlude and self._is_between_batches():
+            self._in_interlude = True
+            self._interludes[0]().add_done_callback(lambda _: self._post(self._end_interlude))
+
+    def interrupt(self, begin: Callable[[], Future[Any]]) -> None:
+        """Have something done between two batches, none of which is half done.
+
+        Parameters
+        ----------
+        begin : callable
+            Begins it, and returns a future that is done when it is.
+        """
+        self._interludes.append(begin)
 
     def withdraw(self, client: Client, job: ProjectionJob) -> None:
         """End a job, whether the device has done all of it or not."""
@@ -196,6 +211,14 @@ class Turns:
         if job.n_left:
             client.jobs.remove(job)
             self._waiting_bytes -= job.request.payload_bytes
+
+    def _is_between_batches(self) -> bool:
+        begun = (isinstance(c.jobs[0], ProjectionJob) and c.jobs[0].n_given > 0 for c in self._order if c.jobs)
+        return self._in_flight == 0 and not any(begun)
+
+    def _end_interlude(self) -> None:
+        self._interludes.popleft()
+        self._in_interlude = False
 
     def _wait_s(self, n_requests: int) -> float:
         """Guess when so many requests are done."""
@@ -219,9 +242,12 @@ class Turns:
                 self._projected(client, job, error)
 
     def _take_job(self, client: Client, now_s: float) -> bool:
-        if not client.jobs or client.outbox or client.route is None:
+        if not client.jobs:
             return False
         job = client.jobs[0]
+        is_begun = isinstance(job, ProjectionJob) and job.n_given > 0
+        if not is_begun and (client.outbox or client.route is None or self._interludes):
+            return False
         if isinstance(job, ProjectionJob):
             self._project(client, job, now_s)
             return True

@@ -333,7 +333,8 @@ def light_and_exposure_work(device: Device) -> None:
 def device_settings_change(device: Device) -> None:
     """Settings of the device change as asked, all or none; the exposure limit binds and the laser's power shows.
 
-    The check leaves the settings as it found them. It needs the capability `device_control`.
+    The check leaves the settings as it found them. It needs the capability `device_control`, and over a link the role
+    of an operator: other clients may look alone.
     """
     if DeviceControl.name not in device.describe().capabilities:
         return
@@ -341,6 +342,10 @@ def device_settings_change(device: Device) -> None:
     before, limits = control.settings(), control.limits()
     check(msgspec.json.decode(msgspec.json.encode(before), type=DeviceSettings) == before, "settings are no JSON")
     found = SettingsChange(**{name: getattr(before, name) for name in limits})
+    try:
+        control.change(found)
+    except RefusedError:
+        return  # this client may look alone, or somebody else is changing them
     try:
         _bad_changes_are_refused(control)
         if "max_exposure_us" in limits:

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from link_helpers import TOY_DESCRIPTION
 
 from opu import errors
-from opu.device import Provenance, Region, SessionConfig, SessionDescription
+from opu.device import (
+    DeviceSettings,
+    Limits,
+    Provenance,
+    Region,
+    SessionConfig,
+    SessionDescription,
+    SettingsChange,
+)
 from opu.errors import LinkError, PatternValueError, ProtocolError, VersionMismatchError
 from opu.patterns import pack, unpack
 from opu.remote import protocol
@@ -47,6 +55,7 @@ PROVENANCE = Provenance(
     finished_unix_s=1.75e9,
     saturated_fraction=0.25,
     skipped_frames=0,
+    laser_power_mw=10.0,
 )
 LIMITS = protocol.LinkLimits(max_payload_bytes=2**28, max_sessions=16, max_queued=64, expire_s=15.0)
 LEASE = protocol.LeaseStatus(holder="anna", note="aligning", expires_s=29.5)
@@ -102,6 +111,11 @@ MESSAGES = {
     "cancel": (protocol.Cancel(request_id=8, target=3), None),
     "take_lease": (protocol.TakeLease(request_id=9, ttl_s=30.0, note="aligning", force=True), None),
     "renew_lease": (protocol.RenewLease(request_id=10, lease=2**46), None),
+    "settings": (protocol.GetSettings(request_id=12), None),
+    "change_settings": (
+        protocol.ChangeSettings(request_id=13, lease=2**46, change=SettingsChange(laser_power_mw=5.0)),
+        None,
+    ),
     "return_lease": (protocol.ReturnLease(request_id=11, lease=2**46), None),
     "close_session": (protocol.CloseSession(request_id=4, session=5), None),
     "ping": (protocol.Ping(request_id=2**64 - 1, answered=7), None),
@@ -128,6 +142,14 @@ MESSAGES = {
         FRAMES.astype("<u2").tobytes(),
     ),
     "lease": (protocol.Lease(request_id=9, lease=2**46, status=LEASE), None),
+    "device_settings": (
+        protocol.SettingsReply(
+            request_id=13,
+            settings=DeviceSettings(revision=1, laser_power_mw=5.0, max_exposure_us=2000.0),
+            limits={"laser_power_mw": Limits(minimum=1.0, maximum=20.0, default=10.0, unit="mW")},
+        ),
+        None,
+    ),
     "done": (protocol.Done(request_id=4), None),
     "pong": (protocol.Pong(request_id=2**64 - 1), None),
     "server_status": (protocol.StatusReply(request_id=6, status=STATUS), None),
@@ -145,6 +167,8 @@ REQUESTS = (
     "take_lease",
     "renew_lease",
     "return_lease",
+    "settings",
+    "change_settings",
     "close_session",
     "ping",
     "status",
@@ -222,6 +246,23 @@ requests = st.one_of(
         protocol.Hello, request_id=naturals, version=st.just(protocol.PROTOCOL_VERSION), software=texts, name=texts
     ),
     st.builds(protocol.OpenSession, request_id=naturals, config=configs),
+    st.builds(protocol.Cancel, request_id=naturals, target=naturals),
+    st.builds(
+        protocol.TakeLease,
+        request_id=naturals,
+        ttl_s=st.floats(0, 86400, exclude_min=True),
+        note=texts,
+        force=st.booleans(),
+    ),
+    st.builds(protocol.RenewLease, request_id=naturals, lease=naturals),
+    st.builds(protocol.ReturnLease, request_id=naturals, lease=naturals),
+    st.builds(protocol.GetSettings, request_id=naturals),
+    st.builds(
+        protocol.ChangeSettings,
+        request_id=naturals,
+        lease=naturals,
+        change=st.builds(SettingsChange, laser_power_mw=st.none() | floats, max_exposure_us=st.none() | floats),
+    ),
     st.builds(protocol.CloseSession, request_id=naturals, session=naturals),
     st.builds(protocol.Ping, request_id=naturals),
     st.builds(protocol.Status, request_id=naturals),
@@ -272,7 +313,7 @@ def test_payloads_are_views():
 # Versions
 
 
-@pytest.mark.parametrize(("version", "older"), [((0, 3), "server"), ((1, 0), "server"), ((0, 1), "client")])
+@pytest.mark.parametrize(("version", "older"), [((2, 0), "server"), ((1000, 7), "server"), ((0, 9), "client")])
 def test_a_hello_in_another_version_names_both_and_the_side_to_update(version, older):
     hello = header_of(type="hello", request_id=1, version=version, software="x", name="y")
     with pytest.raises(VersionMismatchError) as caught:
