@@ -63,7 +63,7 @@ def test_a_restarted_server_leaves_no_trace(how, served, delayed, digits, make_s
         delayed(1.0, served, SIM, without_options(uri))
 
     saboteur = Saboteur(20, end_and_restart)
-    result = train(settings, digits, uri=f"{uri}?timeout_s=1", watcher=saboteur)
+    result = train(settings, digits, uri=f"{uri}?timeout_s=1&reconnect_s=0", watcher=saboteur)
     assert result.network.parameters.tobytes() == expected.network.parameters.tobytes()
     assert result.frames == expected.frames == 4 * len(digits.train)
     (said_s, lost), (_, back) = saboteur.notices
@@ -84,7 +84,7 @@ def test_a_stalled_server_is_waited_for(served, delayed, digits, make_settings):
         delayed(3.0, os.kill, process.pid, signal.SIGCONT)
 
     saboteur = Saboteur(30, stall)
-    result = train(settings, digits, uri=f"{uri}?timeout_s=1", watcher=saboteur)
+    result = train(settings, digits, uri=f"{uri}?timeout_s=1&reconnect_s=0", watcher=saboteur)
     assert result.network.parameters.tobytes() == train(settings, digits, uri=SIM).network.parameters.tobytes()
     assert len(saboteur.notices) == 2
 
@@ -95,7 +95,7 @@ def test_a_server_that_does_not_come_back(served, tmp_path, digits, make_setting
     process, uri = served()
     saboteur = Saboteur(60, process.kill)
     with pytest.raises(UnreachableError, match="did not come back within 1 s") as caught:
-        train(settings, digits, uri=f"{uri}?timeout_s=0.5", wait_s=1, checkpoint=tmp_path / "c.npz", watcher=saboteur)
+        train(settings, digits, uri=f"{uri}?timeout_s=0.5&reconnect_s=0", wait_s=1, checkpoint=tmp_path / "c.npz", watcher=saboteur)
     assert 1 < time.monotonic() - saboteur.done_s < 10
     assert uri in caught.value.problem
     assert "--resume" in caught.value.remedy
@@ -113,7 +113,7 @@ def test_another_medium_behind_the_same_address_is_fatal(served, digits, make_se
         served("sim:?preset=aurora&seed=8", without_options(uri))
 
     with pytest.raises(MediumChangedError, match="medium"):
-        train(make_settings(method="optical"), digits, uri=f"{uri}?timeout_s=1", watcher=Saboteur(5, exchange))
+        train(make_settings(method="optical"), digits, uri=f"{uri}?timeout_s=1&reconnect_s=0", watcher=Saboteur(5, exchange))
 
 
 def test_a_server_that_is_not_there_is_not_waited_for(digits, make_settings):
