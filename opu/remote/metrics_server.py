@@ -114,7 +114,7 @@ class MetricsServer:
                 f"Metrics cannot be served at {address[0]}, port {address[1]}: {error.strerror}.",
                 "Stop whatever listens there, or choose another port with --metrics.",
             ) from error
-        self._thread = threading.Thread(target=self._server.serve_forever, name="opu-metrics", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="opu-metrics", daemon=True)
 
     @property
     def url(self) -> str:
