@@ -107,14 +107,16 @@ def serve(
         _stop_signals() as received,
     ):
         from opu.remote.gate import open_gate
+        from opu.remote.metrics_server import parse_listen
         from opu.remote.server import OpuServer, parse_bind
 
+        metrics_at = None if metrics is None else parse_listen(metrics, beyond_loopback=metrics_beyond_loopback)
         gate = open_gate(policy.value, keys, allow, insecure)
         parse_bind(bind, gate.beyond_loopback)
         with (
             opu.open(uri) as device,
             OpuServer(device, bind, gate=gate) as server,
-            _telling_metrics(server, metrics, stuck_after, beyond_loopback=metrics_beyond_loopback) as metrics_url,
+            _telling_metrics(server, metrics_at, stuck_after) as metrics_url,
             server_log.collect(),
         ):
             report.fields |= {"uri": server.uri, "device": uri, "pid": os.getpid()}
@@ -138,19 +140,12 @@ def serve(
         )
 
 
-def _telling_metrics(
-    server: OpuServer, where: str | None, stuck_after_s: float, *, beyond_loopback: bool
-) -> AbstractContextManager[str | None]:
-    """Serve metrics and health over HTTP, if that is wanted."""
-    if where is None:
-        return nullcontext()
-    from opu.remote.metrics_server import parse_listen
-
-    return _metrics_at(parse_listen(where, beyond_loopback=beyond_loopback), server, stuck_after_s)
-
-
 @contextmanager
-def _metrics_at(address: tuple[str, int], server: OpuServer, stuck_after_s: float) -> Iterator[str]:
+def _telling_metrics(server: OpuServer, address: tuple[str, int] | None, stuck_after_s: float) -> Iterator[str | None]:
+    """Serve metrics and health over HTTP, if an address for them is given, and yield where."""
+    if address is None:
+        yield None
+        return
     from opu.remote.metrics_server import MetricsServer
 
     limits = HealthLimits(device_s=stuck_after_s)

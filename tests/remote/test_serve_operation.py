@@ -13,7 +13,7 @@ from link_helpers import RawClient
 from operation_helpers import busy_status, counted
 from rich.console import Console
 
-from opu.cli.serve import _metrics_at
+from opu.cli.serve import _telling_metrics
 from opu.cli.server_log import LogFormat, format_json, open_log
 
 SIM = "sim:?preset=ideal"
@@ -83,7 +83,7 @@ class CountingServer:
 
 def test_health_follows_the_signs_of_life():
     server = CountingServer()
-    with _metrics_at(("127.0.0.1", 0), server, 0.0) as url:
+    with _telling_metrics(server, ("127.0.0.1", 0), 0.0) as url:
         assert read(f"{url}/health") == (200, "ok\n")
         server.counters.call_began()
         assert read(f"{url}/health") == (503, "the device has not answered for 0 s\n")

@@ -1,6 +1,12 @@
 """`opu monitor` and `opu health`."""
 
+import os
+import pty
 import re
+import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import msgspec
@@ -188,3 +194,30 @@ def test_very_many_clients_do_not_fill_the_screen():
     text = picture(120, look, look)
     assert "Clients, 70 more" in text
     assert text.count("anna") == 30
+
+
+def test_a_terminal_shows_pictures_until_it_is_interrupted(server):
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from opu.cli import main; main()", "monitor", server.uri, "--interval", "0.1"]
+    environment = os.environ | {"COLUMNS": "80", "LINES": "24", "TERM": "xterm"}
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = ""
+    try:
+        while shown.count("Frames/s") < 3:
+            assert select.select([ours], [], [], 60)[0], shown
+            shown += os.read(ours, 65536).decode()
+        process.send_signal(signal.SIGINT)
+        while select.select([ours], [], [], 60)[0]:
+            try:
+                shown += os.read(ours, 65536).decode()
+            except OSError:  # the other side is closed
+                break
+        assert process.wait(timeout=60) == 0, shown
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    after = shown.rpartition("\x1b[?1049l")[2]  # the last picture stays when the screen of before is back
+    assert "preset ideal" in after
+    assert "Traceback" not in shown
