@@ -7,6 +7,7 @@ nothing in it is secret, and nothing in it can be relied on: whoever is on the n
 from __future__ import annotations
 
 import ipaddress
+import time
 import uuid
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -29,7 +30,7 @@ _TXT_VERSION = "1"
 _MOST_NAME_BYTES = 63
 _MOST_MODEL = 64
 _MOST_FOUND = 256
-_RESOLVE_S = 1.0
+_RESOLVE_S = 2.0  # for all together: most have told their address when they told their name
 
 
 class Announcement:
@@ -62,6 +63,9 @@ class Announcement:
             raise InputError(f"A server cannot be announced as {name!r}.", "Use 1 to 63 bytes of printable text.")
         host, self._port = parse_host_port(parse_uri(uri))
         self.addresses = _addresses_of(host)
+        # There is no multicast of IPv6 on the loopback interface, and that of IPv4 tells any address.
+        is_loopback = all(ipaddress.ip_address(text).is_loopback for text in self.addresses)
+        self._interfaces = ["127.0.0.1"] if is_loopback else list(self.addresses)
         self._name = name
         self._properties = {
             "txtvers": _TXT_VERSION,
@@ -83,7 +87,7 @@ class Announcement:
             parsed_addresses=list(self.addresses),
         )
         try:
-            self._zeroconf = zeroconf.Zeroconf(interfaces=list(self.addresses))
+            self._zeroconf = zeroconf.Zeroconf(interfaces=self._interfaces)
             self._zeroconf.register_service(info, allow_name_change=True)
         except (OSError, zeroconf.Error) as error:
             self._close()
@@ -128,8 +132,6 @@ def find_announced(seconds: float = 2.0, interfaces: Sequence[str] | None = None
         The network cannot be listened to.
     """
     _import_zeroconf()
-    import time
-
     import zeroconf
 
     names: set[str] = set()
@@ -143,7 +145,11 @@ def find_announced(seconds: float = 2.0, interfaces: Sequence[str] | None = None
         with zeroconf.Zeroconf(interfaces=chosen) as network:
             zeroconf.ServiceBrowser(network, SERVICE_TYPE, handlers=[note])
             time.sleep(seconds)
-            infos = [network.get_service_info(SERVICE_TYPE, name, round(1000 * _RESOLVE_S)) for name in sorted(names)]
+            deadline_s = time.monotonic() + _RESOLVE_S
+            infos = [
+                network.get_service_info(SERVICE_TYPE, name, max(1, round(1000 * (deadline_s - time.monotonic()))))
+                for name in sorted(names)
+            ]
     except (OSError, zeroconf.Error) as error:
         raise LinkError(
             f"The network cannot be searched: {error!r}.", "Allow multicast (UDP, port 5353) on this machine."

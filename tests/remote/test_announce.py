@@ -62,6 +62,12 @@ def test_a_server_is_found_while_it_is_announced():
 
 
 @needs_multicast
+def test_a_server_that_listens_on_ipv6_is_found():
+    with announcement("Six", "tcp://[::1]:61758"):
+        assert find("tcp://[::1]:61758").summary.startswith("Six: ")
+
+
+@needs_multicast
 def test_two_servers_may_have_one_name():
     with announcement("Twin", "tcp://127.0.0.1:61756"), announcement("Twin", "tcp://127.0.0.1:61757"):
         names = {find(f"tcp://127.0.0.1:{port}").summary.partition(":")[0] for port in (61756, 61757)}
