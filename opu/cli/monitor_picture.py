@@ -174,12 +174,13 @@ def _most_refused(counters: CountersStatus) -> str:
 
 
 def _clients(look: Look, earlier: Look) -> RenderableType:
+    """List the clients, the busiest first."""
     before = {client.client_id: client.frames for client in earlier.status.clients}
-    busiest = sorted(look.status.clients, key=lambda client: (-client.frames, client.client_id))
+    new = {client.client_id: client.frames - before.get(client.client_id, 0) for client in look.status.clients}
+    busiest = sorted(look.status.clients, key=lambda client: (-new[client.client_id], -client.frames, client.client_id))
     rows = []
     for client in busiest[:_MOST_CLIENTS]:
-        new = client.frames - before.get(client.client_id, client.frames)
-        frames_per_s = _number(_rate(look, earlier, new))
+        frames_per_s = _number(_rate(look, earlier, new[client.client_id]))
         counts = (client.sessions, client.frames, frames_per_s, client.queued, client.refused)
         rows.append((str(client.client_id), client.name, *map(str, counts)))
     left_out = len(busiest) - len(rows)

@@ -188,6 +188,15 @@ def test_a_server_that_does_not_count_is_drawn():
     assert "saturated" not in text
 
 
+def test_the_busiest_client_comes_first_and_one_that_just_came_has_a_rate():
+    earlier = Look(0.0, busy_status(clients=(client_status(name="old", frames=1000),)))
+    clients = (client_status(name="old", frames=1010), client_status(client_id=2, name="new", frames=500))
+    text = picture(80, Look(10.0, busy_status(clients=clients)), earlier)
+    new, old = (line.split() for line in text.splitlines() if "│ new " in line or "│ old " in line)
+    assert (new[2], new[8]) == ("new", "50")
+    assert (old[2], old[8]) == ("old", "1")
+
+
 def test_very_many_clients_do_not_fill_the_screen():
     clients = tuple(client_status(client_id=number, frames=number) for number in range(1, 101))
     look = Look(1.0, busy_status(clients=clients))
