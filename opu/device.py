@@ -16,7 +16,9 @@ Buffers
 Frames
     A frame has an identity: `(noise_key, frame index)`. A session numbers its frames from 0; a caller that numbers
     them itself gets, on a device whose capabilities include `repeatable_noise`, the same bytes for the same
-    number, whatever the size of the batches, the thread count or the transport.
+    number at the same laser power, whatever the size of the batches, the thread count or the transport.
+Settings
+    What belongs to the device and to no session (`DeviceSettings`) changes between two batches, never within one.
 Closing
     `close` may be called twice. What was accepted before is finished first; what comes after raises `ClosedError`.
 """
@@ -52,7 +54,9 @@ __all__ = [
     "NO_REFERENCE",
     "REFERENCE_STEPS",
     "Device",
+    "DeviceControl",
     "DeviceDescription",
+    "DeviceSettings",
     "GroundTruth",
     "Limits",
     "MediumDescription",
@@ -63,8 +67,10 @@ __all__ = [
     "Session",
     "SessionConfig",
     "SessionDescription",
+    "SettingsChange",
     "SpeedTier",
     "Timing",
+    "check_change",
     "check_frame_numbers",
     "check_out",
     "check_whole",
@@ -273,6 +279,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
     Device time (`device_us`, `device_start_us`) is what the device books for the call and when it started on the
     device's own clock; `started_unix_s` and `finished_unix_s` are wall-clock times of the device's host.
+    `laser_power_mw` is the power that the laser was set to, None where it is unknown.
     """
 
     device_id: str
@@ -290,6 +297,33 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     finished_unix_s: float
     saturated_fraction: float
     skipped_frames: int
+    laser_power_mw: float | None = None
+
+
+class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What belongs to a device and to no session.
+
+    Parameters
+    ----------
+    revision : int
+        How many changes have been made since the device was opened.
+    laser_power_mw : float or None
+        The power that the laser is set to, in milliwatts; None where it is unknown.
+    max_exposure_us : float
+        A safety limit for exposures, in microseconds: sessions with longer ones are not opened, and batches of those
+        that are open already are refused. The camera's own maximum where nobody has set less.
+    """
+
+    revision: int
+    laser_power_mw: float | None
+    max_exposure_us: float
+
+
+class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
+    """New values of some `DeviceSettings`; None leaves a setting as it is."""
+
+    laser_power_mw: float | None = None
+    max_exposure_us: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -428,6 +462,44 @@ def resolve_config(config: SessionConfig, description: DeviceDescription) -> Ses
         exposure_us=_require_within("exposure_us", exposure, description.exposure_us),
         gain_db=_require_within("gain_db", config.gain_db, description.gain_db),
     )
+
+
+def check_change(change: SettingsChange, limits: Mapping[str, Limits]) -> dict[str, float]:
+    """Check a change of settings against what a device allows.
+
+    Parameters
+    ----------
+    change : SettingsChange
+        What was asked for.
+    limits : mapping of str to Limits
+        The settings that can be changed, with their ranges: `DeviceControl.limits()`.
+
+    Returns
+    -------
+    dict of str to float
+        The new values by the names of their settings.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of its range, its setting cannot be changed on this device, or there is none at all.
+
+    Examples
+    --------
+    >>> power = Limits(minimum=1, maximum=20, default=10, unit="mW")
+    >>> check_change(SettingsChange(laser_power_mw=5), {"laser_power_mw": power})
+    {'laser_power_mw': 5.0}
+    """
+    if not isinstance(change, SettingsChange):
+        raise ConfigError(f"The change is {change!r}.", "Use opu.SettingsChange(laser_power_mw=..., ...).")
+    offer = f"This device lets you change {', '.join(limits) or 'nothing'}."
+    wanted = {name: value for name, value in msgspec.structs.asdict(change).items() if value is not None}
+    if not wanted:
+        raise ConfigError("The change names no setting.", offer)
+    for name, value in wanted.items():
+        if name not in limits:
+            raise ConfigError(f"{name} cannot be set to {value!r}: it is fixed or unknown.", offer)
+    return {name: _require_within(name, value, limits[name]) for name, value in wanted.items()}
 
 
 def check_out(out: object, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
@@ -625,6 +697,43 @@ class MirrorDuty(ABC):
     @abstractmethod
     def landed_on_share(self) -> NDArray[np.float64]:
         """Return the share of the pattern time that mirrors were on, shape (rows, columns); NaN before any pattern."""
+
+
+class DeviceControl(ABC):
+    """Capability `device_control`: the settings that belong to the device and to no session.
+
+    Whoever changes them changes them for every session. All methods may be called from any thread.
+    """
+
+    name: ClassVar[str] = "device_control"
+
+    @abstractmethod
+    def settings(self) -> DeviceSettings:
+        """Return the settings as they are."""
+
+    @abstractmethod
+    def limits(self) -> dict[str, Limits]:
+        """Return the settings that can be changed, by name, with the ranges of their values.
+
+        The default is the value that a device was opened with.
+        """
+
+    @abstractmethod
+    def change(self, change: SettingsChange) -> DeviceSettings:
+        """Change settings, all that are named or none, and return what they are now.
+
+        Batches that were submitted before have been projected when this method returns, under the old settings; later
+        ones have the new ones. So do not call it from a callback of a future: the device would wait for itself.
+
+        Raises
+        ------
+        ConfigError
+            A value is out of range, its setting cannot be changed on this device, or none is named.
+        DeviceError
+            A part of the device failed; no setting has changed.
+        ClosedError
+            The device is closed.
+        """
 
 
 CapabilityT = TypeVar("CapabilityT")

@@ -17,6 +17,7 @@ from opu.cli.monitor import monitor
 from opu.cli.scan import scan
 from opu.cli.selftest import selftest
 from opu.cli.serve import serve
+from opu.cli.settings import settings
 from opu.cli.stress import stress
 
 __all__ = ["app"]
@@ -51,5 +52,5 @@ def _opu(
     """
 
 
-for verb in (info, scan, serve, monitor, health, keygen, selftest, calibrate, bench, stress, demo):
+for verb in (info, scan, settings, serve, monitor, health, keygen, selftest, calibrate, bench, stress, demo):
     app.command()(verb)

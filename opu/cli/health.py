@@ -32,19 +32,17 @@ def health(
     Example: opu health 'tcp://127.0.0.1:5755?timeout_s=2&key=probe.key&server_key=server.pub'
     """
     with reporting("health", json_to) as report:
-        from opu.remote.counters import counters_of
-
         report.fields |= {"uri": uri, "answered_in_s": None, "is_full": False}
         started_s = time.monotonic()
         try:
             with watching(uri) as device:
-                counters = counters_of(device.server_status())
+                status = device.server_status()
                 report.fields["answered_in_s"] = time.monotonic() - started_s
         except BusyError:
             report.fields["is_full"] = True
             report.console.print(f"{plain(uri)} is well, and has as many clients as it takes.", highlight=False)
             return
-        fault = None if counters is None else find_fault(counters.vitals, HealthLimits(device_s=stuck_after))
+        fault = find_fault(status, HealthLimits(device_s=stuck_after))
         if fault is not None:
             raise ServerFailureError(f"The server at {uri} is not well: {fault}.", "Its log tells more.")
         report.console.print(

@@ -123,7 +123,7 @@ def _facts(description: DeviceDescription, look: Look, rates: dict[str, float | 
 
 def _server_facts(look: Look, rates: dict[str, float | None]) -> Iterator[tuple[str, str]]:
     status, counters = look.status, look.counters
-    yield "state", _state(counters)
+    yield "state", find_fault(status) or "well"
     yield "up", _duration(status.uptime_s)
     yield "clients", f"{len(status.clients)} now, {status.clients_total} so far"
     yield "queue", f"{status.queued} projections"
@@ -135,8 +135,8 @@ def _server_facts(look: Look, rates: dict[str, float | None]) -> Iterator[tuple[
     if counters is not None and counters.refused:
         yield "  most by", _most_refused(counters)
     yield "gone", f"{status.evicted} evicted, {status.expired} silent"
-    if counters is not None and counters.resumed:
-        yield "resumed", f"{counters.resumed} clients, {counters.repeated} answers again"
+    if status.resumed:
+        yield "came back", f"{status.resumed} clients"
 
 
 def _device_facts(
@@ -154,11 +154,6 @@ def _device_facts(
     yield "saturated", _percent(counters.saturated_fraction, digits=2)
     yield "medium", _medium(description, counters)
     yield "memory", _size(counters.resident_bytes)
-
-
-def _state(counters: CountersStatus | None) -> str:
-    fault = None if counters is None else find_fault(counters.vitals)
-    return "well" if fault is None else fault
 
 
 def _medium(description: DeviceDescription, counters: CountersStatus) -> str:

@@ -153,8 +153,7 @@ def _telling_metrics(server: OpuServer, address: tuple[str, int] | None, stuck_a
     def find() -> str | None:
         if not server.is_running:
             return "the loop of the server has ended"
-        counters = getattr(server, "counters", None)
-        return None if counters is None else find_fault(counters.vitals(), limits)
+        return find_fault(server.snapshot(), limits)
 
     with MetricsServer(address, server.snapshot, find) as metrics:
         yield metrics.url

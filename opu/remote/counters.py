@@ -112,13 +112,10 @@ class Vitals(msgspec.Struct, frozen=True, kw_only=True):
         Seconds since its loop last went round.
     device_s : float or None
         For how long something has been with the device without an answer. None: the device has nothing to do.
-    draining : bool
-        Whether it is being stopped.
     """
 
     beat_age_s: Amount
     device_s: Amount | None
-    draining: bool
 
 
 class CountersStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +127,7 @@ class CountersStatus(msgspec.Struct, frozen=True, kw_only=True):
     malformed: Natural
     repeated: Natural
     cancelled: Natural
-    deadlines_missed: Natural
+    late: Natural
     welcomed: Natural
     resumed: Natural
     evicted: Natural
@@ -176,8 +173,8 @@ class _Tally:
 class Counters:
     """Counts what happens in a server. Its methods are named after the events.
 
-    One thread tells the events. `snapshot` and `vitals` may be called from any thread: each number is right, and those
-    that belong together may differ by the event that is just being counted.
+    One thread tells the events. `snapshot` may be called from any thread: each number is right, and those that belong
+    together may differ by the event that is just being counted.
 
     Parameters
     ----------
@@ -203,7 +200,7 @@ class Counters:
         self._malformed = 0
         self._repeated = 0
         self._cancelled = 0
-        self._deadlines_missed = 0
+        self._late = 0
         self._welcomed = 0
         self._resumed = 0
         self._evicted = 0
@@ -224,17 +221,12 @@ class Counters:
         self._in_flight = 0
         self._device_since_s: float | None = None
         self._beat_s = clock()
-        self._draining = False
 
     # The loop
 
     def beat(self) -> None:
         """Note that the loop goes round."""
         self._beat_s = self._clock()
-
-    def draining(self) -> None:
-        """Note that the server is being stopped."""
-        self._draining = True
 
     # Requests
 
@@ -279,9 +271,9 @@ class Counters:
         """Count a request that its client took back."""
         self._cancelled += 1
 
-    def deadline_missed(self) -> None:
-        """Count a request whose deadline passed before it was answered."""
-        self._deadlines_missed += 1
+    def late(self) -> None:
+        """Count a projection whose deadline passed before the device began with it."""
+        self._late += 1
 
     # Clients
 
@@ -352,15 +344,6 @@ class Counters:
 
     # Readers
 
-    def vitals(self) -> Vitals:
-        """Return the signs of life."""
-        now_s, since_s = self._clock(), self._device_since_s
-        return Vitals(
-            beat_age_s=max(0.0, now_s - self._beat_s),
-            device_s=None if since_s is None else max(0.0, now_s - since_s),
-            draining=self._draining,
-        )
-
     def snapshot(self) -> CountersStatus:
         """Return everything counted so far."""
         return CountersStatus(
@@ -370,7 +353,7 @@ class Counters:
             malformed=self._malformed,
             repeated=self._repeated,
             cancelled=self._cancelled,
-            deadlines_missed=self._deadlines_missed,
+            late=self._late,
             welcomed=self._welcomed,
             resumed=self._resumed,
             evicted=self._evicted,
@@ -388,5 +371,12 @@ class Counters:
             medium_epoch=self._medium_epoch,
             saturated_fraction=self._saturated_fraction,
             resident_bytes=resident_bytes(),
-            vitals=self.vitals(),
+            vitals=self._vitals(),
+        )
+
+    def _vitals(self) -> Vitals:
+        now_s, since_s = self._clock(), self._device_since_s
+        return Vitals(
+            beat_age_s=max(0.0, now_s - self._beat_s),
+            device_s=None if since_s is None else max(0.0, now_s - since_s),
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from opu.remote.counters import counters_of
+
 if TYPE_CHECKING:
-    from opu.remote.counters import Vitals
+    from opu.remote.protocol import ServerStatus
 
 __all__ = ["HealthLimits", "find_fault"]
 
@@ -28,13 +30,13 @@ class HealthLimits:
     device_s: float = 300.0
 
 
-def find_fault(vitals: Vitals, limits: HealthLimits | None = None) -> str | None:
+def find_fault(status: ServerStatus, limits: HealthLimits | None = None) -> str | None:
     """Tell why a server is not well.
 
     Parameters
     ----------
-    vitals : Vitals
-        Its signs of life.
+    status : ServerStatus
+        What it is doing. Of one that does not count, no more is known than that it answers.
     limits : HealthLimits, optional
         What still counts as well.
 
@@ -45,17 +47,23 @@ def find_fault(vitals: Vitals, limits: HealthLimits | None = None) -> str | None
 
     Examples
     --------
-    >>> from opu.remote.counters import Vitals
-    >>> find_fault(Vitals(beat_age_s=0.1, device_s=None, draining=False)) is None
+    >>> import opu
+    >>> from opu.remote.server import OpuServer
+    >>> with opu.open("sim:?preset=ideal") as device, OpuServer(device, "tcp://127.0.0.1:0") as server:
+    ...     find_fault(server.snapshot()) is None
     True
-    >>> find_fault(Vitals(beat_age_s=9.0, device_s=None, draining=False))
-    'the loop of the server has not gone round for 9 s'
+    >>> find_fault(server.snapshot())
+    'the server is being stopped'
     """
     limits = limits or HealthLimits()
-    if vitals.draining:
+    if status.draining:
         return "the server is being stopped"
-    if vitals.beat_age_s > limits.beat_s:
-        return f"the loop of the server has not gone round for {vitals.beat_age_s:.0f} s"
-    if vitals.device_s is not None and vitals.device_s > limits.device_s:
-        return f"the device has not answered for {vitals.device_s:.0f} s"
+    counters = counters_of(status)
+    if counters is None:
+        return None
+    beat_age_s, device_s = counters.vitals.beat_age_s, counters.vitals.device_s
+    if beat_age_s > limits.beat_s:
+        return f"the loop of the server has not gone round for {beat_age_s:.0f} s"
+    if device_s is not None and device_s > limits.device_s:
+        return f"the device has not answered for {device_s:.0f} s"
     return None

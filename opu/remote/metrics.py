@@ -93,7 +93,7 @@ METRICS = (
         "openopu_draining",
         "gauge",
         "1 while the server is being stopped, otherwise 0.",
-        _counted(lambda c: int(c.vitals.draining)),
+        lambda s: int(s.draining),
     ),
     Metric(
         "openopu_loop_age_seconds",
@@ -127,13 +127,13 @@ METRICS = (
         "openopu_requests_repeated_total",
         "counter",
         "Answers that were sent again without the device, because a client asked again.",
-        _counted(lambda c: c.repeated),
+        lambda s: s.repeated,
     ),
     Metric(
         "openopu_requests_cancelled_total",
         "counter",
         "Requests that clients took back.",
-        _counted(lambda c: c.cancelled),
+        lambda s: s.cancelled,
     ),
     Metric(
         "openopu_requests_merged_total",
@@ -142,10 +142,10 @@ METRICS = (
         _counted(lambda c: c.merged),
     ),
     Metric(
-        "openopu_deadlines_missed_total",
+        "openopu_requests_late_total",
         "counter",
-        "Requests whose deadline passed before they were answered.",
-        _counted(lambda c: c.deadlines_missed),
+        "Projections whose deadline passed before the device began with them.",
+        lambda s: s.late,
     ),
     Metric(
         "openopu_messages_malformed_total",
@@ -216,7 +216,7 @@ METRICS = (
         "openopu_clients_resumed_total",
         "counter",
         "Clients that came back over a new connection and went on.",
-        _counted(lambda c: c.resumed),
+        lambda s: s.resumed,
     ),
     Metric(
         "openopu_clients_evicted_total",

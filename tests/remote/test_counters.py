@@ -4,7 +4,7 @@ import threading
 
 import msgspec
 import pytest
-from operation_helpers import provenance
+from operation_helpers import busy_status, provenance
 
 from opu.remote.counters import BOUNDS_S, Counters, CountersStatus, Histogram, counters_of
 from opu.remote.health import HealthLimits, find_fault
@@ -29,7 +29,7 @@ def call(counters, provenance, n_requests=1):
         ("malformed", "malformed"),
         ("repeated", "repeated"),
         ("cancelled", "cancelled"),
-        ("deadline_missed", "deadlines_missed"),
+        ("late", "late"),
         ("welcomed", "welcomed"),
         ("resumed", "resumed"),
         ("evicted", "evicted"),
@@ -158,37 +158,44 @@ def test_a_saturation_that_cannot_be_is_left_out(nonsense):
 def test_it_is_known_how_long_the_device_gives_no_answer():
     clock = Clock()
     counters = Counters(clock)
-    assert counters.vitals().device_s is None
+    assert counters.snapshot().vitals.device_s is None
     counters.call_began()
     clock.now_s += 3
     counters.call_began()
-    assert counters.vitals().device_s == 3
+    assert counters.snapshot().vitals.device_s == 3
     counters.called(provenance())
-    assert counters.vitals().device_s == 0
+    assert counters.snapshot().vitals.device_s == 0
     clock.now_s += 2
-    assert counters.vitals().device_s == 2
+    assert counters.snapshot().vitals.device_s == 2
     counters.call_failed()
-    assert counters.vitals().device_s is None
+    assert counters.snapshot().vitals.device_s is None
     assert counters.snapshot().failed_calls == 1
 
 
 def test_faults_are_told():
     clock = Clock()
     counters = Counters(clock)
-    limits = HealthLimits(beat_s=5, device_s=20)
-    assert find_fault(counters.vitals(), limits) is None
+
+    def fault(**fields):
+        return find_fault(busy_status(counters=counters.snapshot(), **fields), HealthLimits(beat_s=5, device_s=20))
+
+    assert fault() is None
     counters.call_began()
     clock.now_s += 6
-    assert find_fault(counters.vitals(), limits) == "the loop of the server has not gone round for 6 s"
+    assert fault() == "the loop of the server has not gone round for 6 s"
     counters.beat()
-    assert find_fault(counters.vitals(), limits) is None
+    assert fault() is None
     clock.now_s += 15
     counters.beat()
-    assert find_fault(counters.vitals(), limits) == "the device has not answered for 21 s"
+    assert fault() == "the device has not answered for 21 s"
     counters.called(provenance())
-    assert find_fault(counters.vitals(), limits) is None
-    counters.draining()
-    assert find_fault(counters.vitals(), limits) == "the server is being stopped"
+    assert fault() is None
+    assert fault(draining=True) == "the server is being stopped"
+
+
+def test_a_server_that_does_not_count_is_well_while_it_answers():
+    assert find_fault(busy_status(counters=None)) is None
+    assert find_fault(busy_status(counters=None, draining=True)) == "the server is being stopped"
 
 
 def test_it_may_be_read_while_it_counts():

@@ -76,9 +76,10 @@ class CountingServer:
     def __init__(self):
         self.is_running = True
         self.counters = counted()
+        self.draining = False
 
     def snapshot(self):
-        return busy_status(counters=self.counters.snapshot())
+        return busy_status(counters=self.counters.snapshot(), draining=self.draining)
 
 
 def test_health_follows_the_signs_of_life():
@@ -89,7 +90,7 @@ def test_health_follows_the_signs_of_life():
         assert read(f"{url}/health") == (503, "the device has not answered for 0 s\n")
         server.counters.call_failed()
         assert read(f"{url}/health") == (200, "ok\n")
-        server.counters.draining()
+        server.draining = True
         assert read(f"{url}/health") == (503, "the server is being stopped\n")
         assert "\nopenopu_draining 1\n" in read(f"{url}/metrics")[1]
         server.is_running = False
