@@ -52,10 +52,10 @@ def format_json(record: logging.LogRecord) -> str:
     Examples
     --------
     >>> record = logging.makeLogRecord({"name": "opu.remote.server", "levelname": "INFO", "created": 0.0})
-    >>> record.msg, record.args, record.client = "client %s has come", ("1 'anna'",), "anna"
+    >>> record.msg, record.args, record.client = "client %s has come", ("1 'anna'",), 1
     >>> format_json(record)
     '{"time": "1970-01-01T00:00:00.000Z", "level": "INFO", "logger": "opu.remote.server",
-      "event": "client 1 \'anna\' has come", "client": "anna"}'
+      "event": "client 1 \'anna\' has come", "client": 1}'
     """
     time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     fields = {"time": time, "level": record.levelname, "logger": record.name, "event": record.getMessage()}

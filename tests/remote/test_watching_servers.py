@@ -7,16 +7,18 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
-from link_helpers import TOY_DESCRIPTION, RawClient
+from link_helpers import TOY_DESCRIPTION, RawClient, wait_until
 from operation_helpers import busy_status, client_status, counted
 from rich.console import Console
 
 import opu
 from opu.cli.monitor_picture import Look, draw, summarise
+from opu.device import SessionConfig
 from opu.remote.protocol import ServerStatus
 from opu.remote.server import OpuServer, ServerLimits
 
@@ -94,6 +96,20 @@ def test_a_device_that_is_stuck(opu_command, monkeypatch):
     assert outcome.status == 3
     assert "has not answered for 400 s" in outcome.document["error"]["message"]
     assert opu_command("health", StuckDevice.uri, "--stuck-after", "500").status == 0
+
+
+def test_it_does_not_wait_for_a_device_that_is_stuck(opu_command, toy, serve, raw):
+    server = serve()
+    client = raw(server.uri)
+    client.hello()
+    opened = client.open_session(SessionConfig(n_features=10, n_outputs=5))
+    toy.gate.clear()
+    for _ in range(3):
+        client.project(opened.session, [[1] * 10])
+    wait_until(lambda: server.snapshot().queued == 3)
+    started_s = time.monotonic()
+    assert opu_command("health", server.uri).status == 0  # it answers, and cannot let anybody go
+    assert time.monotonic() - started_s < 30
 
 
 # monitor
