@@ -135,6 +135,8 @@ def _server_facts(look: Look, rates: dict[str, float | None]) -> Iterator[tuple[
     if counters is not None and counters.refused:
         yield "  most by", _most_refused(counters)
     yield "gone", f"{status.evicted} evicted, {status.expired} silent"
+    if status.lease is not None:
+        yield "lease", f"{status.lease.holder}, {status.lease.expires_s:.0f} s more"
     if status.resumed:
         yield "came back", f"{status.resumed} clients"
 
@@ -177,7 +179,8 @@ def _clients(look: Look, earlier: Look) -> RenderableType:
     for client in busiest[:_MOST_CLIENTS]:
         frames_per_s = _number(_rate(look, earlier, new[client.client_id]))
         counts = (client.sessions, client.frames, frames_per_s, client.queued, client.refused)
-        rows.append((str(client.client_id), client.name, *map(str, counts)))
+        name = client.name if client.connected else f"{client.name} (away)"
+        rows.append((str(client.client_id), name, *map(str, counts)))
     left_out = len(busiest) - len(rows)
     return table(f"Clients{f', {left_out} more' if left_out else ''}", CLIENT_COLUMNS, rows)
 

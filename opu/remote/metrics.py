@@ -207,7 +207,16 @@ METRICS = (
         "Fraction of saturated pixels, averaged over about the last thousand frames.",
         _counted(lambda c: c.saturated_fraction),
     ),
-    Metric("openopu_clients", "gauge", "Clients that are there.", lambda s: len(s.clients)),
+    Metric("openopu_clients", "gauge", "Clients that are known.", lambda s: len(s.clients)),
+    Metric(
+        "openopu_clients_disconnected",
+        "gauge",
+        "Those of them whose connection has ended and that may come back.",
+        lambda s: sum(not client.connected for client in s.clients),
+    ),
+    Metric(
+        "openopu_lease_held", "gauge", "1 while somebody holds the device's lease.", lambda s: int(s.lease is not None)
+    ),
     Metric(
         "openopu_sessions", "gauge", "Sessions that are open.", lambda s: sum(client.sessions for client in s.clients)
     ),

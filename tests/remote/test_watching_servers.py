@@ -19,6 +19,7 @@ from rich.console import Console
 import opu
 from opu.cli.monitor_picture import Look, draw, summarise
 from opu.device import SessionConfig
+from opu.remote.protocol import LeaseStatus
 from opu.remote.server import OpuServer, ServerLimits
 
 JSON_PAGE = Path(__file__).parents[2] / "docs/reference/json.md"
@@ -208,6 +209,14 @@ def test_the_busiest_client_comes_first_and_one_that_just_came_has_a_rate():
     new, old = (line.split() for line in text.splitlines() if "│ new " in line or "│ old " in line)
     assert (new[2], new[8]) == ("new", "50")
     assert (old[2], old[8]) == ("old", "1")
+
+
+def test_who_is_away_and_who_holds_the_lease():
+    lease = LeaseStatus(holder="anna", note="adjusts the laser", expires_s=12.0)
+    look = Look(0.0, busy_status(lease=lease, clients=(client_status(name="old", connected=False),)))
+    text = picture(80, look, look)
+    assert "old (away)" in text
+    assert "anna, 12 s more" in text
 
 
 def test_very_many_clients_do_not_fill_the_screen():
