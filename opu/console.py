@@ -24,7 +24,17 @@ from opu.files import check_writable, unwritable
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-__all__ = ["JsonOption", "Report", "plain", "progress", "reporting", "split_json_option", "table", "write_json"]
+__all__ = [
+    "JsonOption",
+    "Report",
+    "plain",
+    "progress",
+    "reporting",
+    "split_json_option",
+    "table",
+    "visible",
+    "write_json",
+]
 
 JsonOption = Annotated[
     str | None,
@@ -49,8 +59,18 @@ def plain(text: object) -> str:
     """
     from rich.markup import escape
 
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
-    return escape(visible)
+    return escape(visible(text))
+
+
+def visible(text: object) -> str:
+    r"""Return text from elsewhere with its control characters as visible escapes, for what is no terminal of rich.
+
+    Examples
+    --------
+    >>> visible("a\x1b[31mred [bold]")
+    'a\\x1b[31mred [bold]'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Group:

@@ -1,11 +1,13 @@
 """What all tests share."""
 
 import dataclasses
+import json
 import sys
 
 import hypothesis
 import pytest
 
+from opu.cli import main
 from opu.registry import backends
 
 hypothesis.settings.register_profile("openopu", deadline=None, max_examples=100)
@@ -71,3 +73,29 @@ def install_backend(tmp_path, monkeypatch, fresh_backends):
     yield install
     for name in module_names:
         sys.modules.pop(name, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def document(self):
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def opu_command(monkeypatch, capsys):
+    """Run the `opu` command in this process: `opu_command("info", "--json")`."""
+
+    def run(*arguments):
+        monkeypatch.setenv("COLUMNS", "300")
+        monkeypatch.setattr(sys, "argv", ["opu", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Outcome(ended.value.code, captured.out, captured.err)
+
+    return run

@@ -10,8 +10,10 @@ import opu
 from opu.cli.bench import bench
 from opu.cli.calibrate import calibrate
 from opu.cli.demo import demo
+from opu.cli.health import health
 from opu.cli.info import info
 from opu.cli.keygen import keygen
+from opu.cli.monitor import monitor
 from opu.cli.scan import scan
 from opu.cli.selftest import selftest
 from opu.cli.serve import serve
@@ -50,5 +52,5 @@ def _opu(
     """
 
 
-for verb in (info, scan, settings, serve, keygen, selftest, calibrate, bench, stress, demo):
+for verb in (info, scan, settings, serve, monitor, health, keygen, selftest, calibrate, bench, stress, demo):
     app.command()(verb)

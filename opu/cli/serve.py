@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import select
 import signal
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 
 import opu
-from opu.console import JsonOption, plain, reporting, table
+from opu.cli.server_log import LogFormat, open_log
+from opu.console import JsonOption, reporting, table
 from opu.errors import ServerFailureError
 from opu.remote import DEFAULT_BIND
+from opu.remote.health import HealthLimits, find_fault
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -34,9 +32,6 @@ __all__ = ["serve"]
 COLUMNS = ("Client", "Name", "Sessions", "Frames", "In queue", "Refused")
 _LOOK_S = 0.1
 _LOOKS_PER_PICTURE = 5
-_WAITING_TEXTS = 1000
-_FAREWELL_S = 1.0
-_LOGGERS = ("opu.remote.server", "opu.remote.gate", "opu.remote.audit")
 
 
 class _Policy(StrEnum):
@@ -69,6 +64,29 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen without keys where other machines reach it.")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve /metrics (for Prometheus) and /health over HTTP there."),
+    ] = None,
+    metrics_beyond_loopback: Annotated[
+        bool,
+        typer.Option(
+            "--metrics-beyond-loopback", help="Let other machines read the metrics: without keys, in the open."
+        ),
+    ] = False,
+    stuck_after: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS", min=1.0, help="How long the device may work on a call until /health finds that ill."
+        ),
+    ] = HealthLimits.device_s,
+    announce: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Announce the server on its network under this name (extra: discovery)."),
+    ] = None,
+    log: Annotated[
+        LogFormat, typer.Option(help="text: lines for people; json: one JSON object a line.")
+    ] = LogFormat.text,
     json_to: JsonOption = None,
 ) -> None:
     """Serve a device to many clients, until SIGINT (Ctrl-C) or SIGTERM.
@@ -80,25 +98,74 @@ def serve(
     Example: opu serve 'sim:?preset=aurora&seed=7' --bind tcp://127.0.0.1:5755
 
     Example: opu serve 'sim:?preset=aurora&seed=7' --bind 'tcp://*:5755' --keys keys
+
+    Example: opu serve 'sim:?preset=aurora&seed=7' --metrics 127.0.0.1:9755 --log json
     """
-    with reporting("serve", json_to) as report, _never_waiting(report.console), _stop_signals() as received:
+    with (
+        reporting("serve", json_to) as report,
+        open_log(report.console, log) as server_log,
+        _stop_signals() as received,
+    ):
         from opu.remote.gate import open_gate
+        from opu.remote.metrics_server import parse_listen
         from opu.remote.server import OpuServer, parse_bind
 
+        metrics_at = None if metrics is None else parse_listen(metrics, beyond_loopback=metrics_beyond_loopback)
         gate = open_gate(policy.value, keys, allow, insecure)
         parse_bind(bind, gate.beyond_loopback)
-        with opu.open(uri) as device, OpuServer(device, bind, gate=gate) as server, _log_to(report.console):
-            report.console.print(f"Serving {plain(uri)} at {server.uri}", highlight=False, soft_wrap=True)
+        with (
+            opu.open(uri) as device,
+            OpuServer(device, bind, gate=gate) as server,
+            _telling_metrics(server, metrics_at, stuck_after) as metrics_url,
+            server_log.collect(),
+        ):
             report.fields |= {"uri": server.uri, "device": uri, "pid": os.getpid()}
-            _watch(server, report.console, received)
+            server_log.say(f"Serving {uri} at {server.uri}", **report.fields)
+            if metrics_url is not None:
+                server_log.say(f"Metrics at {metrics_url}/metrics, health at {metrics_url}/health", url=metrics_url)
+            with _announcing(server, announce, device.describe().model, has_keys=keys is not None):
+                if announce is not None:
+                    server_log.say(f"Announced as {announce}")
+                shows = report.console.is_terminal and log is LogFormat.text
+                _watch(server, report.console, received, shows=shows)
             server.stop()
             status = server.snapshot()
         report.fields |= {name: value for name, value in msgspec.to_builtins(status).items() if name != "clients"}
-        report.console.print(
+        server_log.say(
             f"Stopped after {status.uptime_s:.0f} s. Frames: {status.frames}, clients: {status.clients_total}, "
             f"refused requests: {status.refused}.",
-            highlight=False,
+            frames=status.frames,
+            clients_total=status.clients_total,
+            refused=status.refused,
         )
+
+
+@contextmanager
+def _telling_metrics(server: OpuServer, address: tuple[str, int] | None, stuck_after_s: float) -> Iterator[str | None]:
+    """Serve metrics and health over HTTP, if an address for them is given, and yield where."""
+    if address is None:
+        yield None
+        return
+    from opu.remote.metrics_server import MetricsServer
+
+    limits = HealthLimits(device_s=stuck_after_s)
+
+    def find() -> str | None:
+        if not server.is_running:
+            return "the loop of the server has ended"
+        return find_fault(server.snapshot(), limits)
+
+    with MetricsServer(address, server.snapshot, find) as metrics:
+        yield metrics.url
+
+
+def _announcing(server: OpuServer, name: str | None, model: str, *, has_keys: bool) -> AbstractContextManager[object]:
+    """Announce the server on its network, if that is wanted."""
+    if name is None:
+        return nullcontext()
+    from opu.remote.announce import Announcement
+
+    return Announcement(name, server.uri, model=model, has_keys=has_keys)
 
 
 @contextmanager
@@ -119,121 +186,15 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class _PatientStream:
-    """A stream of text that never makes its writer wait: while nobody reads, it leaves out what comes, and counts it.
-
-    A thread writes to the descriptor, and not to the stream: what hangs there holds no lock that the end of the process
-    needs.
-    """
-
-    def __init__(self, target: IO[str]) -> None:
-        self.encoding = getattr(target, "encoding", "utf-8")
-        self._descriptor = target.fileno()
-        self._texts: deque[str] = deque()
-        self._left_out = 0
-        self._finished = False
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._write_out, name="opu-serve-console", daemon=True)
-        self._thread.start()
-
-    def write(self, text: str) -> int:
-        with self._changed:
-            if len(self._texts) < _WAITING_TEXTS:
-                self._texts.append(self._tell_left_out() + text)
-            else:
-                self._left_out += 1
-            self._changed.notify()
-        return len(text)
-
-    def flush(self) -> None:
-        """Do nothing: it may take a while."""
-
-    def fileno(self) -> int:
-        return self._descriptor
-
-    def isatty(self) -> bool:
-        return os.isatty(self._descriptor)
-
-    def finish(self) -> None:
-        """Wait for what has been written, but not long."""
-        with self._changed:
-            self._finished = True
-            self._changed.notify()
-        self._thread.join(_FAREWELL_S)
-
-    def _tell_left_out(self) -> str:
-        left_out, self._left_out = self._left_out, 0
-        return f"... {left_out} lines left out: nobody read\n" if left_out else ""
-
-    def _next(self) -> str | None:
-        """Wait for a text. What was left out at the very end is told by a last one, and then there is none."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._texts or self._finished)
-            return self._texts.popleft() if self._texts else self._tell_left_out() or None
-
-    def _write_out(self) -> None:
-        while (text := self._next()) is not None:
-            data = text.encode(self.encoding, errors="replace")
-            try:
-                while data:
-                    data = data[self._write_some(data) :]
-            except OSError:
-                return  # the reader has gone
-
-    def _write_some(self, data: bytes) -> int:
-        try:
-            return os.write(self._descriptor, data)
-        except BlockingIOError:  # somebody has set the descriptor to non-blocking
-            select.select([], [self._descriptor], [])
-            return 0
-
-
-@contextmanager
-def _never_waiting(console: Console) -> Iterator[None]:
-    """Have the console never make anybody wait who prints."""
-    target = console.file
-    stream = _PatientStream(target)
-    console.file = cast("IO[str]", stream)
-    try:
-        yield
-    finally:
-        stream.finish()
-        console.file = target
-
-
-class _ConsoleHandler(logging.Handler):
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.INFO)
-        self._console = console
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-    def emit(self, record: logging.LogRecord) -> None:
-        for line in self.format(record).splitlines():
-            self._console.print(plain(line), highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _log_to(console: Console) -> Iterator[None]:
-    handler = _ConsoleHandler(console)
-    with ExitStack() as stack:
-        for name in _LOGGERS:
-            logger = logging.getLogger(name)
-            stack.callback(logger.setLevel, logger.level)
-            stack.callback(logger.removeHandler, handler)
-            logger.setLevel(logging.INFO)
-            logger.addHandler(handler)
-        yield
-
-
-def _watch(server: OpuServer, console: Console, received: list[int]) -> None:
+def _watch(server: OpuServer, console: Console, received: list[int], *, shows: bool) -> None:
     """Wait for a signal, show on a terminal what the server is doing, and give back the memory of clients that left."""
     from rich.live import Live
 
     from opu.remote.memory import return_free_memory
 
-    n_clients = 0
-    with Live(_picture(server.snapshot()), console=console, auto_refresh=False, transient=True) as live:
-        looks = 0
+    live = Live(_picture(server.snapshot()), console=console, auto_refresh=False, transient=True) if shows else None
+    n_clients = looks = 0
+    with live or nullcontext():
         while not received:
             if not server.is_running:
                 raise ServerFailureError("The server's loop has ended.", "The log above tells why.")
@@ -245,7 +206,7 @@ def _watch(server: OpuServer, console: Console, received: list[int]) -> None:
             if len(status.clients) < n_clients:
                 return_free_memory()
             n_clients = len(status.clients)
-            if console.is_terminal:
+            if live is not None:
                 live.update(_picture(status), refresh=True)
 
 

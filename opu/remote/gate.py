@@ -155,7 +155,7 @@ class _AuditLog:
         self._refusals = 0
 
     def admitted(self, who: object, what: str) -> None:
-        _audit.info("admitted: %s, %s", who, what)
+        _audit.info("admitted: %s, %s", who, what, extra=_fields(who))
 
     def refused(self, who: object, reason: str) -> None:
         now_s = time.monotonic()
@@ -169,7 +169,14 @@ class _AuditLog:
         if left_out > 0:
             _audit.warning("%d lines about refusals left out", left_out)
         if not is_too_much:
-            _audit.warning("refused: %s, reason: %s", who, reason)
+            _audit.warning("refused: %s, reason: %s", who, reason, extra=_fields(who) | {"reason": reason})
+
+
+def _fields(who: object) -> dict[str, str]:
+    """Return what programs that read the log want to know of somebody."""
+    if not isinstance(who, Peer):
+        return {}
+    return {"key": who.name, "role": who.role, "address": who.address}
 
 
 class Gate:

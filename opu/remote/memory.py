@@ -1,11 +1,13 @@
-"""Memory that a server no longer needs."""
+"""The memory of a server: how much it holds, and giving back what it no longer needs."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
-__all__ = ["return_free_memory"]
+__all__ = ["resident_bytes", "return_free_memory"]
 
 
 def return_free_memory() -> bool:
@@ -18,3 +20,18 @@ def return_free_memory() -> bool:
         return False
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return trim is not None and bool(trim(0))
+
+
+def resident_bytes() -> int | None:
+    """Return the resident memory of this process in bytes, None where the system does not tell.
+
+    Examples
+    --------
+    >>> resident_bytes() is None or resident_bytes() > 2**20
+    True
+    """
+    try:
+        n_pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return n_pages * os.sysconf("SC_PAGE_SIZE")

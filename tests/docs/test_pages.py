@@ -1,7 +1,7 @@
 """Every snippet of the documentation runs, page by page, in the order in which a reader meets it.
 
-A page has a directory and a shell of its own. What it starts in the background is stopped at its end. The port 5755
-of the pages becomes a free one, so that a test disturbs no server of the machine.
+A page has a directory and a shell of its own. What it starts in the background is stopped at its end. The ports 5755
+and 9755 of the pages become free ones, so that a test disturbs no server of the machine.
 """
 
 import contextlib
@@ -108,8 +108,9 @@ def run_commands(example):
 PARSERS = [PythonCodeBlockParser(doctest_optionflags=OPTIONS), CodeBlockParser("console", run_commands), SkipParser()]
 
 
-def read_page(path, port=5755):
-    document = Document(path.read_text(encoding="utf-8").replace("5755", str(port)), str(path))
+def read_page(path, ports=(5755, 9755)):
+    text = re.sub("[59]755", lambda match: str(ports[match[0] == "9755"]), path.read_text(encoding="utf-8"))
+    document = Document(text, str(path))
     for parser in PARSERS:
         for region in parser(document):
             document.add(region)
@@ -121,18 +122,18 @@ WITH_SNIPPETS = [page for page in PAGES if "commands" not in page.parts and list
 
 
 @pytest.fixture
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+def free_ports():
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return one.getsockname()[1], other.getsockname()[1]
 
 
 @pytest.mark.parametrize("page", WITH_SNIPPETS, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_snippet_runs(page, free_port, tmp_path, monkeypatch, install_backend):
+def test_every_snippet_runs(page, free_ports, tmp_path, monkeypatch, install_backend):
     monkeypatch.chdir(tmp_path)
     for example in EXAMPLES.glob("*.py"):
         shutil.copy(example, tmp_path)
     install_backend("matrix", "matrix_backend:BACKEND")
-    document = read_page(page, free_port)
+    document = read_page(page, free_ports)
     shell = document.namespace["shell"] = Shell(tmp_path)
     try:
         for example in document:

@@ -18,7 +18,7 @@ import pytest
 from link_helpers import RawClient, wait_until
 
 import opu
-from opu.cli.serve import _PatientStream
+from opu.cli.patient import PatientStream
 from opu.device import SessionConfig
 from opu.remote import protocol
 
@@ -88,7 +88,7 @@ class Pipe:
         os.set_blocking(writer, blocking)
         self._target = os.fdopen(writer, "w", encoding="utf-8")
         self._read = b""
-        self.stream = _PatientStream(self._target)
+        self.stream = PatientStream(self._target)
 
     def read(self, n_bytes):
         """Read so many bytes, or somewhat more."""
