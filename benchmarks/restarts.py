@@ -75,7 +75,7 @@ class Server:
         """Return how many frames it has answered."""
         with opu.open(self.uri) as device:
             assert isinstance(device, RemoteDevice)
-            return device.server_status().frames
+            return device.server_status().counters.frames
 
 
 def start_training(uri: str, seed: int, epochs: int, folder: Path) -> subprocess.Popen[str]:
@@ -142,7 +142,7 @@ def measure(n_kills: int, epochs: int, seed: int, folder: Path) -> Outcome:
         each.mkdir()
     finish([start_training(DEVICE, each, epochs, folders[0]) for each in SEEDS], folders[0])
     started_s = time.monotonic()
-    frames = disturb(n_kills, epochs, random.Random(seed), folders[1])  # noqa: S311 - when to kill is no secret
+    frames = disturb(n_kills, epochs, random.Random(seed), folders[1])
     seconds = time.monotonic() - started_s
     reports = [json.loads((folders[1] / f"{each}.json").read_text()) for each in SEEDS]
     return Outcome(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opu.console import plain, table
-from opu.remote.counters import CountersStatus, counters_of
+from opu.remote.counters import CountersStatus
 from opu.remote.health import find_fault
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ CLIENT_COLUMNS = ("Client", "Name", "Sessions", "Frames", "Frames/s", "In queue"
 _MOST_CLIENTS = 30
 _QUANTILES = (0.5, 0.95, 0.99)
 _COUNTED = {
+    "frames_per_s": "frames",
+    "refused_per_s": "refusals",
     "requests_per_s": "answered",
     "pattern_bytes_per_s": "pattern_bytes",
     "frame_bytes_per_s": "frame_bytes",
@@ -45,9 +47,9 @@ class Look:
     status: ServerStatus
 
     @property
-    def counters(self) -> CountersStatus | None:
-        """What it has counted, None if it does not count."""
-        return counters_of(self.status)
+    def counters(self) -> CountersStatus:
+        """What it has counted."""
+        return self.status.counters
 
 
 def summarise(look: Look, earlier: Look) -> dict[str, float | None]:
@@ -63,18 +65,12 @@ def summarise(look: Look, earlier: Look) -> dict[str, float | None]:
     dict
         Rates in 1/s and quantiles in seconds; None where the server does not tell, or nothing happened.
     """
-    rates = {
-        "frames_per_s": _rate(look, earlier, look.status.frames - earlier.status.frames),
-        "refused_per_s": _rate(look, earlier, look.status.refused - earlier.status.refused),
-    }
     now, then = look.counters, earlier.counters
-    for name, field in _COUNTED.items():
-        known = now is not None and then is not None
-        rates[name] = _rate(look, earlier, getattr(now, field) - getattr(then, field)) if known else None
+    rates = {name: _rate(look, earlier, getattr(now, field) - getattr(then, field)) for name, field in _COUNTED.items()}
     for name in ("waited", "took"):
-        recent = None if now is None or then is None else getattr(now, name).since(getattr(then, name))
+        recent = getattr(now, name).since(getattr(then, name))
         for q in _QUANTILES:
-            rates[f"{name}_p{100 * q:.0f}_s"] = None if recent is None else recent.quantile(q)
+            rates[f"{name}_p{100 * q:.0f}_s"] = recent.quantile(q)
     return rates
 
 
@@ -125,30 +121,26 @@ def _server_facts(look: Look, rates: dict[str, float | None]) -> Iterator[tuple[
     status, counters = look.status, look.counters
     yield "state", find_fault(status) or "well"
     yield "up", _duration(status.uptime_s)
-    yield "clients", f"{len(status.clients)} now, {status.clients_total} so far"
+    yield "clients", f"{len(status.clients)} now, {counters.welcomed} so far"
     yield "queue", f"{status.queued} projections"
-    if counters is not None:
-        yield "answered", f"{_number(rates['requests_per_s'])}/s"
-        yield "wait p50/95/99", _quantiles(rates, "waited")
-        yield "took p50/95/99", _quantiles(rates, "took")
-    yield "refused", f"{status.refused}, {_number(rates['refused_per_s'])}/s"
-    if counters is not None and counters.refused:
+    yield "answered", f"{_number(rates['requests_per_s'])}/s"
+    yield "wait p50/95/99", _quantiles(rates, "waited")
+    yield "took p50/95/99", _quantiles(rates, "took")
+    yield "refused", f"{counters.refusals}, {_number(rates['refused_per_s'])}/s"
+    if counters.refused:
         yield "  most by", _most_refused(counters)
-    yield "gone", f"{status.evicted} evicted, {status.expired} silent"
+    yield "gone", f"{counters.evicted} evicted, {counters.expired} silent"
     if status.lease is not None:
         yield "lease", f"{status.lease.holder}, {status.lease.expires_s:.0f} s more"
-    if status.resumed:
-        yield "came back", f"{status.resumed} clients"
+    if counters.resumed:
+        yield "came back", f"{counters.resumed} times"
 
 
 def _device_facts(
     description: DeviceDescription, look: Look, rates: dict[str, float | None]
 ) -> Iterator[tuple[str, str]]:
     counters = look.counters
-    yield "frames", f"{look.status.frames}, {_number(rates['frames_per_s'])}/s"
-    if counters is None:
-        yield "medium", f"epoch {description.medium.epoch}"
-        return
+    yield "frames", f"{counters.frames}, {_number(rates['frames_per_s'])}/s"
     yield "bytes in", f"{_size(rates['pattern_bytes_per_s'])}/s"
     yield "bytes out", f"{_size(rates['frame_bytes_per_s'])}/s"
     yield "device busy", _percent(rates["busy_fraction"])

@@ -130,13 +130,14 @@ def serve(
                 _watch(server, report.console, received, shows=shows)
             server.stop()
             status = server.snapshot()
-        report.fields |= {name: value for name, value in msgspec.to_builtins(status).items() if name != "clients"}
+        counters = status.counters
+        report.fields |= {"uptime_s": status.uptime_s} | msgspec.to_builtins(counters)
         server_log.say(
-            f"Stopped after {status.uptime_s:.0f} s. Frames: {status.frames}, clients: {status.clients_total}, "
-            f"refused requests: {status.refused}.",
-            frames=status.frames,
-            clients_total=status.clients_total,
-            refused=status.refused,
+            f"Stopped after {status.uptime_s:.0f} s. Frames: {counters.frames}, clients: {counters.welcomed}, "
+            f"refused requests: {counters.refusals}.",
+            frames=counters.frames,
+            clients=counters.welcomed,
+            refused=counters.refusals,
         )
 
 

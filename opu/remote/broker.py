@@ -33,6 +33,7 @@ from opu.errors import (
 )
 from opu.remote import OPEN_AGAIN, protocol
 from opu.remote.clients import Client, Clients, OpenedSession, ProjectionJob
+from opu.remote.counters import Counters
 from opu.remote.gate import Gate, Incoming, Peer
 from opu.remote.leases import Leases
 from opu.remote.limits import ServerLimits
@@ -126,22 +127,14 @@ class Broker:
         self._servers = servers
         self._uri = uri
         self._clients = Clients()
-        self._turns = Turns(limits, post, self._projected, self._reached)
+        self._counters = Counters(clock)
+        self._turns = Turns(limits, self._counters, post, self._projected, self._reached)
         self._leases = Leases()
         self._n_sessions = 0
         self._started_s = clock()
         self._rate_since = (self._started_s, 0)
         self._frames_per_s = 0.0
-        self._frames = 0
-        self._clients_total = 0
-        self._refused = 0
-        self._malformed = 0
-        self._evicted = 0
-        self._expired = 0
-        self._resumed = 0
-        self._repeated = 0
-        self._cancelled = 0
-        self._late = 0
+        self._n_clients = 0
         self._stopping = False
 
     # What the server calls
@@ -179,6 +172,7 @@ class Broker:
             Whether every message that has come was handled: silence counts only then.
         """
         now_s = self._clock()
+        self._counters.beat()
         self._turns.give(now_s)
         for client in self._clients.all():
             self._flush(client)
@@ -218,7 +212,7 @@ class Broker:
 
     def cut_off(self, excess: Incoming) -> None:
         """End a connection that has sent more than a client may have waiting."""
-        self._evicted += 1
+        self._counters.cut_off()
         client = self._clients.at(excess.route)
         sent = f"more than {self._limits.max_waiting} messages waited to be read"
         _log.warning("client %s cut off: %s", client.label if client else "?", sent)
@@ -240,28 +234,19 @@ class Broker:
         now_s = self._clock()
         return protocol.ServerStatus(
             uptime_s=now_s - self._started_s,
-            frames=self._frames,
             frames_per_s=self._frames_per_s,
             queued=self._turns.queued,
-            clients_total=self._clients_total,
-            refused=self._refused,
-            malformed=self._malformed,
-            evicted=self._evicted,
-            expired=self._expired,
-            clients=tuple(client.status() for client in self._clients.all()),
-            resumed=self._resumed,
-            repeated=self._repeated,
-            cancelled=self._cancelled,
-            late=self._late,
             draining=self._stopping,
             lease=self._leases.status(now_s),
+            clients=tuple(client.status() for client in self._clients.all()),
+            counters=self._counters.snapshot(),
         )
 
     def _measure_rate(self, now_s: float) -> None:
         since_s, frames = self._rate_since
         if now_s - since_s >= 1.0:
-            self._frames_per_s = (self._frames - frames) / (now_s - since_s)
-            self._rate_since = (now_s, self._frames)
+            self._frames_per_s = (self._counters.frames - frames) / (now_s - since_s)
+            self._rate_since = (now_s, self._counters.frames)
 
     # Requests
 
@@ -284,7 +269,7 @@ class Broker:
             )
         kept = client.replies.find(request_id)
         if kept is not None:
-            self._repeated += 1
+            self._counters.repeated()
             self._post_parcel(client, kept)
             return False
         if request_id < client.answered:
@@ -348,7 +333,7 @@ class Broker:
             client = self._resume(known, message, peer)
         else:
             client = Client(
-                client_id=self._clients_total + 1,
+                client_id=self._n_clients + 1,
                 name=hello.name,
                 peer=peer,
                 route=message.route,
@@ -386,7 +371,8 @@ class Broker:
                 "Close one first.",
                 _COME_AGAIN_S,
             )
-        self._clients_total += 1
+        self._n_clients += 1
+        self._counters.welcomed()
         self._clients.add(client)
         self._turns.join(client)
         _log.info("client %s has come", client.label, extra={"client": client.client_id})
@@ -399,7 +385,7 @@ class Broker:
         self._clients.attach(client, message.route, message.descriptor)
         client.peer = peer
         client.heard_s = self._clock()
-        self._resumed += 1
+        self._counters.resumed()
         if left is not None and descriptor != message.descriptor:  # or the old connection has ended, and is reused
             goodbye = protocol.Goodbye(
                 code="replaced", problem="This client has come back on another connection.", remedy=OPEN_AGAIN
@@ -507,6 +493,7 @@ class Broker:
         patterns = protocol.read_patterns(request, payload)
         self._turns.add(client, ProjectionJob(request, session, patterns, now_s, due_s))
         client.unanswered.add(request.request_id)
+        self._counters.accepted(payload.nbytes)
         self._acknowledge(client, request.answered)
 
     def _projected(self, client: Client, job: ProjectionJob, outcome: Projection | Exception) -> None:
@@ -517,11 +504,17 @@ class Broker:
                 raise outcome
             reply, payload = _word_frames(job, outcome)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
-            self._late += isinstance(error, DeadlineError)
+            if isinstance(error, DeadlineError):
+                self._counters.late()
             self._refuse(client, request_id, self._explain(client, error))
             return
+        self._counters.answered(
+            waited_s=job.begun_s - job.arrived_s,
+            took_s=self._clock() - job.arrived_s,
+            n_frames=reply.batch,
+            n_bytes=payload.nbytes,
+        )
         client.frames += reply.batch
-        self._frames += reply.batch
         self._send(client, reply, payload)
 
     def _cancel(self, client: Client, request: protocol.Cancel) -> None:
@@ -529,7 +522,7 @@ class Broker:
         if job is not None:
             self._turns.withdraw(client, job)
             client.unanswered.discard(request.target)
-            self._cancelled += 1
+            self._counters.cancelled()
             error = CancelledError(
                 f"Request {request.target} was cancelled by its client.", "Send it again if it is wanted."
             )
@@ -645,8 +638,9 @@ class Broker:
 
     def _refuse(self, addressee: Client | bytes, request_id: int | None, error: OpuError) -> None:
         """Answer a request of a client, or of a stranger who is known by the route alone, with an error."""
-        self._refused += 1
-        self._malformed += isinstance(error, ProtocolError)
+        self._counters.refused(error.code)
+        if isinstance(error, ProtocolError):
+            self._counters.malformed()
         reply = protocol.error_reply(request_id, error)
         if isinstance(addressee, Client):
             addressee.refused += 1
@@ -688,7 +682,7 @@ class Broker:
         self._wire.hang_up(message.route, message.descriptor, Parcel.of(goodbye))
 
     def _evict(self, client: Client) -> None:
-        self._evicted += 1
+        self._counters.evicted()
         _log.warning(
             "client %s evicted: it does not read, %d replies wait",
             client.label,
@@ -703,7 +697,7 @@ class Broker:
         self._end(client, goodbye)
 
     def _expire(self, client: Client) -> None:
-        self._expired += 1
+        self._counters.expired()
         silence = f"for {self._limits.expire_s:g} s"
         _log.warning("client %s expired: silent %s", client.label, silence, extra={"client": client.client_id})
         goodbye = protocol.Goodbye(

@@ -21,7 +21,7 @@ from opu.remote.memory import resident_bytes
 if TYPE_CHECKING:
     from opu.device import Provenance
 
-__all__ = ["BOUNDS_S", "Counters", "CountersStatus", "Histogram", "Vitals", "counters_of"]
+__all__ = ["BOUNDS_S", "Counters", "CountersStatus", "Histogram", "Vitals"]
 
 BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the buckets of all histograms, in seconds: from a request on a fast device to one that waits for many
@@ -147,11 +147,10 @@ class CountersStatus(msgspec.Struct, frozen=True, kw_only=True):
     resident_bytes: Natural | None
     vitals: Vitals
 
-
-def counters_of(status: object) -> CountersStatus | None:
-    """Return the counters of a `ServerStatus`, None from a server that does not count."""
-    found = getattr(status, "counters", None)
-    return found if isinstance(found, CountersStatus) else None
+    @property
+    def refusals(self) -> int:
+        """Requests answered with an error, whatever the code."""
+        return sum(self.refused.values())
 
 
 class _Tally:
@@ -188,7 +187,7 @@ class Counters:
     >>> counters.answered(waited_s=0.001, took_s=0.004, n_frames=1, n_bytes=2000)
     >>> counters.refused("busy")
     >>> status = counters.snapshot()
-    >>> status.accepted, status.answered, status.refused
+    >>> status.accepted, status.answered, status.counters.refusals
     (1, 1, {'busy': 1})
     """
 
@@ -206,7 +205,8 @@ class Counters:
         self._evicted = 0
         self._expired = 0
         self._cut_off = 0
-        self._frames = 0
+        self.frames = 0
+        """Frames answered so far."""
         self._calls = 0
         self._failed_calls = 0
         self._merged = 0
@@ -250,7 +250,7 @@ class Counters:
             Bytes of those frames.
         """
         self._answered += 1
-        self._frames += n_frames
+        self.frames += n_frames
         self._frame_bytes += n_bytes
         self._waited.add(waited_s)
         self._took.add(took_s)
@@ -359,7 +359,7 @@ class Counters:
             evicted=self._evicted,
             expired=self._expired,
             cut_off=self._cut_off,
-            frames=self._frames,
+            frames=self.frames,
             calls=self._calls,
             failed_calls=self._failed_calls,
             merged=self._merged,

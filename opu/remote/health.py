@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from opu.remote.counters import counters_of
-
 if TYPE_CHECKING:
     from opu.remote.protocol import ServerStatus
 
@@ -58,10 +56,8 @@ def find_fault(status: ServerStatus, limits: HealthLimits | None = None) -> str 
     limits = limits or HealthLimits()
     if status.draining:
         return "the server is being stopped"
-    counters = counters_of(status)
-    if counters is None:
-        return None
-    beat_age_s, device_s = counters.vitals.beat_age_s, counters.vitals.device_s
+    vitals = status.counters.vitals
+    beat_age_s, device_s = vitals.beat_age_s, vitals.device_s
     if beat_age_s > limits.beat_s:
         return f"the loop of the server has not gone round for {beat_age_s:.0f} s"
     if device_s is not None and device_s > limits.device_s:

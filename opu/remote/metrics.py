@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 
 import opu
 from opu.console import visible
-from opu.remote.counters import CountersStatus, Histogram, counters_of
+from opu.remote.counters import Histogram
 from opu.remote.protocol import PROTOCOL_VERSION, ClientStatus, ServerStatus
 
 __all__ = ["CONTENT_TYPE", "METRICS", "Metric", "list_metrics", "render"]
@@ -53,16 +53,6 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
-def _counted(read: Callable[[CountersStatus], Reading]) -> Callable[[ServerStatus], Reading]:
-    """Read from the counters, where a server has them."""
-
-    def read_counters(status: ServerStatus) -> Reading:
-        counters = counters_of(status)
-        return None if counters is None else read(counters)
-
-    return read_counters
-
-
 def _each_client(read: Callable[[ClientStatus], Number]) -> Callable[[ServerStatus], Reading]:
     """Read from each client, but not from so many that they would flood who collects them."""
 
@@ -80,8 +70,8 @@ def _build(_: ServerStatus) -> Reading:
     return [({"version": opu.__version__, "protocol": protocol}, 1)]
 
 
-def _refused(counters: CountersStatus) -> Reading:
-    return [({"code": code}, count) for code, count in sorted(counters.refused.items())]
+def _refused(status: ServerStatus) -> Reading:
+    return [({"code": code}, count) for code, count in sorted(status.counters.refused.items())]
 
 
 _CLIENT_LABELS = ("client_id", "name")
@@ -99,113 +89,111 @@ METRICS = (
         "openopu_loop_age_seconds",
         "gauge",
         "Time since the loop of the server last went round; some tenths of a second at rest.",
-        _counted(lambda c: c.vitals.beat_age_s),
+        lambda s: s.counters.vitals.beat_age_s,
     ),
     Metric(
         "openopu_resident_memory_bytes",
         "gauge",
         "Resident memory of the server's process.",
-        _counted(lambda c: c.resident_bytes),
+        lambda s: s.counters.resident_bytes,
     ),
     Metric(
         "openopu_requests_accepted_total",
         "counter",
         "Projections that were put in the queue.",
-        _counted(lambda c: c.accepted),
+        lambda s: s.counters.accepted,
     ),
     Metric(
-        "openopu_requests_answered_total", "counter", "Projections that were answered.", _counted(lambda c: c.answered)
+        "openopu_requests_answered_total", "counter", "Projections that were answered.", lambda s: s.counters.answered
     ),
     Metric(
         "openopu_requests_refused_total",
         "counter",
         "Requests of any kind that were answered with an error, by the code of the error.",
-        _counted(_refused),
+        _refused,
         ("code",),
     ),
     Metric(
         "openopu_requests_repeated_total",
         "counter",
         "Answers that were sent again without the device, because a client asked again.",
-        lambda s: s.repeated,
+        lambda s: s.counters.repeated,
     ),
     Metric(
         "openopu_requests_cancelled_total",
         "counter",
         "Requests that clients took back.",
-        lambda s: s.cancelled,
+        lambda s: s.counters.cancelled,
     ),
     Metric(
         "openopu_requests_merged_total",
         "counter",
         "Projections that went to the device within the call of another one.",
-        _counted(lambda c: c.merged),
+        lambda s: s.counters.merged,
     ),
     Metric(
         "openopu_requests_late_total",
         "counter",
         "Projections whose deadline passed before the device began with them.",
-        lambda s: s.late,
+        lambda s: s.counters.late,
     ),
     Metric(
         "openopu_messages_malformed_total",
         "counter",
         "Messages that did not follow the protocol.",
-        lambda s: s.malformed,
+        lambda s: s.counters.malformed,
     ),
     Metric("openopu_queued_requests", "gauge", "Projections that are not answered yet.", lambda s: s.queued),
     Metric(
         "openopu_request_wait_seconds",
         "histogram",
         "Time of a projection from its arrival until the device was given the first of it.",
-        _counted(lambda c: c.waited),
+        lambda s: s.counters.waited,
     ),
     Metric(
         "openopu_request_duration_seconds",
         "histogram",
         "Time of a projection from its arrival to its answer.",
-        _counted(lambda c: c.took),
+        lambda s: s.counters.took,
     ),
-    Metric("openopu_frames_total", "counter", "Camera frames in the answers.", lambda s: s.frames),
+    Metric("openopu_frames_total", "counter", "Camera frames in the answers.", lambda s: s.counters.frames),
     Metric(
         "openopu_pattern_bytes_total",
         "counter",
         "Bytes of patterns that were taken in.",
-        _counted(lambda c: c.pattern_bytes),
+        lambda s: s.counters.pattern_bytes,
     ),
-    Metric(
-        "openopu_frame_bytes_total", "counter", "Bytes of frames in the answers.", _counted(lambda c: c.frame_bytes)
-    ),
-    Metric("openopu_device_calls_total", "counter", "Calls that the device answered.", _counted(lambda c: c.calls)),
+    Metric("openopu_frame_bytes_total", "counter", "Bytes of frames in the answers.", lambda s: s.counters.frame_bytes),
+    Metric("openopu_device_calls_total", "counter", "Calls that the device answered.", lambda s: s.counters.calls),
     Metric(
         "openopu_device_calls_failed_total",
         "counter",
         "Calls in which the device failed.",
-        _counted(lambda c: c.failed_calls),
+        lambda s: s.counters.failed_calls,
     ),
     Metric(
         "openopu_device_busy_seconds_total",
         "counter",
         "Time in which the device worked; its rate is how busy the device is, from 0 to 1.",
-        _counted(lambda c: c.busy_s),
+        lambda s: s.counters.busy_s,
     ),
     Metric(
         "openopu_device_pending_seconds",
         "gauge",
         "For how long the device has been working without an answer; 0 if it has nothing to do.",
-        _counted(lambda c: c.vitals.device_s or 0.0),
+        lambda s: s.counters.vitals.device_s or 0.0,
     ),
     Metric(
         "openopu_medium_epoch",
         "gauge",
         "Epoch of the medium in the last frames; it rises when the medium has become another one.",
-        _counted(lambda c: c.medium_epoch),
+        lambda s: s.counters.medium_epoch,
     ),
     Metric(
         "openopu_saturated_ratio",
         "gauge",
         "Fraction of saturated pixels, averaged over about the last thousand frames.",
-        _counted(lambda c: c.saturated_fraction),
+        lambda s: s.counters.saturated_fraction,
     ),
     Metric("openopu_clients", "gauge", "Clients that are known.", lambda s: len(s.clients)),
     Metric(
@@ -220,25 +208,25 @@ METRICS = (
     Metric(
         "openopu_sessions", "gauge", "Sessions that are open.", lambda s: sum(client.sessions for client in s.clients)
     ),
-    Metric("openopu_clients_welcomed_total", "counter", "Clients that came.", lambda s: s.clients_total),
+    Metric("openopu_clients_welcomed_total", "counter", "Clients that came.", lambda s: s.counters.welcomed),
     Metric(
         "openopu_clients_resumed_total",
         "counter",
         "Clients that came back over a new connection and went on.",
-        lambda s: s.resumed,
+        lambda s: s.counters.resumed,
     ),
     Metric(
         "openopu_clients_evicted_total",
         "counter",
         "Clients that were put out because they did not read.",
-        _counted(lambda c: c.evicted),
+        lambda s: s.counters.evicted,
     ),
-    Metric("openopu_clients_expired_total", "counter", "Clients that fell silent.", lambda s: s.expired),
+    Metric("openopu_clients_expired_total", "counter", "Clients that fell silent.", lambda s: s.counters.expired),
     Metric(
         "openopu_connections_cut_off_total",
         "counter",
         "Connections that were ended because they sent too much.",
-        _counted(lambda c: c.cut_off),
+        lambda s: s.counters.cut_off,
     ),
     Metric(
         "openopu_client_sessions",

@@ -25,6 +25,7 @@ from opu.device import (
 )
 from opu.errors import BusyError, OpuError, ProtocolError, VersionMismatchError
 from opu.patterns import PackedPatterns
+from opu.remote.counters import CountersStatus
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -291,21 +292,12 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What a server is doing. `docs/protocol.md` explains the counters under `server_status`."""
 
     uptime_s: float
-    frames: Natural
     frames_per_s: float
     queued: Natural
-    clients_total: Natural
-    refused: Natural
-    malformed: Natural
-    evicted: Natural
-    expired: Natural
+    draining: bool
+    lease: LeaseStatus | None
     clients: tuple[ClientStatus, ...]
-    resumed: Natural = 0
-    repeated: Natural = 0
-    cancelled: Natural = 0
-    late: Natural = 0
-    draining: bool = False
-    lease: LeaseStatus | None = None
+    counters: CountersStatus
 
 
 class StatusReply(_Numbered, frozen=True, kw_only=True, tag="server_status"):

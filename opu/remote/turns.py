@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from opu.device import Provenance, Timing
+    from opu.remote.counters import Counters
     from opu.remote.limits import ServerLimits
 
 __all__ = ["Pace", "Turns", "merge"]
@@ -112,6 +113,8 @@ class Turns:
     ----------
     limits : ServerLimits
         How much may wait.
+    counters : Counters
+        Told of the calls of the device.
     post : callable
         Has the server call a function soon, from any thread.
     projected : callable
@@ -123,11 +126,13 @@ class Turns:
     def __init__(
         self,
         limits: ServerLimits,
+        counters: Counters,
         post: Callable[..., None],
         projected: Callable[[Client, ProjectionJob, Projection | Exception], None],
         reached: Callable[[Client, protocol.CloseSession | protocol.Bye], None],
     ) -> None:
         self._limits = limits
+        self._counters = counters
         self._post = post
         self._projected = projected
         self._reached = reached
@@ -261,6 +266,7 @@ class Turns:
 
     def _project(self, client: Client, job: ProjectionJob, now_s: float) -> None:
         """Give the device a batch, or the next part of one, which is the client's first job."""
+        self._counters.call_began()
         self._in_flight += 1
         client.in_flight += 1
         if job.n_given == 0:
@@ -288,6 +294,10 @@ class Turns:
     def _part_done(self, client: Client, job: ProjectionJob, done: Future[Projection]) -> None:
         self._in_flight -= 1
         client.in_flight -= 1
+        if done.exception() is None:
+            self._counters.called(done.result().provenance)
+        else:
+            self._counters.call_failed()
         if client.projections.get(job.request.request_id) is not job:
             return  # it has been cancelled or has failed before, or the client has gone
         outcome: Projection | Exception | None

@@ -95,7 +95,14 @@ def test_a_server_that_does_not_come_back(served, tmp_path, digits, make_setting
     process, uri = served()
     saboteur = Saboteur(60, process.kill)
     with pytest.raises(UnreachableError, match="did not come back within 1 s") as caught:
-        train(settings, digits, uri=f"{uri}?timeout_s=0.5&reconnect_s=0", wait_s=1, checkpoint=tmp_path / "c.npz", watcher=saboteur)
+        train(
+            settings,
+            digits,
+            uri=f"{uri}?timeout_s=0.5&reconnect_s=0",
+            wait_s=1,
+            checkpoint=tmp_path / "c.npz",
+            watcher=saboteur,
+        )
     assert 1 < time.monotonic() - saboteur.done_s < 10
     assert uri in caught.value.problem
     assert "--resume" in caught.value.remedy
@@ -113,7 +120,12 @@ def test_another_medium_behind_the_same_address_is_fatal(served, digits, make_se
         served("sim:?preset=aurora&seed=8", without_options(uri))
 
     with pytest.raises(MediumChangedError, match="medium"):
-        train(make_settings(method="optical"), digits, uri=f"{uri}?timeout_s=1&reconnect_s=0", watcher=Saboteur(5, exchange))
+        train(
+            make_settings(method="optical"),
+            digits,
+            uri=f"{uri}?timeout_s=1&reconnect_s=0",
+            watcher=Saboteur(5, exchange),
+        )
 
 
 def test_a_server_that_is_not_there_is_not_waited_for(digits, make_settings):
@@ -141,4 +153,4 @@ def test_two_clients_share_one_server(served, digits, make_settings):
         alone = train(make_settings(method="optical", epochs=1, seed=seed), digits, uri=SIM)
         assert result.network.parameters.tobytes() == alone.network.parameters.tobytes()
     with opu.open(uri) as device:
-        assert device.server_status().frames >= 2 * 4 * len(digits.train)
+        assert device.server_status().counters.frames >= 2 * 4 * len(digits.train)

@@ -56,8 +56,8 @@ def test_requests_frames_and_bytes_add_up():
         counters.refused(code)
     status = counters.snapshot()
     assert (status.accepted, status.answered, status.pattern_bytes) == (3, 3, 375)
-    assert (status.frames, status.frame_bytes) == (6, 12000)
-    assert status.refused == {"busy": 2, "closed": 1}
+    assert (status.counters.frames, status.frame_bytes) == (6, 12000)
+    assert status.counters.refusals == {"busy": 2, "closed": 1}
     assert status.waited.sum_s == pytest.approx(0.012)
     assert status.took.total == 3
 
@@ -68,7 +68,7 @@ def test_a_snapshot_stays_as_it_is():
     status = counters.snapshot()
     counters.refused("busy")
     counters.answered(waited_s=0, took_s=0, n_frames=1, n_bytes=1)
-    assert status.refused == {"busy": 1}
+    assert status.counters.refusals == {"busy": 1}
     assert status.took.total == 0
 
 

@@ -59,7 +59,7 @@ def test_a_flood_costs_little_memory(served_process):
                 flooder.socket.sendall(HandConnection.frame(b"") * 100_000)
         assert session.project(X).frames.shape == (3, 5)
         assert resident_mib(process.pid) - before_mib < GROWTH_LIMIT_MIB
-        assert device.server_status().evicted == 1
+        assert device.server_status().counters.evicted == 1
 
 
 def test_a_sender_of_too_many_messages_is_cut_off_and_others_lose_nothing(serve, toy, caplog):
@@ -67,7 +67,7 @@ def test_a_sender_of_too_many_messages_is_cut_off_and_others_lose_nothing(serve,
     with opu.open(server.uri) as remote, remote.open_session(CONFIG) as session:
         with greeted_beside(server) as flooder:
             flooder.socket.sendall(STATUS * 20_000)
-            wait_until(lambda: server.snapshot().evicted == 1)
+            wait_until(lambda: server.snapshot().counters.evicted == 1)
             for index in range(10):
                 np.testing.assert_array_equal(session.project(X).frames, toy_frames(X, 3 * index, CONFIG))
             flooder.read_to_the_end()
@@ -91,7 +91,7 @@ def test_an_evicted_client_loses_its_connection(serve):
             project(lazy, request_id)
         wait_until(lambda: server.snapshot().queued == 0)
         request_id = 100
-        while not server.snapshot().evicted:
+        while not server.snapshot().counters.evicted:
             project(lazy, request_id)
             request_id += 1
             time.sleep(0.001)
@@ -102,7 +102,7 @@ def test_a_client_that_only_asks_and_never_reads_is_evicted(serve, caplog):
     server = serve(stall_s=0.3, expire_s=60.0, max_waiting=10**7)
     with HandConnection(server.uri, receive_bytes=4096) as lazy, contextlib.suppress(ConnectionError):
         lazy.hello()
-        while not server.snapshot().evicted:
+        while not server.snapshot().counters.evicted:
             lazy.socket.sendall(STATUS * 500)
             time.sleep(0.05)
     assert "it does not read" in caplog.text
@@ -113,7 +113,7 @@ def test_a_silent_client_that_does_not_read_loses_its_connection(serve):
     with greeted(server, WIDE) as lazy:
         for request_id in range(3, 3 + 64):  # 19 MB: more than the system keeps, and less than the server lets wait
             project(lazy, request_id)
-        wait_until(lambda: server.snapshot().expired == 1)
+        wait_until(lambda: server.snapshot().counters.expired == 1)
         assert lazy.read_to_the_end() < 64 * 300_000
 
 
@@ -123,7 +123,7 @@ def test_a_client_that_leaves_counts_as_one_until_it_has_read(serve):
         for request_id in range(3, 3 + 64):
             project(leaving, request_id)
         leaving.send(protocol.Bye(request_id=2000))
-        wait_until(lambda: server.snapshot().frames == 64 * 3)
+        wait_until(lambda: server.snapshot().counters.frames == 64 * 3)
         time.sleep(0.5)
         assert len(server.snapshot().clients) == 1
         n_bytes = 0

@@ -278,7 +278,7 @@ def test_more_than_the_server_queues_waits_at_the_client(serve, toy):
         toy.gate.set()
         for index, future in enumerate(futures):
             np.testing.assert_array_equal(future.result().frames, toy_frames(patterns(1, 10), index, SMALL))
-    assert server.snapshot().refused == 0
+    assert server.snapshot().counters.refusals == 0
 
 
 def test_a_batch_fits_into_a_message(serve):
@@ -317,11 +317,21 @@ def test_the_server_tells_what_it_is_doing(serve, toy):
         future = session.submit(patterns(3, 10))
         wait_until(lambda: server.snapshot().queued == 1)
         status = remote.server_status()
-        assert (status.queued, status.frames, status.clients[0].sessions, status.clients[0].queued) == (1, 0, 1, 1)
+        assert (status.queued, status.counters.frames, status.clients[0].sessions, status.clients[0].queued) == (
+            1,
+            0,
+            1,
+            1,
+        )
         toy.gate.set()
         future.result()
         status = remote.server_status()
-        assert (status.queued, status.frames, status.clients[0].frames, status.clients_total) == (0, 3, 3, 1)
+        assert (status.queued, status.counters.frames, status.clients[0].frames, status.counters.welcomed) == (
+            0,
+            3,
+            3,
+            1,
+        )
 
 
 def test_the_client_answers_for_the_device_while_it_works(serve, toy):

@@ -276,7 +276,7 @@ def _interrupted(serve, raw, **_):
         connection.socket.sendall(connection.frame(header, 1) + b"\x00\xff half of a frame")
         connection.reset()
     assert isinstance(raw(server.uri).hello(), protocol.Welcome)
-    assert server.snapshot().malformed == 0
+    assert server.snapshot().counters.malformed == 0
     return "nothing", None
 
 

@@ -400,7 +400,7 @@ def test_a_batch_of_which_a_part_fails_is_refused_once(serve, toy, raw):
     client.project(session, X)
     assert type(client.receive()[0]).__name__ == "Frames"
     assert server.snapshot().queued == 0
-    assert server.snapshot().refused == 1
+    assert server.snapshot().counters.refusals == 1
 
 
 # Clients that vanish, sleep, or do not read
@@ -415,7 +415,7 @@ def test_a_silent_client_expires(serve, toy, raw):
     assert isinstance(reply, protocol.Goodbye)
     assert "0.3 s" in reply.problem
     wait_until(lambda: toy.open_sessions == 0)
-    assert (server.snapshot().expired, server.snapshot().clients) == (1, ())
+    assert (server.snapshot().counters.expired, server.snapshot().clients) == (1, ())
     assert isinstance(client.hello(), protocol.Welcome)
 
 
@@ -424,7 +424,7 @@ def test_a_client_that_pings_does_not_expire(serve):
     with opu.open(server.uri) as remote, remote.open_session(CONFIG) as session:
         time.sleep(1.7)
         assert session.project(X).frames.shape == (3, 5)
-    assert server.snapshot().expired == 0
+    assert server.snapshot().counters.expired == 0
 
 
 def test_a_client_that_vanishes_leaves_nothing(serve, toy, raw):
@@ -465,7 +465,7 @@ def test_a_client_that_never_reads_is_evicted_and_others_lose_nothing(serve, raw
         lazy.project(session, X)
     with opu.open(server.uri) as remote, remote.open_session(wide) as other:
         rounds = 0
-        while server.snapshot().evicted == 0:
+        while server.snapshot().counters.evicted == 0:
             np.testing.assert_array_equal(
                 other.project(X, first_frame_index=rounds).frames, toy_frames(X, rounds, wide)
             )
@@ -473,7 +473,7 @@ def test_a_client_that_never_reads_is_evicted_and_others_lose_nothing(serve, raw
             assert rounds < 5000
         assert other.project(X).frames.shape == (3, 100_000)
         assert [client.name for client in server.snapshot().clients] != ["raw"]
-        assert server.snapshot().refused == 0
+        assert server.snapshot().counters.refusals == 0
     assert "evicted" in caplog.text
     assert server.snapshot().queued == 0
 
@@ -487,7 +487,7 @@ def test_stopping_answers_what_was_accepted(serve, toy, raw):
     client = raw(server.uri)
     session = greeted(client)
     numbers = [client.project(session, X) for _ in range(20)]
-    wait_until(lambda: server.snapshot().queued + server.snapshot().frames // 3 == 20)
+    wait_until(lambda: server.snapshot().queued + server.snapshot().counters.frames // 3 == 20)
     server.stop()
     replies = [client.receive()[0] for _ in range(21)]
     assert [reply.request_id for reply in replies[:20]] == numbers
@@ -502,7 +502,7 @@ def test_stopping_refuses_what_it_has_no_time_for(serve, toy, raw):
     client = raw(server.uri)
     session = greeted(client)
     numbers = [client.project(session, X) for _ in range(30)]
-    wait_until(lambda: server.snapshot().queued + server.snapshot().frames // 3 == 30)
+    wait_until(lambda: server.snapshot().queued + server.snapshot().counters.frames // 3 == 30)
     started_s = time.monotonic()
     server.stop()
     assert time.monotonic() - started_s < 3
@@ -636,10 +636,10 @@ def test_a_client_that_has_left_is_refused_nothing(serve, toy, raw, monkeypatch)
     client = raw(server.uri)
     client.hello()
     client.send(protocol.OpenSession(request_id=70, config=CONFIG))
-    wait_until(lambda: server.snapshot().expired == 1)
+    wait_until(lambda: server.snapshot().counters.expired == 1)
     wait_until(lambda: toy.opened == 1 and toy.open_sessions == 0)
     server.stop()
-    assert server.snapshot().refused == 0
+    assert server.snapshot().counters.refusals == 0
 
 
 def test_a_session_that_cannot_be_closed_harms_nobody(serve, raw, monkeypatch, caplog):
