@@ -22,11 +22,11 @@ def exchange():
 
 def test_the_reply_is_as_long_as_a_real_one(exchange):
     patterns, projection = exchange
-    reply = protocol.Frames(request_id=1, dtype="uint8", batch=3, n_outputs=70, provenance=projection.provenance)
+    reply = protocol.Frames(request_id=1, dtype="uint16", batch=3, n_outputs=70, provenance=projection.provenance)
     with Echo(patterns, projection) as echo:
         waiting = [echo.submit() for _ in range(4)]
         for answer in [each.result() for each in waiting]:
-            assert [len(part) for part in answer] == [len(protocol.encode(reply)[0]), 3 * 70]
+            assert [len(part) for part in answer] == [len(protocol.encode(reply)[0]), 3 * 70 * 2]
 
 
 def test_a_process_that_does_not_start_is_named(exchange, monkeypatch):
