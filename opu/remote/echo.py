@@ -54,7 +54,7 @@ class Echo:
     >>> with Echo(patterns, projection) as echo:
     ...     header, frames = echo.submit().result()
     >>> len(frames)
-    200
+    400
     """
 
     def __init__(self, patterns: PackedPatterns, projection: Projection) -> None:

@@ -43,11 +43,12 @@ def test_a_rate_is_exact_within_a_window_that_cuts_batches(link_client, monkeypa
     assert found["p50_us"] == pytest.approx(0.4e6)
 
 
+@pytest.mark.timeout(600)
 def test_the_benchmark_reports_every_limit(tmp_path):
     target = tmp_path / "link.json"
     command = [sys.executable, "-m", "benchmarks.link", f"--json={target}"]
     command += ["--rounds", "1", "--seconds", "0.05", "--clients", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode in (0, 1), done.stderr
     document = json.loads(target.read_text())
     assert document["schema"] == "openopu.benchmarks.link/1"
