@@ -14,16 +14,19 @@ from opu.calibration.routines import (
     repeat_correlation,
     speckle_contrast,
 )
-from opu.calibration.throughput import Throughput, measure_throughput
+from opu.calibration.throughput import LinkCost, Shape, Throughput, measure_in_turns, measure_throughput
 
 __all__ = [
     "ROUTINES",
     "CalibrationResult",
+    "LinkCost",
+    "Shape",
     "Throughput",
     "calibrate",
     "dark_level",
     "exposure",
     "linearity",
+    "measure_in_turns",
     "measure_throughput",
     "repeat_correlation",
     "speckle_contrast",

@@ -5,8 +5,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+import opu
 from opu.cli.app import app
 from opu.console import split_json_option
+from opu.remote.server import OpuServer
 
 
 def run(*arguments):
@@ -57,6 +59,9 @@ def test_json_goes_to_standard_output_alone():
         (("bench", "sim:", "--batches", "1,x"), 2, "config"),
         (("bench", "sim:", "--n-features", "2000000"), 2, "capacity"),
         (("bench", "sim:", "--batches", "1000000000"), 2, "capacity"),
+        (("bench", "sim:", "--shape", "512x1000"), 2, "config"),
+        (("bench", "sim:", "sim:", "--device", "sim:"), 2, "config"),
+        (("bench", "sim:", "--device", "sim:"), 2, "config"),
         (("selftest", "carrier-pigeon:"), 2, "uri"),
     ],
 )
@@ -77,3 +82,44 @@ def test_bench_reports_each_batch():
     rows = json.loads(result.stdout)["throughput"]
     assert status == 0
     assert [(row["where"], row["batch"]) for row in rows] == [("in_process", 1), ("in_process", 4)]
+
+
+def test_bench_takes_shapes():
+    status, result = run(
+        "bench", "sim:?preset=ideal", "--shape", "2x20x30", "--shape", "3x20x30", "--shape", "1x40x10",
+        "--seconds", "0.02", "--json",
+    )  # fmt: skip
+    document = json.loads(result.stdout)
+    assert status == 0
+    shapes = [(row["batch"], row["n_features"], row["n_outputs"]) for row in document["throughput"]]
+    assert shapes == [(2, 20, 30), (3, 20, 30), (1, 40, 10)]
+    assert document["device"] is None
+    assert document["link_cost"] == []
+
+
+def test_bench_measures_a_link_beside_its_device_and_an_echo():
+    with opu.open("sim:?preset=ideal") as device, OpuServer(device, "tcp://127.0.0.1:0") as server:
+        status, result = run(
+            "bench", server.uri, "--device", "sim:?preset=ideal", "--shape", "2x20x30", "--shape", "1x20x30",
+            "--seconds", "0.04", "--rounds", "2", "--json",
+        )  # fmt: skip
+    document = json.loads(result.stdout)
+    assert status == 0
+    rows = document["throughput"]
+    assert [(row["where"], row["batch"]) for row in rows] == [
+        (where, batch) for batch in (2, 1) for where in ("in_process", "link", "echo")
+    ]
+    for number, cost in enumerate(document["link_cost"]):
+        device_row, link_row, echo_row = rows[3 * number : 3 * number + 3]
+        assert cost["batch"] == link_row["batch"]
+        assert cost["throughput_ratio"] == pytest.approx(link_row["frames_per_s"] / device_row["frames_per_s"])
+        both_us = echo_row["p50_us"] + device_row["p50_us"]
+        assert cost["round_trip_ratio"] == pytest.approx(link_row["p50_us"] / both_us)
+        assert cost["added_ratio"] == pytest.approx((link_row["p50_us"] - device_row["p50_us"]) / echo_row["p50_us"])
+
+
+def test_a_link_is_not_compared_with_a_link():
+    with opu.open("sim:?preset=ideal") as device, OpuServer(device, "tcp://127.0.0.1:0") as server:
+        status, result = run("bench", server.uri, "--device", server.uri, "--json")
+    assert status == 2
+    assert "belongs no server" in json.loads(result.stdout)["error"]["message"]
