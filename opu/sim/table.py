@@ -12,7 +12,7 @@ import numpy as np
 from opu.device import NO_REFERENCE, REFERENCE_STEPS
 from opu.errors import ConfigError, DeviceError
 from opu.parts import FrameNumbers
-from opu.patterns import PackedPatterns, unpack
+from opu.patterns import PackedPatterns
 from opu.sim.camera import Exposure, PixelMaps, expose, pixel_maps
 from opu.sim.counters import derive_key
 from opu.sim.dmd import mirror_map
@@ -20,7 +20,7 @@ from opu.sim.drift import track, vibration_angle
 from opu.sim.laser import power_factors
 from opu.sim.light import light_electrons, total_field
 from opu.sim.media import make_medium
-from opu.sim.media.base import EpochTrack, Fields
+from opu.sim.media.base import EpochTrack, Fields, never_renewed
 from opu.sim.memory import Recycler
 from opu.sim.mirrors import STUCK_ON, n_blocks
 from opu.sim.reference import reference_field
@@ -57,8 +57,8 @@ def _frames_at_once(n_points: int, n_features: int, *, in_one: bool) -> int:
 
 def _unpacked(patterns: PackedPatterns, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Return some patterns of a sequence: zeros before its beginning, the last one after its end."""
-    rows = np.clip(numbers, 0, len(patterns) - 1)
-    features = unpack(PackedPatterns(np.ascontiguousarray(patterns.bits[rows]), patterns.n_features))
+    rows = np.minimum(np.maximum(numbers, 0), len(patterns) - 1)
+    features = np.unpackbits(patterns.bits[rows], axis=1, count=patterns.n_features, bitorder="little")
     features[numbers < 0] = 0
     return features
 
@@ -270,8 +270,8 @@ class OpticalTable:
         arrived = delivery(
             self.model.trigger, self.seed, armed.numbers.noise_key, armed.numbers.first_frame_index, len(patterns)
         )
-        self.n_dropped = arrived.n_dropped
-        if (arrived.sources != np.arange(len(patterns))).any():
+        self.n_dropped = 0 if arrived is None else arrived.n_dropped
+        if arrived is not None:
             armed.out[:] = armed.out[arrived.sources]
             armed.out[arrived.sources == BLANK] = 0
 
@@ -298,11 +298,13 @@ class OpticalTable:
         )
         n_rows = self._frames_at_once(path, layout.n_features)
         self.n_saturated = 0
-        n_on = np.zeros(layout.n_features, np.uint32)
+        # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
+        n_on = np.zeros(layout.n_features + 2, np.uint32)
+        n_on[STUCK_ON] = n_frames
         for start in range(0, n_frames, n_rows):
             chunk = slice(start, min(start + n_rows, n_frames))
             features = _unpacked(patterns, np.arange(chunk.start, chunk.stop))
-            _count_ones(features, n_on)
+            _count_ones(features, n_on[: layout.n_features])
             if windows is None:
                 light_e = self._memory.empty((len(features), armed.out.shape[1]))
                 self._light(path, features, settings, numbers.first_frame_index + start, times_s[chunk], light_e)
@@ -312,7 +314,7 @@ class OpticalTable:
                 light_e *= power[chunk, np.newaxis]
             self.n_saturated += expose(self._exposure(path, settings, numbers, light_e, start), armed.out[chunk])
             del light_e  # its memory is used for the next chunk
-        self._note_duty(layout, n_on, n_frames, plan.frame_us)
+        self._note_duty(layout, n_on, plan.frame_us)
 
     def _exposure(
         self,
@@ -432,7 +434,7 @@ class OpticalTable:
             return fields
         angle = vibration_angle(self.model.drift, self.seed, times_s)[:, np.newaxis]
         cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        never = np.zeros(n_blocks(path.mirrors.n_mirrors), np.uint32)
+        never = never_renewed(n_blocks(path.mirrors.n_mirrors))
         shaken = path.shaken.fields(features, EpochTrack.still(len(features), never))
         return Fields(
             *(
@@ -446,13 +448,12 @@ class OpticalTable:
         per_mirror = self.model.laser.electrons_per_mirror_us * self.model.dmd.efficiency * exposure_us
         return per_mirror / (self.medium.variance * full_level**2)
 
-    def _note_duty(self, layout: MirrorLayout, n_on: NDArray[np.uint32], n_frames: int, frame_us: float) -> None:
+    def _note_duty(self, layout: MirrorLayout, n_on: NDArray[np.uint32], frame_us: float) -> None:
         """Note how many frames of a sequence each feature was on."""
-        # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
-        on = np.append(n_on, np.zeros(2, np.uint32))
-        on[STUCK_ON] = n_frames
+        on_us: NDArray[np.float64] = n_on * frame_us
         with self._duty_lock:
-            self._on_time_us[layout] = self._on_time_us.get(layout, np.zeros(len(on))) + on * frame_us
+            before_us = self._on_time_us.get(layout)
+            self._on_time_us[layout] = on_us if before_us is None else before_us + on_us
 
     def landed_on_share(self) -> NDArray[np.float64]:
         """Return the share of the pattern time that mirrors were on, shape (rows, columns); NaN before any pattern."""
