@@ -27,7 +27,7 @@ from numba import get_num_threads, njit, prange
 
 from opu.sim.counters import derive_key, philox, philox_words
 from opu.sim.kernels import address_of, caller
-from opu.sim.threads import kernel_turn
+from opu.sim.threads import KernelTurn
 from opu.sim.variates import (
     BLOCK,
     exponential,
@@ -486,7 +486,7 @@ def expose(exposure: Exposure, out: NDArray[Any]) -> int:
     is_8_bit = frames.dtype == np.uint8
     response, offset_e, dark_e = exposure.repeating_maps
     n_blocks = len(frames) * len(maps.runs)
-    with kernel_turn(_PIXEL_NS * frames.size):
+    with KernelTurn(_PIXEL_NS * frames.size):
         saturated = np.zeros(min(_TASKS_PER_THREAD * get_num_threads(), n_blocks), np.int64)
         _expose(
             _expose_blocks(),

@@ -23,7 +23,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from opu.sim.light import BLIND, Sight, put_electrons, put_light
-from opu.sim.threads import kernel_turn
+from opu.sim.threads import KernelTurn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,7 +101,7 @@ class IntegerMatrix:
         if self._is_narrow:
             self._sum(features, BLIND, real, imag)
         else:
-            with kernel_turn(_ROW_NS * features.size * len(self.blocks)):
+            with KernelTurn(_ROW_NS * features.size * len(self.blocks)):
                 _sum_wide_rows(features, self.blocks, real, imag)
         return real, imag
 
@@ -137,10 +137,10 @@ class IntegerMatrix:
             if len(some) > _SMALL_BATCH:
                 codes = self._codes(some)
                 n_rows = (1 << _GROUP) * self.blocks.shape[1] // _GROUP + codes.size
-                with kernel_turn(_ROW_NS * n_rows * len(self.blocks)):
+                with KernelTurn(_ROW_NS * n_rows * len(self.blocks)):
                     _sum_tables(codes, self.blocks, self._bounds, self.n_outputs, *to)
             else:
-                with kernel_turn(_ROW_NS * some.size / 2 * len(self.blocks)):
+                with KernelTurn(_ROW_NS * some.size / 2 * len(self.blocks)):
                     _sum_rows(some, self.blocks, self._pieces, self.n_outputs, *to)
 
     @cached_property

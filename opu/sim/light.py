@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit, prange
 
-from opu.sim.threads import kernel_turn
+from opu.sim.threads import KernelTurn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -177,7 +177,7 @@ def light_electrons(
 
 def put_light(real: NDArray[np.float32], imag: NDArray[np.float32], seen: Sight, out: NDArray[np.float32]) -> None:
     """Compute the mean photo-electrons of fields, shape (n_frames, n_points) as `out`."""
-    with kernel_turn(_POINT_NS * out.size):
+    with KernelTurn(_POINT_NS * out.size):
         _light_electrons(
             real.reshape(-1),
             imag.reshape(-1),

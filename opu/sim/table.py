@@ -55,10 +55,14 @@ def _frames_at_once(n_points: int, n_features: int, *, in_one: bool) -> int:
     return max(1, min(_GOOD_BATCH, _LARGE_CHUNK_BYTES // n_bytes), _CHUNK_BYTES // n_bytes)
 
 
-def _unpacked(patterns: PackedPatterns, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return some patterns of a sequence: zeros before its beginning, the last one after its end."""
-    rows = np.minimum(np.maximum(numbers, 0), len(patterns) - 1)
-    features = np.unpackbits(patterns.bits[rows], axis=1, count=patterns.n_features, bitorder="little")
+def _unpacked(patterns: PackedPatterns, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return some patterns of a sequence."""
+    return np.unpackbits(patterns.bits[rows], axis=1, count=patterns.n_features, bitorder="little")
+
+
+def _shown(patterns: PackedPatterns, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return what the mirrors show: nothing before a sequence begins, its last pattern after its end."""
+    features = _unpacked(patterns, np.clip(numbers, 0, len(patterns) - 1))
     features[numbers < 0] = 0
     return features
 
@@ -94,6 +98,8 @@ class LightPath:
         The independent medium that vibration mixes in.
     maps : PixelMaps
         The fixed pattern of the camera.
+    frames_at_once : int
+        How many frames are computed together.
     """
 
     mirrors: MirrorMap
@@ -101,6 +107,7 @@ class LightPath:
     medium: PreparedMedium
     shaken: PreparedMedium | None
     maps: PixelMaps
+    frames_at_once: int
 
 
 class OpticalTable:
@@ -234,17 +241,15 @@ class OpticalTable:
         """Prepare a light path of one's own."""
         mirrors = self.mirrors(layout)
         sampling = self.model.speckle.arrange(pixels, self.model.camera.columns)
+        in_one = self._ends_in_light(self.medium, mirrors, is_plain=sampling.is_plain)
         return LightPath(
             mirrors=mirrors,
             sampling=sampling,
             medium=self.medium.prepare(mirrors, sampling.points),
             shaken=self.shaken_medium.prepare(mirrors, sampling.points) if self._vibrates else None,
             maps=pixel_maps(self.model.camera, self.seed, pixels),
+            frames_at_once=_frames_at_once(max(len(sampling.points), len(pixels)), layout.n_features, in_one=in_one),
         )
-
-    def _frames_at_once(self, path: LightPath, n_features: int) -> int:
-        in_one = self._ends_in_light(self.medium, path.mirrors, is_plain=path.sampling.is_plain)
-        return _frames_at_once(max(len(path.sampling.points), len(path.maps.pixels)), n_features, in_one=in_one)
 
     def _ends_in_light(self, medium: Medium, mirrors: MirrorMap, *, is_plain: bool) -> bool:
         """Whether a medium computes light without writing fields."""
@@ -296,14 +301,14 @@ class OpticalTable:
             if laser.is_constant
             else power_factors(laser, self.seed, numbers.noise_key, numbers.first_frame_index, times_s)
         )
-        n_rows = self._frames_at_once(path, layout.n_features)
+        n_rows = path.frames_at_once
         self.n_saturated = 0
         # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
         n_on = np.zeros(layout.n_features + 2, np.uint32)
         n_on[STUCK_ON] = n_frames
         for start in range(0, n_frames, n_rows):
             chunk = slice(start, min(start + n_rows, n_frames))
-            features = _unpacked(patterns, np.arange(chunk.start, chunk.stop))
+            features = _unpacked(patterns, chunk)
             _count_ones(features, n_on[: layout.n_features])
             if windows is None:
                 light_e = self._memory.empty((len(features), armed.out.shape[1]))
@@ -341,15 +346,16 @@ class OpticalTable:
 
         With the drift of medium and laser at that time, without noise and without errors of the trigger.
         """
-        n_rows = self._frames_at_once(path, patterns.n_features)
+        n_rows = path.frames_at_once
         slow = replace(self.model.laser, rin=0.0)
         power = power_factors(slow, self.seed, 0, 0, np.array([device_time_s]))[0]
         out = np.empty((len(patterns), len(settings.pixels)), np.float32)
         for start in range(0, len(patterns), n_rows):
-            rows = np.arange(start, min(start + n_rows, len(patterns)))
-            times_s = np.full(len(rows), device_time_s)
-            light_e = np.empty((len(rows), out.shape[1]), np.float32)
-            self._light(path, _unpacked(patterns, rows), settings, start, times_s, light_e)
+            rows = slice(start, min(start + n_rows, len(patterns)))
+            features = _unpacked(patterns, rows)
+            times_s = np.full(len(features), device_time_s)
+            light_e = np.empty((len(features), out.shape[1]), np.float32)
+            self._light(path, features, settings, start, times_s, light_e)
             light_e *= power
             out[rows] = self._exposure(path, settings, FrameNumbers(0, 0), light_e, start).mean_electrons()
         return out
@@ -366,7 +372,7 @@ class OpticalTable:
         """Return the mean photo-electrons of a chunk of frames, light of neighbouring patterns included."""
         n_frames = chunk.stop - chunk.start
         shown = np.arange(chunk.start - 1, chunk.stop + 1) + windows.shift
-        features = _unpacked(patterns, shown)
+        features = _shown(patterns, shown)
         times_s = (plan.start_us + plan.frame_us * shown) * 1e-6
         first = armed.numbers.first_frame_index + int(shown[0])  # the arm's step belongs to the pattern's trigger
         light_e = np.empty((len(shown), armed.out.shape[1]), np.float32)
@@ -450,7 +456,7 @@ class OpticalTable:
 
     def _note_duty(self, layout: MirrorLayout, n_on: NDArray[np.uint32], frame_us: float) -> None:
         """Note how many frames of a sequence each feature was on."""
-        on_us: NDArray[np.float64] = n_on * frame_us
+        on_us = n_on.astype(np.float64) * frame_us
         with self._duty_lock:
             before_us = self._on_time_us.get(layout)
             self._on_time_us[layout] = on_us if before_us is None else before_us + on_us

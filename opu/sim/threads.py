@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from numba import get_num_threads, set_num_threads
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["kernel_turn", "numba_lock"]
+__all__ = ["KernelTurn", "numba_lock"]
 
 numba_lock = threading.Lock()
 """Parallel kernels run one at a time in a process: Numba's portable threading layer allows no more."""
@@ -21,22 +16,26 @@ _WORTH_SHARING_NS = 200_000.0
 20 to 50 us; one whose core another process has costs that process's slice of time, some milliseconds."""
 
 
-@contextmanager
-def kernel_turn(work_ns: float) -> Iterator[None]:
-    """Hold `numba_lock` for a kernel, which has one thread where its work is small.
+class KernelTurn:
+    """Holds `numba_lock` for a kernel, which has one thread where its work is small. A context manager.
 
     Parameters
     ----------
     work_ns : float
         About how long one thread takes, in nanoseconds.
     """
-    with numba_lock:
-        n_threads = get_num_threads()
-        if work_ns >= _WORTH_SHARING_NS or n_threads == 1:
-            yield
-            return
-        set_num_threads(1)
-        try:
-            yield
-        finally:
-            set_num_threads(n_threads)
+
+    def __init__(self, work_ns: float) -> None:
+        self._is_small = work_ns < _WORTH_SHARING_NS
+        self._n_threads = 1
+
+    def __enter__(self) -> None:
+        numba_lock.acquire()
+        self._n_threads = get_num_threads()
+        if self._is_small and self._n_threads > 1:
+            set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_small and self._n_threads > 1:
+            set_num_threads(self._n_threads)
+        numba_lock.release()

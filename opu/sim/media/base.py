@@ -39,6 +39,9 @@ def first_epochs(mirrors: NDArray[np.int64]) -> NDArray[np.uint32]:
     return np.zeros(n_blocks(int(mirrors.max(initial=0)) + 1), np.uint32)
 
 
+_NOTHING, _NO_EPOCHS = np.zeros(0, np.int64), np.zeros(0, np.uint32)
+
+
 @lru_cache(maxsize=8)
 def never_renewed(n_blocks: int) -> NDArray[np.uint32]:
     """Return epochs 0 for all blocks, always the same array."""
@@ -70,8 +73,7 @@ class EpochTrack:
     @classmethod
     def still(cls, n_frames: int, initial: NDArray[np.uint32]) -> EpochTrack:
         """Return a track without changes."""
-        nothing = np.zeros(0, np.int64)
-        return cls(n_frames, initial, nothing, nothing, np.zeros(0, np.uint32))
+        return cls(n_frames, initial, _NOTHING, _NOTHING, _NO_EPOCHS)
 
     def stays_at(self, epochs: NDArray[np.uint32]) -> bool:
         """Tell whether all blocks have these epochs in every frame."""
