@@ -310,33 +310,34 @@ def _sum_rows(
     # pieces: see `IntegerMatrix._pieces`; the rest as of `_put_totals`.
     batch = len(features)
     n_pieces = len(pieces) - 1
-    lit = np.empty((n_pieces, batch, _PIECE + 1), np.int64)  # how many features are lit, and which ones
+    lit = np.empty((n_pieces, batch, 1 + _PIECE), np.uint8)  # how many features of a piece are lit, and which ones
     for piece in range(n_pieces):
         for pattern in range(batch):
             n = 0
             for feature in range(pieces[piece], pieces[piece + 1]):
-                lit[piece, pattern, n + 1] = feature
+                lit[piece, pattern, 1 + n] = feature - pieces[piece]
                 n += features[pattern, feature]  # no branch, which the processor would guess wrong half of the time
             lit[piece, pattern, 0] = n
     for block in prange(blocks.shape[0]):
         sums = np.zeros((batch, 2 * OUTPUTS), np.int16)
         totals = np.empty((batch, 2 * OUTPUTS), np.float32)
         for piece in range(n_pieces):
+            start = pieces[piece]
             for pattern in range(batch):
-                n = lit[piece, pattern, 0]
+                n = np.int64(lit[piece, pattern, 0])
                 place = np.int64(pattern) * 2 * OUTPUTS
-                for i in range(4, n + 1, 4):
+                for i in range(4, 1 + n, 4):
                     _add_sums(
                         blocks,
-                        _row(blocks, block, lit[piece, pattern, i - 3]),
-                        _row(blocks, block, lit[piece, pattern, i - 2]),
-                        _row(blocks, block, lit[piece, pattern, i - 1]),
-                        _row(blocks, block, lit[piece, pattern, i]),
+                        _row(blocks, block, start + lit[piece, pattern, i - 3]),
+                        _row(blocks, block, start + lit[piece, pattern, i - 2]),
+                        _row(blocks, block, start + lit[piece, pattern, i - 1]),
+                        _row(blocks, block, start + lit[piece, pattern, i]),
                         sums,
                         place,
                     )
-                for i in range(n - n % 4, n):
-                    _add_feature(blocks, _row(blocks, block, lit[piece, pattern, i + 1]), sums, place, place)
+                for i in range(1 + n - n % 4, 1 + n):
+                    _add_feature(blocks, _row(blocks, block, start + lit[piece, pattern, i]), sums, place, place)
             _widen(sums, totals, piece == 0)
         _put_totals(totals, block, n_outputs, on, beside, electrons_per_intensity, first, second)
 
