@@ -212,6 +212,8 @@ def pixel_maps(model: CameraModel, seed: int, pixels: NDArray[np.int64]) -> Pixe
 
 _TASKS_PER_THREAD = 4
 _PIXEL_NS = 5.0
+"""Time of a thread for a value."""
+
 _ONES, _ZEROS = np.ones(BLOCK, _F), np.zeros(BLOCK, _F)
 _NO_BYTES, _NO_WORDS = np.zeros((0, 0), np.uint8), np.zeros((0, 0), np.uint16)
 

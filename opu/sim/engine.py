@@ -44,7 +44,7 @@ _PIECE = 5 * _STEP
 
 _LIMIT = np.iinfo(np.int16).max
 _ROW_NS = 4.0
-"""Adding a row of a block, and making a row of a table."""
+"""Time of a thread for adding a row of a block or of a table, or making one of a table."""
 
 
 def block_shape(n_features: int, n_outputs: int) -> tuple[int, int, int]:
@@ -63,11 +63,14 @@ class IntegerMatrix:
         the last feature and the last output is 0. 32 bits are slower: a batch does not share work then.
     n_features, n_outputs : int
         The size of the matrix.
+    largest : int, optional
+        No part of an entry is further from 0. A matrix that is used once need not be looked through for it.
     """
 
     blocks: NDArray[np.int16] | NDArray[np.int32]
     n_features: int
     n_outputs: int
+    largest: int | None = None
 
     @property
     def real(self) -> NDArray[np.float32]:
@@ -158,6 +161,8 @@ class IntegerMatrix:
     def _bounds(self) -> NDArray[np.int64]:
         """How far the sums over each step of features can be from 0, whatever the pattern, shape (n_steps,)."""
         n_steps = self.blocks.shape[1] // _STEP
+        if self.largest is not None and _STEP * self.largest <= _LIMIT:
+            return np.full(n_steps, _STEP * self.largest)
         bounds = np.zeros(n_steps, np.int64)
         for block in self.blocks:
             # The size of -2**15 is 2**15 as an unsigned number.

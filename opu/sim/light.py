@@ -37,6 +37,7 @@ __all__ = [
 
 _F = np.float32
 _POINT_NS = 1.0
+"""Time of a thread for a value."""
 
 
 def off_field(off_amplitude: complex, all_real: Any, all_imag: Any) -> NDArray[np.complex64] | None:

@@ -1,5 +1,7 @@
 """The engine adds rows exactly, whatever the batch, the size and the range of the entries."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,18 @@ def test_steps_that_fill_sixteen_bits_alone_are_exact(entry, batch):
     features = np.ones((batch, 60), dtype=np.uint8)
     found_real, _ = matrix_of(real, np.zeros_like(real)).multiply(features)
     np.testing.assert_array_equal(found_real, np.full((batch, 3), 60 * entry))
+
+
+@pytest.mark.parametrize("batch", [3, 30])
+@pytest.mark.parametrize("largest", [1638, 2000, 32767])
+def test_entries_of_known_range_are_added_exactly(batch, largest):
+    generator = np.random.default_rng(largest)
+    real, imag = generator.choice([-largest, 0, largest], (2, 240, 70))
+    features = generator.integers(0, 2, (batch, 240), dtype=np.uint8)
+    known = dataclasses.replace(matrix_of(real, imag), largest=largest)
+    found_real, found_imag = known.multiply(features)
+    np.testing.assert_array_equal(found_real, features.astype(np.int64) @ real)
+    np.testing.assert_array_equal(found_imag, features.astype(np.int64) @ imag)
 
 
 @pytest.mark.parametrize("batch", [3, 40, 600])

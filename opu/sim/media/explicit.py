@@ -383,7 +383,7 @@ class CompiledMedium(PreparedMedium):
         blocks = np.zeros(block_shape(n_rows, n_points), dtype)
         last = np.zeros(block_shape(n_frames, n_points), np.int32)
         self._add(changes, row_of_piece, everything, blocks, last)
-        return IntegerMatrix(blocks, n_rows, n_points), IntegerMatrix(last, n_frames, n_points)
+        return IntegerMatrix(blocks, n_rows, n_points, largest), IntegerMatrix(last, n_frames, n_points)
 
     def _add(
         self,
