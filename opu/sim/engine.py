@@ -329,9 +329,9 @@ def _sum_rows(
         for piece in range(n_pieces):
             start = pieces[piece]
             for pattern in range(batch):
-                n = np.int64(lit[piece, pattern, 0])
+                n_lit = np.int64(lit[piece, pattern, 0])
                 place = np.int64(pattern) * 2 * OUTPUTS
-                for i in range(4, 1 + n, 4):
+                for i in range(4, 1 + n_lit, 4):
                     _add_sums(
                         blocks,
                         _row(blocks, block, start + lit[piece, pattern, i - 3]),
@@ -341,7 +341,7 @@ def _sum_rows(
                         sums,
                         place,
                     )
-                for i in range(1 + n - n % 4, 1 + n):
+                for i in range(1 + n_lit - n_lit % 4, 1 + n_lit):
                     _add_feature(blocks, _row(blocks, block, start + lit[piece, pattern, i]), sums, place, place)
             _widen(sums, totals, piece == 0)
         _put_totals(totals, block, n_outputs, on, beside, electrons_per_intensity, first, second)
