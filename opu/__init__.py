@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from opu.device import (
     Device,
+    DeviceControl,
     DeviceDescription,
+    DeviceSettings,
     GroundTruth,
     MirrorDuty,
     Projection,
@@ -21,6 +23,7 @@ from opu.device import (
     Region,
     Session,
     SessionConfig,
+    SettingsChange,
 )
 from opu.errors import OpuError
 from opu.patterns import PackedPatterns, pack, unpack
@@ -36,7 +39,9 @@ __version__ = "0.1.0"
 __all__ = [
     "OPU",
     "Device",
+    "DeviceControl",
     "DeviceDescription",
+    "DeviceSettings",
     "GroundTruth",
     "LinearMap",
     "LinearProjector",
@@ -48,6 +53,7 @@ __all__ = [
     "Region",
     "Session",
     "SessionConfig",
+    "SettingsChange",
     "__version__",
     "fit_linear_map",
     "open",

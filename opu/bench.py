@@ -8,34 +8,40 @@ import uuid
 from bisect import bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 import numpy as np
 
 from opu.device import (
+    Batch,
     Device,
+    DeviceControl,
     DeviceDescription,
+    DeviceSettings,
+    Limits,
     Projection,
     Provenance,
     Session,
     SessionConfig,
     SessionDescription,
+    SettingsChange,
+    check_change,
 )
-from opu.errors import CapacityError, ClosedError
-from opu.parts import CameraSettings, FrameNumbers, MirrorLayout, TriggerPlan, selected_pixels
+from opu.errors import CapacityError, ClosedError, RefusedError
+from opu.parts import AdjustableLaser, CameraSettings, FrameNumbers, MirrorLayout, TriggerPlan, selected_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
     from opu.parts import Camera, Controller, Dmd, Laser, Optics
-    from opu.patterns import PackedPatterns
 
-__all__ = ["Bench", "BenchParts"]
+__all__ = ["Bench", "BenchControl", "BenchParts"]
 
 MAX_BATCH_BYTES = 2**30
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,14 @@ class BenchParts:
 class Bench(Device):
     """A device assembled from parts. One thread works the parts, so they need no locks of their own.
 
+    Every bench has the capability `device_control`: a limit of the exposure, and the power of an `AdjustableLaser`.
+
     Parameters
     ----------
     uri : str
         The address under which it was opened.
     description : DeviceDescription
-        What it is and offers.
+        What it is and offers, `device_control` apart.
     parts : BenchParts
         What it is made of.
     capabilities : mapping of type to object, optional
@@ -77,8 +85,11 @@ class Bench(Device):
     ) -> None:
         super().__init__(uri)
         self.parts = parts
-        self._description = description
-        self._capability_objects = dict(capabilities or {})
+        # Once, though the description may be that of another bench.
+        offers = dict.fromkeys((*description.capabilities, DeviceControl.name))
+        self._description = msgspec.structs.replace(description, capabilities=tuple(offers))
+        self._control = BenchControl(parts.laser, description.exposure_us, self._queue)
+        self._capability_objects = {**(capabilities or {}), DeviceControl: self._control}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opu-bench")
         self._prepare_lock = threading.Lock()
         self._device_clock_us = 0.0
@@ -87,8 +98,12 @@ class Bench(Device):
         self._last_config: SessionConfig | None = None
 
     def describe(self) -> DeviceDescription:
-        """Return what the bench is and offers."""
-        return self._description
+        """Return what the bench is and offers, with the exposures that its settings allow."""
+        exposure, limit_us = self._description.exposure_us, self._control.settings().max_exposure_us
+        if limit_us == exposure.maximum:
+            return self._description
+        allowed = msgspec.structs.replace(exposure, maximum=limit_us, default=min(exposure.default, limit_us))
+        return msgspec.structs.replace(self._description, exposure_us=allowed)
 
     def _capabilities(self) -> Mapping[type, object]:
         return self._capability_objects
@@ -160,28 +175,24 @@ class Bench(Device):
         """Return how often the medium has changed for good before a device time."""
         return self._description.medium.epoch
 
-    def enqueue(
-        self,
-        session: BenchSession,
-        patterns: PackedPatterns,
-        first_frame_index: int,
-        out: NDArray[Any] | None,
-    ) -> Future[Projection]:
+    def enqueue(self, session: BenchSession, batch: Batch) -> Future[Projection]:
         """Queue a sequence for the thread that works the parts."""
+        return self._queue(self._take_sequence, session, batch)
+
+    def _queue(self, work: Callable[..., ResultT], *arguments: object) -> Future[ResultT]:
+        """Queue work for the thread that works the parts."""
         try:
-            return self._worker.submit(self._take_sequence, session, patterns, first_frame_index, out)
+            return self._worker.submit(work, *arguments)
         except RuntimeError as error:  # the executor's way to say that it was shut down
             raise ClosedError(f"The device {self.uri} is closed.", "Open it again with opu.open().") from error
 
-    def _take_sequence(
-        self,
-        session: BenchSession,
-        patterns: PackedPatterns,
-        first_frame_index: int,
-        out: NDArray[Any] | None,
-    ) -> Projection:
+    def _take_sequence(self, session: BenchSession, batch: Batch) -> Projection:
+        batch.check_deadline()
+        patterns, first_frame_index, out = batch.patterns, batch.first_frame_index, batch.out
         description = session.describe()
         config = description.config
+        device_settings = self._control.settings()
+        _check_exposure(session.settings.exposure_us, device_settings.max_exposure_us)
         n_frames = len(patterns)
         frames = np.empty((n_frames, config.n_outputs), description.frame_dtype) if out is None else out
         timing = self._description.timing
@@ -220,6 +231,7 @@ class Bench(Device):
             finished_unix_s=time.time(),
             saturated_fraction=report.saturated_fraction,
             skipped_frames=report.skipped_frames,
+            laser_power_mw=device_settings.laser_power_mw,
         )
         return Projection(frames, provenance)
 
@@ -230,6 +242,62 @@ class Bench(Device):
 def _rows_read(pixels: NDArray[np.int64], columns: int) -> int:
     """Return how many rows of the sensor are read out: from the first pixel's to the last one's."""
     return int(pixels[-1] // columns - pixels[0] // columns) + 1
+
+
+def _check_exposure(exposure_us: float, limit_us: float) -> None:
+    """Refuse a batch of a session that was opened before the limit was set."""
+    if exposure_us > limit_us:
+        raise RefusedError(
+            f"The session exposes for {exposure_us:g} us, and this device has been limited to {limit_us:g} us.",
+            f"Open a session of at most {limit_us:g} us, or have the limit raised.",
+        )
+
+
+class BenchControl(DeviceControl):
+    """The settings of a bench.
+
+    Parameters
+    ----------
+    laser : Laser
+        Its power is a setting if it is an `AdjustableLaser`.
+    exposure_us : Limits
+        What the camera can do.
+    queue : callable
+        `queue(work, *arguments)` runs work between two batches, and returns its future.
+    """
+
+    def __init__(self, laser: Laser, exposure_us: Limits, queue: Callable[..., Future[DeviceSettings]]) -> None:
+        self._queue = queue
+        self._laser = laser if isinstance(laser, AdjustableLaser) else None
+        self._limits = {"max_exposure_us": msgspec.structs.replace(exposure_us, default=exposure_us.maximum)}
+        if self._laser is not None:
+            self._limits["laser_power_mw"] = self._laser.power_mw
+        # Only the thread that works the parts replaces them, so that a batch has one set of settings.
+        self._settings = DeviceSettings(
+            revision=0,
+            laser_power_mw=None if self._laser is None else self._laser.power_mw.default,
+            max_exposure_us=exposure_us.maximum,
+        )
+
+    def settings(self) -> DeviceSettings:
+        """Return the settings as they are."""
+        return self._settings
+
+    def limits(self) -> dict[str, Limits]:
+        """Return the settings that can be changed, with their ranges."""
+        return dict(self._limits)
+
+    def change(self, change: SettingsChange) -> DeviceSettings:
+        """Change settings after the batches that were submitted before, and return what they are now."""
+        return self._queue(self._change, check_change(change, self._limits)).result()
+
+    def _change(self, values: dict[str, float]) -> DeviceSettings:
+        settings = self._settings
+        settings = msgspec.structs.replace(settings, revision=settings.revision + 1, **values)
+        if self._laser is not None and "laser_power_mw" in values:
+            self._laser.set_power(values["laser_power_mw"])  # what may fail comes first: all or nothing
+        self._settings = settings
+        return settings
 
 
 class BenchSession(Session):
@@ -249,8 +317,8 @@ class BenchSession(Session):
         self.prepared = prepared
         self._bench = bench
 
-    def _submit(self, packed: PackedPatterns, first_frame_index: int, out: NDArray[Any] | None) -> Future[Projection]:
-        return self._bench.enqueue(self, packed, first_frame_index, out)
+    def _submit(self, batch: Batch) -> Future[Projection]:
+        return self._bench.enqueue(self, batch)
 
     def _close(self) -> None:
         pass

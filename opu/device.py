@@ -16,14 +16,18 @@ Buffers
 Frames
     A frame has an identity: `(noise_key, frame index)`. A session numbers its frames from 0; a caller that numbers
     them itself gets, on a device whose capabilities include `repeatable_noise`, the same bytes for the same
-    number, whatever the size of the batches, the thread count or the transport.
+    number at the same laser power, whatever the size of the batches, the thread count or the transport.
+Settings
+    What belongs to the device and to no session (`DeviceSettings`) changes between two batches, never within one.
 Closing
     `close` may be called twice. What was accepted before is finished first; what comes after raises `ClosedError`.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -38,6 +42,7 @@ from opu.errors import (
     CapacityError,
     ClosedError,
     ConfigError,
+    DeadlineError,
     PatternDtypeError,
     PatternShapeError,
     UnsupportedError,
@@ -51,8 +56,11 @@ __all__ = [
     "CONTRACT_VERSION",
     "NO_REFERENCE",
     "REFERENCE_STEPS",
+    "Batch",
     "Device",
+    "DeviceControl",
     "DeviceDescription",
+    "DeviceSettings",
     "GroundTruth",
     "Limits",
     "MediumDescription",
@@ -63,8 +71,10 @@ __all__ = [
     "Session",
     "SessionConfig",
     "SessionDescription",
+    "SettingsChange",
     "SpeedTier",
     "Timing",
+    "check_change",
     "check_frame_numbers",
     "check_out",
     "check_whole",
@@ -273,6 +283,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
     Device time (`device_us`, `device_start_us`) is what the device books for the call and when it started on the
     device's own clock; `started_unix_s` and `finished_unix_s` are wall-clock times of the device's host.
+    `laser_power_mw` is the power that the laser was set to, None where it is unknown.
     """
 
     device_id: str
@@ -290,6 +301,33 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     finished_unix_s: float
     saturated_fraction: float
     skipped_frames: int
+    laser_power_mw: float | None = None
+
+
+class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What belongs to a device and to no session.
+
+    Parameters
+    ----------
+    revision : int
+        How many changes have been made since the device was opened.
+    laser_power_mw : float or None
+        The power that the laser is set to, in milliwatts; None where it is unknown.
+    max_exposure_us : float
+        A safety limit for exposures, in microseconds: sessions with longer ones are not opened, and batches of those
+        that are open already are refused. The camera's own maximum where nobody has set less.
+    """
+
+    revision: int
+    laser_power_mw: float | None
+    max_exposure_us: float
+
+
+class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
+    """New values of some `DeviceSettings`; None leaves a setting as it is."""
+
+    laser_power_mw: float | None = None
+    max_exposure_us: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -306,6 +344,43 @@ class Projection:
 
     frames: NDArray[Any]
     provenance: Provenance
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A checked batch on its way to a driver.
+
+    Parameters
+    ----------
+    patterns : PackedPatterns
+        What is shown.
+    first_frame_index : int
+        The number of the first frame.
+    out : ndarray or None
+        Where the frames go, if the caller cares.
+    due_s : float
+        When the device must have begun, on the clock `time.monotonic`; infinite without a deadline.
+    """
+
+    patterns: PackedPatterns
+    first_frame_index: int
+    out: NDArray[Any] | None = None
+    due_s: float = math.inf
+
+    def check_deadline(self) -> None:
+        """Check, when the device is about to begin, that somebody still waits.
+
+        Raises
+        ------
+        DeadlineError
+            The deadline has passed.
+        """
+        late_s = time.monotonic() - self.due_s
+        if late_s > 0:
+            raise DeadlineError(
+                f"The device came to the batch {late_s:.3f} s after its deadline.",
+                "Grant more time, or send fewer and smaller batches.",
+            )
 
 
 def check_whole(name: str, value: object, minimum: int, limit: int) -> int:
@@ -430,6 +505,44 @@ def resolve_config(config: SessionConfig, description: DeviceDescription) -> Ses
     )
 
 
+def check_change(change: SettingsChange, limits: Mapping[str, Limits]) -> dict[str, float]:
+    """Check a change of settings against what a device allows.
+
+    Parameters
+    ----------
+    change : SettingsChange
+        What was asked for.
+    limits : mapping of str to Limits
+        The settings that can be changed, with their ranges: `DeviceControl.limits()`.
+
+    Returns
+    -------
+    dict of str to float
+        The new values by the names of their settings.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of its range, its setting cannot be changed on this device, or there is none at all.
+
+    Examples
+    --------
+    >>> power = Limits(minimum=1, maximum=20, default=10, unit="mW")
+    >>> check_change(SettingsChange(laser_power_mw=5), {"laser_power_mw": power})
+    {'laser_power_mw': 5.0}
+    """
+    if not isinstance(change, SettingsChange):
+        raise ConfigError(f"The change is {change!r}.", "Use opu.SettingsChange(laser_power_mw=..., ...).")
+    offer = f"This device lets you change {', '.join(limits) or 'nothing'}."
+    wanted = {name: value for name, value in msgspec.structs.asdict(change).items() if value is not None}
+    if not wanted:
+        raise ConfigError("The change names no setting.", offer)
+    for name, value in wanted.items():
+        if name not in limits:
+            raise ConfigError(f"{name} cannot be set to {value!r}: it is fixed or unknown.", offer)
+    return {name: _require_within(name, value, limits[name]) for name, value in wanted.items()}
+
+
 def check_out(out: object, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
     """Check a caller's output buffer.
 
@@ -480,6 +593,14 @@ def check_frame_numbers(first_frame_index: object, n_frames: int, max_batch: int
     return first
 
 
+def _due_s(deadline_s: float | None) -> float:
+    if deadline_s is None:
+        return math.inf
+    if isinstance(deadline_s, bool) or not isinstance(deadline_s, (int, float, np.number)) or not deadline_s > 0:
+        raise ConfigError(f"The deadline is {deadline_s!r} s.", "Use a positive number of seconds, or None.")
+    return time.monotonic() + float(deadline_s)
+
+
 class Session(ABC):
     """A configured use of a device. Made by `Device.open_session`; a context manager.
 
@@ -512,8 +633,12 @@ class Session(ABC):
         *,
         first_frame_index: int | None = None,
         out: NDArray[Any] | None = None,
+        deadline_s: float | None = None,
     ) -> Future[Projection]:
         """Queue a batch and return at once.
+
+        The future can be cancelled until the device begins, and over a link until the answer comes. Frames that are not
+        taken have used up their numbers.
 
         Parameters
         ----------
@@ -523,21 +648,26 @@ class Session(ABC):
             The number of the first frame; the next ones count up. Default: the session's own counter.
         out : ndarray, shape (batch, n_outputs), optional
             Where the frames go: C-contiguous, writable, of the frame dtype.
+        deadline_s : float, optional
+            Give the batch up unless the device begins with it within this time, in seconds.
 
         Returns
         -------
         concurrent.futures.Future of Projection
-            Done when the frames are there; raises what the device raised.
+            Done when the frames are there; raises what the device raised, and `DeadlineError` for a batch given up.
 
         Raises
         ------
         PatternShapeError, PatternDtypeError, PatternValueError
             The patterns or the buffer cannot be used; nothing was queued.
+        ConfigError
+            The deadline is no positive number.
         CapacityError
             The batch is larger than `SessionDescription.max_batch`.
         ClosedError
             The session is closed.
         """
+        due_s = _due_s(deadline_s)
         packed = as_packed(patterns, self.config.n_features)
         if out is not None:
             check_out(out, (len(packed), self.config.n_outputs), self._description.frame_dtype)
@@ -546,7 +676,7 @@ class Session(ABC):
                 raise ClosedError("The session is closed.", "Open another one with device.open_session().")
             wanted = self._next_frame_index if first_frame_index is None else first_frame_index
             first = check_frame_numbers(wanted, len(packed), self._description.max_batch)
-            future = self._submit(packed, first, out)
+            future = self._submit(Batch(packed, first, out, due_s))
             self._next_frame_index = first + len(packed)
         return future
 
@@ -556,9 +686,10 @@ class Session(ABC):
         *,
         first_frame_index: int | None = None,
         out: NDArray[Any] | None = None,
+        deadline_s: float | None = None,
     ) -> Projection:
         """Project a batch and wait for the frames: `submit(...).result()`."""
-        return self.submit(patterns, first_frame_index=first_frame_index, out=out).result()
+        return self.submit(patterns, first_frame_index=first_frame_index, out=out, deadline_s=deadline_s).result()
 
     def close(self) -> None:
         """Close the session. Batches that were accepted before are finished."""
@@ -577,8 +708,11 @@ class Session(ABC):
         self.close()
 
     @abstractmethod
-    def _submit(self, packed: PackedPatterns, first_frame_index: int, out: NDArray[Any] | None) -> Future[Projection]:
-        """Queue a checked batch. Called under the session's lock, so the order of calls is the order of work."""
+    def _submit(self, batch: Batch) -> Future[Projection]:
+        """Queue a checked batch. Called under the session's lock, so the order of calls is the order of work.
+
+        A driver calls `Batch.check_deadline` when the device begins with it.
+        """
 
     @abstractmethod
     def _close(self) -> None:
@@ -625,6 +759,43 @@ class MirrorDuty(ABC):
     @abstractmethod
     def landed_on_share(self) -> NDArray[np.float64]:
         """Return the share of the pattern time that mirrors were on, shape (rows, columns); NaN before any pattern."""
+
+
+class DeviceControl(ABC):
+    """Capability `device_control`: the settings that belong to the device and to no session.
+
+    Whoever changes them changes them for every session. All methods may be called from any thread.
+    """
+
+    name: ClassVar[str] = "device_control"
+
+    @abstractmethod
+    def settings(self) -> DeviceSettings:
+        """Return the settings as they are."""
+
+    @abstractmethod
+    def limits(self) -> dict[str, Limits]:
+        """Return the settings that can be changed, by name, with the ranges of their values.
+
+        The default is the value that a device was opened with.
+        """
+
+    @abstractmethod
+    def change(self, change: SettingsChange) -> DeviceSettings:
+        """Change settings, all that are named or none, and return what they are now.
+
+        Batches that were submitted before have been projected when this method returns, under the old settings; later
+        ones have the new ones. So do not call it from a callback of a future: the device would wait for itself.
+
+        Raises
+        ------
+        ConfigError
+            A value is out of range, its setting cannot be changed on this device, or none is named.
+        DeviceError
+            A part of the device failed; no setting has changed.
+        ClosedError
+            The device is closed.
+        """
 
 
 CapabilityT = TypeVar("CapabilityT")

@@ -11,6 +11,7 @@ from typing import ClassVar
 __all__ = [
     "AuthenticationError",
     "BusyError",
+    "CancelledError",
     "CapacityError",
     "ClosedError",
     "ConfigError",
@@ -19,6 +20,7 @@ __all__ = [
     "DeviceError",
     "ForbiddenError",
     "InputError",
+    "LeaseError",
     "LinkError",
     "MediumChangedError",
     "MissingExtraError",
@@ -130,7 +132,7 @@ class UnsupportedError(InputError):
 
 
 class MediumChangedError(OpuError):
-    """Something was measured through another medium, or before the medium moved."""
+    """Something was measured through another medium, before the medium moved, or at another power of the laser."""
 
     code = "medium_changed"
 
@@ -156,9 +158,33 @@ class RefusedError(OpuError):
 
 
 class BusyError(RefusedError):
-    """A bounded queue is full; the same request may pass later."""
+    """A bounded queue is full; the same request may pass later.
+
+    Parameters
+    ----------
+    problem, remedy : str
+        As for every error.
+    retry_s : float, optional
+        When it is worth while to try again, in seconds, as far as that is known.
+    """
 
     code = "busy"
+
+    def __init__(self, problem: str, remedy: str, retry_s: float | None = None) -> None:
+        super().__init__(problem, remedy)
+        self.retry_s = retry_s
+
+
+class CancelledError(RefusedError):
+    """The client does without the answer, and the request was not carried out, or not to its end."""
+
+    code = "cancelled"
+
+
+class LeaseError(RefusedError):
+    """What belongs to the device is changed by whoever holds its lease alone, and that is somebody else."""
+
+    code = "lease"
 
 
 class ForbiddenError(RefusedError):
@@ -215,7 +241,7 @@ def _tree(root: type[OpuError]) -> list[type[OpuError]]:
     return [root, *(leaf for branch in root.__subclasses__() for leaf in _tree(branch))]
 
 
-def error_from_code(code: str, problem: str, remedy: str) -> OpuError:
+def error_from_code(code: str, problem: str, remedy: str, retry_s: float | None = None) -> OpuError:
     """Rebuild an exception from its code, as a remote client does.
 
     Parameters
@@ -224,6 +250,8 @@ def error_from_code(code: str, problem: str, remedy: str) -> OpuError:
         The `code` of an exception class. An unknown one gives a `ServerFailureError` that names it.
     problem, remedy : str
         The two halves of the message.
+    retry_s : float, optional
+        Of a `BusyError`.
 
     Returns
     -------
@@ -237,5 +265,5 @@ def error_from_code(code: str, problem: str, remedy: str) -> OpuError:
     """
     for error_class in _tree(OpuError):
         if error_class.code == code:
-            return error_class(problem, remedy)
+            return BusyError(problem, remedy, retry_s) if error_class is BusyError else error_class(problem, remedy)
     return ServerFailureError(f"The server answered with the unknown error code {code!r}: {problem}", remedy)

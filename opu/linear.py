@@ -77,6 +77,7 @@ class _Meta(msgspec.Struct, frozen=True, kw_only=True):
     medium_id: str
     medium_epoch: int
     n_frames: int
+    laser_power_mw: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,8 @@ class LinearMap:
         The medium through which it was measured.
     n_frames : int
         What fitting cost.
+    laser_power_mw : float or None
+        The laser power at which it was measured, None where it is unknown.
     """
 
     config: SessionConfig
@@ -118,6 +121,7 @@ class LinearMap:
     medium_id: str
     medium_epoch: int
     n_frames: int
+    laser_power_mw: float | None = None
 
     @property
     def n_outputs(self) -> int:
@@ -140,6 +144,7 @@ class LinearMap:
             medium_id=self.medium_id,
             medium_epoch=self.medium_epoch,
             n_frames=self.n_frames,
+            laser_power_mw=self.laser_power_mw,
         )
         buffer = io.BytesIO()
         np.savez(
@@ -180,6 +185,7 @@ class LinearMap:
                 medium_id=meta.medium_id,
                 medium_epoch=meta.medium_epoch,
                 n_frames=meta.n_frames,
+                laser_power_mw=meta.laser_power_mw,
             )
             _check_consistent(linear_map)
         except Exception as error:  # numpy, zipfile, zlib and msgspec raise a dozen classes for damaged content
@@ -380,6 +386,7 @@ def _fit_anchor(device: Device, wish: _Wish) -> LinearMap:
         medium_id=projection.provenance.medium_id,
         medium_epoch=projection.provenance.medium_epoch,
         n_frames=_aligned(n_frames + len(frames)),
+        laser_power_mw=projection.provenance.laser_power_mw,
     )
 
 
@@ -444,6 +451,7 @@ def _fit_arm(device: Device, wish: _Wish) -> LinearMap:
         medium_id=projection.provenance.medium_id,
         medium_epoch=projection.provenance.medium_epoch,
         n_frames=_aligned(n_frames + len(steps)),
+        laser_power_mw=projection.provenance.laser_power_mw,
     )
 
 
@@ -544,7 +552,7 @@ class LinearProjector:
     ------
     MediumChangedError
         The device has another medium than the one through which the map was fitted. Projections raise it when the
-        medium has changed for good since.
+        medium has changed for good since, or the laser has another power.
     ConfigError
         `first_frame_index` is no multiple of the frames of a pattern.
 
@@ -654,6 +662,12 @@ class LinearProjector:
                 f"The medium {linear_map.medium_id} has changed: the linear map was fitted in its epoch "
                 f"{linear_map.medium_epoch}, and this is {epoch}.",
                 "Fit the map again with opu.fit_linear_map().",
+            )
+        power_mw, fitted_mw = projection.provenance.laser_power_mw, linear_map.laser_power_mw
+        if None not in {power_mw, fitted_mw} and power_mw != fitted_mw:
+            raise MediumChangedError(
+                f"The laser is set to {power_mw:g} mW, and the linear map was fitted at {fitted_mw:g} mW.",
+                "Fit the map again with opu.fit_linear_map(), or have the power set back.",
             )
         frames = projection.frames.reshape(-1, self._method.n_frames, projection.frames.shape[1])
         found = self._method.demodulate(frames, linear_map.pixels, self._region, linear_map.carrier)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,12 +19,13 @@ from opu.patterns import unpack
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from opu.device import SessionConfig
+    from opu.device import Limits, SessionConfig
     from opu.patterns import PackedPatterns
 
 __all__ = [
     "LAYOUTS",
     "UNUSED_MIRROR",
+    "AdjustableLaser",
     "Camera",
     "CameraReport",
     "CameraSettings",
@@ -227,6 +228,18 @@ class Laser(Protocol):
 
     def set_reference(self, use: str) -> None:
         """Set the reference arm to a key of `opu.device.REFERENCE_STEPS`; "none" blocks it."""
+
+
+@runtime_checkable
+class AdjustableLaser(Laser, Protocol):
+    """A light whose power can be set. A bench with a plain `Laser` does not know its power."""
+
+    @property
+    def power_mw(self) -> Limits:
+        """The range of the power in milliwatts; the default is the power that the bench is assembled with."""
+
+    def set_power(self, power_mw: float) -> None:
+        """Set the power, and return when the light has it. Where that fails the power must be the old one."""
 
 
 class Controller(Protocol):

@@ -15,6 +15,7 @@ from opu.cli.keygen import keygen
 from opu.cli.scan import scan
 from opu.cli.selftest import selftest
 from opu.cli.serve import serve
+from opu.cli.settings import settings
 from opu.cli.stress import stress
 
 __all__ = ["app"]
@@ -49,5 +50,5 @@ def _opu(
     """
 
 
-for verb in (info, scan, serve, keygen, selftest, calibrate, bench, stress, demo):
+for verb in (info, scan, settings, serve, keygen, selftest, calibrate, bench, stress, demo):
     app.command()(verb)

@@ -20,6 +20,7 @@ DEFAULT_BIND = "tcp://127.0.0.1:5755"
 OPEN_AGAIN = "Call close(), then open the device again."
 
 _SHORTEST_S, _LONGEST_S = 0.01, 86400.0
+_ROLES = ("observer", "user", "operator")
 
 
 def _seconds(text: str) -> float:
@@ -27,6 +28,19 @@ def _seconds(text: str) -> float:
     if not _SHORTEST_S <= value <= _LONGEST_S:
         raise ValueError(f"it is not from {_SHORTEST_S:g} to {_LONGEST_S:g}")
     return value
+
+
+def _seconds_or_none(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= _LONGEST_S:
+        raise ValueError(f"it is not from 0 to {_LONGEST_S:g}")
+    return value
+
+
+def _role(text: str) -> str:
+    if text not in _ROLES:
+        raise ValueError(f"it is none of {', '.join(_ROLES)}")
+    return text
 
 
 def _make(uri: Uri, options: dict[str, Any]) -> Device:
@@ -52,6 +66,13 @@ BACKEND = Backend(
             5.0,
             f"seconds without a sign of life before the server counts as gone, {_SHORTEST_S:g} to {_LONGEST_S:g}",
         ),
+        UriOption(
+            "reconnect_s",
+            _seconds_or_none,
+            30.0,
+            f"seconds to try to come back when the connection has ended, 0 (not at all) to {_LONGEST_S:g}",
+        ),
+        UriOption("role", _role, None, f"what this client wants to be at most: {', '.join(_ROLES)}"),
         UriOption("key", str, None, "file with the secret key of this client (opu keygen client)"),
         UriOption("server_key", str, None, "public key of the server: the file that opu keygen server wrote, or Z85"),
     ],

@@ -1,7 +1,7 @@
 """The backend `tcp:`: a device that another process serves, like any other device.
 
 A thread of its own owns the socket of each open device. Callers hand it requests and get futures, so that many
-requests are on their way at once; replies are matched by the number of the request, and late ones are discarded.
+requests are on their way at once; what is said is the business of `opu.remote.conversation`.
 Callbacks of futures run in that thread: they may submit, and must not wait for the device.
 """
 
@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import itertools
 import logging
+import math
 import os
 import socket
 import sys
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,22 +26,34 @@ import msgspec
 import numpy as np
 import zmq
 
-import opu
-from opu.device import Device, DeviceDescription, Projection, Session, SessionConfig, SessionDescription
+from opu.device import (
+    Batch,
+    Device,
+    DeviceControl,
+    DeviceDescription,
+    DeviceSettings,
+    Limits,
+    Projection,
+    Session,
+    SessionConfig,
+    SessionDescription,
+    SettingsChange,
+)
 from opu.errors import (
     AuthenticationError,
     ClosedError,
+    LeaseError,
     LinkError,
     OpuError,
     ProtocolError,
     RefusedError,
     UnreachableError,
     UriError,
-    error_from_code,
 )
 from opu.registry import FoundDevice
 from opu.remote import OPEN_AGAIN, protocol
-from opu.remote.handshake import HandshakeWatch
+from opu.remote.conversation import Conversation, SessionRecord, Ticket
+from opu.remote.handshake import ConnectionWatch
 from opu.remote.security import ClientKeys
 from opu.remote.waker import Waker
 from opu.remote.workers import Workers
@@ -52,7 +62,6 @@ from opu.uri import Uri, parse_host_port, parse_uri
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from opu.patterns import PackedPatterns
 
 __all__ = ["RemoteDevice", "RemoteSession", "find_local", "open_remote"]
 
@@ -61,141 +70,199 @@ _log = logging.getLogger(__name__)
 _FIND_TIMEOUT_S = 0.25
 _ENCRYPTION_BYTES = 64  # an encrypted message is a little longer than what it carries
 _COPY_BYTES = 2**16
-_LINKED_CAPABILITIES = ("repeatable_noise",)
+_LEAST_TIME_S, _MOST_TIME_S = 1e-6, 86400.0
+_LINKED_CAPABILITIES = ("repeatable_noise", DeviceControl.name)
+_LEASE_S = 30.0
 
 ResultT = TypeVar("ResultT")
-Finish = Callable[[Any, memoryview | None], Any]
 
 
-@dataclass(frozen=True, eq=False)
-class _Pending:
-    """A request and what becomes of its reply."""
+class _LinkFuture(Future[Any]):
+    """A future that can be cancelled as long as its answer has not come."""
 
-    message: protocol.Request
-    payload: memoryview | None
-    reply_type: type[Any]
-    finish: Finish
-    future: Future[Any]
+    def __init__(self, cancel: Callable[[], bool]) -> None:
+        super().__init__()
+        self._tell = cancel
 
-    def settle(self, reply: protocol.Reply, payload: memoryview | None) -> None:
-        """Turn the reply into the result of the future."""
-        try:
-            if isinstance(reply, protocol.ErrorReply):
-                raise error_from_code(reply.code, reply.problem, reply.remedy)
-            if not isinstance(reply, self.reply_type):
-                raise ProtocolError(
-                    f"The server answered a {type(self.message).__name__} with a {type(reply).__name__}.",
-                    "The server does not follow docs/protocol.md.",
-                )
-            result = self.finish(reply, payload)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the caller must hear of it
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(result)
+    def cancel(self) -> bool:
+        """Do without the answer. What the device does for it may come to nothing."""
+        if not super().cancel():
+            return False
+        if self._tell():
+            self.set_running_or_notify_cancel()
+        return True
 
 
 class Link:
-    """A connection to a server. Its thread owns the socket, finds out when the server is gone, and ends with it."""
+    """A connection to a server, and the next one when that ends. Its thread owns the sockets, and ends with it.
 
-    def __init__(self, address: str, timeout_s: float, keys: ClientKeys | None = None) -> None:
+    Parameters
+    ----------
+    address : str
+        `tcp://HOST:PORT`.
+    timeout_s : float
+        How long the server may give no sign of life.
+    reconnect_s : float
+        How long to try to come back.
+    keys : ClientKeys, optional
+        Of the client.
+    role : str, optional
+        What the client wants to be at most.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        timeout_s: float,
+        reconnect_s: float,
+        keys: ClientKeys | None = None,
+        role: protocol.Role | None = None,
+    ) -> None:
         self.address = address
         self._keys = keys
-        self._timeout_s = timeout_s
-        self._ping_every_s = timeout_s / 4
-        self._max_queued: int | None = None
-        self._ids = itertools.count(1)
         self._lock = threading.Lock()
-        self._outgoing: deque[_Pending] = deque()
-        self._pending: dict[int, _Pending] = {}
-        self._projecting = 0
-        self._error: OpuError | None = None
+        self._conversation = Conversation(
+            address=address,
+            timeout_s=timeout_s,
+            reconnect_s=reconnect_s,
+            how_to_reach=lambda: how_to_reach(address),
+            name=name_of_this_program(),
+            role=role,
+            clock=time.monotonic,
+        )
         self._ended = False
-        self._pinged_s = 0.0
-        self._silent_since_s: float | None = None
         self._waker = Waker()
         self._thread = threading.Thread(target=self._run, name=f"opu-link {address}", daemon=True)
-        self._thread.start()
 
     def greet(self) -> protocol.Welcome:
         """Open the conversation, and keep to what the server grants."""
-        hello = protocol.Hello(
-            request_id=self.next_id(),
-            version=protocol.PROTOCOL_VERSION,
-            software=f"openopu {opu.__version__}",
-            name=protocol.shorten(f"{Path(sys.argv[0]).name or 'python'} {os.getpid()}", protocol.MAX_NAME),
-        )
-        return self.ask(hello, protocol.Welcome, self._welcomed)
+        ticket = Ticket(_no_message, protocol.Welcome, Future(), _reply_itself)
+        self._conversation.greet(ticket)
+        self._thread.start()
+        welcome: protocol.Welcome = ticket.future.result()
+        return welcome
 
-    def next_id(self) -> int:
-        """Draw the number of a new request."""
-        return next(self._ids)
+    @property
+    def welcome(self) -> protocol.Welcome:
+        """What the server said last time it was greeted."""
+        welcome = self._conversation.welcome
+        assert welcome is not None  # noqa: S101 - `greet` has returned
+        return welcome
 
-    def ask(self, message: protocol.Request, reply_type: type[ResultT], finish: Finish | None = None) -> ResultT:
+    @property
+    def answered(self) -> int:
+        """The number below which every request is answered. For the thread of the link."""
+        return self._conversation.answered
+
+    @property
+    def reconnections(self) -> int:
+        """How often the link has come back."""
+        return self._conversation.reconnections
+
+    def refuse(self, server_id: str) -> None:
+        """Have nothing to do with servers that get their device from one: it is served through this link."""
+        self._conversation.refuse_server = server_id
+
+    def ask(
+        self,
+        make: Callable[[int], protocol.Request],
+        reply_type: type[ResultT],
+        session: SessionRecord | None = None,
+    ) -> ResultT:
         """Send a request and wait for its reply.
+
+        Parameters
+        ----------
+        make : callable
+            Makes the message from its number.
+        reply_type : type
+            What the server has to answer.
+        session : SessionRecord, optional
+            The session that must be open.
 
         Raises
         ------
         RefusedError
             Called from a callback: the thread that brings the reply would wait for itself.
         """
-        if threading.current_thread() is self._thread:
-            raise RefusedError(
-                "A callback of a future waits for the device whose link runs it.", "Wait in another thread."
-            )
-        result: ResultT = self.request(message, None, reply_type, finish or _reply_itself).result()
-        return result
+        self._check_thread()
+        future: Future[ResultT] = Future()
+        self.send(Ticket(make, reply_type, future, _reply_itself, session=session))
+        return future.result()
 
-    def request(
-        self, message: protocol.Request, payload: memoryview | None, reply_type: type[Any], finish: Finish
-    ) -> Future[Any]:
-        """Send a request and return at once.
+    def request(self, ticket: Ticket) -> Future[Any]:
+        """Send a request whose future can be cancelled, and return that at once.
 
         Raises
         ------
-        LinkError
-            The server is gone.
-        ClosedError
-            The link is closed.
+        OpuError
+            The server is gone, or the link is closed.
         """
-        future: Future[Any] = Future()
-        future.set_running_or_notify_cancel()  # what is on its way cannot be cancelled
+        ticket.future = _LinkFuture(lambda: self._cancel(ticket))
+        self.send(ticket)
+        return ticket.future
+
+    def send(self, ticket: Ticket) -> None:
+        """Send a request and return at once."""
         with self._lock:
-            if self._error is not None:
-                raise _copy_error(self._error)
-            if self._ended:
-                raise ClosedError(f"The link to {self.address} is closed.", "Open the device again.")
-            self._outgoing.append(_Pending(message, payload, reply_type, finish, future))
+            self._conversation.add(ticket)
         self._waker.wake()
-        return future
+
+    def register(self, record: SessionRecord) -> None:
+        """Have a session opened again whenever the server is another one."""
+        with self._lock:
+            self._conversation.register(record)
+
+    def forget(self, record: SessionRecord) -> None:
+        """Note that a session is being closed."""
+        with self._lock:
+            self._conversation.forget(record)
 
     def close(self) -> None:
         """Say bye, when everything that was asked before is answered, and end the thread."""
-        with contextlib.suppress(LinkError, ClosedError):
-            self.ask(protocol.Bye(request_id=self.next_id()), protocol.Done)
+        self._check_thread()
+        ticket = Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, Future(), _reply_itself)
+        with self._lock:
+            is_over = self._conversation.error is not None
+            if not is_over:
+                self._conversation.leave(ticket)
+        self._waker.wake()
+        if not is_over:
+            with contextlib.suppress(LinkError, ClosedError):
+                ticket.future.result()
         self._ended = True
         self._waker.wake()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def abandon(self) -> None:
         """Have the thread end soon, without waiting and without a lock: the garbage collector may call it anywhere."""
         self._ended = True
         self._waker.wake()
 
+    def _check_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RefusedError(
+                "A callback of a future waits for the device whose link runs it.", "Wait in another thread."
+            )
+
+    def _cancel(self, ticket: Ticket) -> bool:
+        with self._lock:
+            to_be_told = self._conversation.cancel(ticket)
+        self._waker.wake()
+        return to_be_told
+
     # The thread
 
     def _run(self) -> None:
         context = zmq.Context()
-        dealer = context.socket(zmq.DEALER)
-        watch = HandshakeWatch(dealer, *parse_host_port(parse_uri(self.address)), self._keys is not None)
         try:
-            dealer.linger = 0
-            dealer.ipv6 = "[" in self.address
-            dealer.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_PAYLOAD_BYTES + _ENCRYPTION_BYTES)
-            dealer.rcvhwm = 0  # never stop reading: opu.remote.inbox tells why; no more comes than was asked for
-            if self._keys is not None:
-                self._keys.apply(dealer)
-            dealer.connect(self.address)
-            self._converse(dealer, watch)
+            while not self._ended and self._conversation.error is None:
+                if self._conversation.has_connection or self._conversation.wants_connection:
+                    self._use_connection(context)
+                else:
+                    self._wait_apart()
+                self._settle()
         except zmq.ZMQError as error:
             self._fail(UnreachableError(f"Cannot use {self.address}: {error.strerror}.", "Check the address."))
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
@@ -203,115 +270,88 @@ class Link:
             self._fail(LinkError(f"The link to {self.address} failed: {error!r}.", OPEN_AGAIN))
         finally:
             self._ended = True
-            watch.close()
-            dealer.close()
+            self._fail(ClosedError(f"The link to {self.address} is closed.", "Open the device again."))
             context.term()
             self._waker.close()
-            self._fail(ClosedError(f"The link to {self.address} is closed.", "Open the device again."))
 
-    def _converse(self, dealer: zmq.Socket[bytes], watch: HandshakeWatch) -> None:
+    def _wait_apart(self) -> None:
         poller = zmq.Poller()
-        poller.register(dealer, zmq.POLLIN)
-        poller.register(watch.receiver, zmq.POLLIN)
         poller.register(self._waker.receiver, zmq.POLLIN)
-        while not self._ended and self._error is None:
-            ready = dict(poller.poll(max(1, round(250 * min(self._timeout_s, self._ping_every_s)))))
+        poller.poll(max(1, round(1000 * self._conversation.patience_s())))
+        self._waker.clear()
+        with self._lock:
+            self._conversation.look()
+
+    def _use_connection(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """Make a connection, and use it until it ends."""
+        dealer = context.socket(zmq.DEALER)
+        watch = ConnectionWatch(dealer, *parse_host_port(parse_uri(self.address)), self._keys is not None)
+        try:
+            dealer.linger = 0
+            dealer.ipv6 = "[" in self.address
+            dealer.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_PAYLOAD_BYTES + _ENCRYPTION_BYTES)
+            dealer.rcvhwm = 0  # never stop reading: opu.remote.inbox tells why; no more comes than was asked for
+            if not self._conversation.is_greeting:
+                dealer.reconnect_ivl = -1  # the conversation says when to try again
+            if self._keys is not None:
+                self._keys.apply(dealer)
+            dealer.connect(self.address)
+            with self._lock:
+                hello = self._conversation.connected()
+            dealer.send_multipart(hello, zmq.NOBLOCK)
+            self._converse(dealer, watch)
+        finally:
+            watch.close()
+            dealer.close()
+
+    def _converse(self, dealer: zmq.Socket[bytes], watch: ConnectionWatch) -> None:
+        poller = zmq.Poller()
+        for source in (dealer, watch.receiver, self._waker.receiver):
+            poller.register(source, zmq.POLLIN)
+        conversation = self._conversation
+        while not self._ended and conversation.has_connection:
+            ready = dict(poller.poll(max(1, round(1000 * conversation.patience_s()))))
             if self._waker.receiver.fileno() in ready:
                 self._waker.clear()
-            if dealer in ready:
-                self._receive(dealer)
             failure = watch.find_failure() if watch.receiver in ready or watch.is_suspicious else None
-            if failure is not None:
-                self._fail(failure)
-                return
-            self._send_outgoing(dealer)
-            self._keep_alive(dealer)
+            with self._lock:
+                if dealer in ready or watch.has_ended:
+                    self._receive(dealer)
+                if failure is not None:
+                    conversation.fail(failure)
+                elif watch.has_ended and not conversation.is_greeting:
+                    conversation.hung_up()
+                for message in conversation.messages():
+                    dealer.send_multipart(message, zmq.NOBLOCK, copy=False)
+                conversation.look()
+            self._settle()
 
     def _receive(self, dealer: zmq.Socket[bytes]) -> None:
-        while True:
-            try:
-                frames = [frame.buffer for frame in dealer.recv_multipart(zmq.NOBLOCK, copy=False)]
-            except zmq.Again:
-                return
-            self._silent_since_s = None
-            try:
-                reply, payload = protocol.decode_reply(frames)
-            except LinkError as error:
-                self._fail_one(protocol.read_request_id(frames), error)
-                continue
-            if isinstance(reply, protocol.Goodbye):
-                self._fail(
-                    UnreachableError(f"The server at {self.address} ended the link: {reply.problem}", reply.remedy)
-                )
-                return
-            pending = self._take(reply.request_id)
-            if pending is not None:
-                pending.settle(reply, payload)
+        with contextlib.suppress(zmq.Again):
+            while True:
+                frames = dealer.recv_multipart(zmq.NOBLOCK, copy=False)
+                self._conversation.receive([frame.buffer for frame in frames])
 
-    def _send_outgoing(self, dealer: zmq.Socket[bytes]) -> None:
-        while self._outgoing:
-            pending = self._outgoing[0]
-            is_projection = isinstance(pending.message, protocol.Project)
-            if is_projection and self._max_queued is not None and self._projecting >= self._max_queued:
-                return  # the server would say busy
-            with self._lock:
-                self._outgoing.popleft()
-                self._pending[pending.message.request_id] = pending
-            self._projecting += is_projection
-            self._send(dealer, pending.message, pending.payload)
-
-    def _keep_alive(self, dealer: zmq.Socket[bytes]) -> None:
-        now_s = time.monotonic()
-        if self._silent_since_s is not None and now_s - self._silent_since_s > self._timeout_s:
-            self._fail(self._unreachable())
-        elif self._max_queued is not None and now_s - self._pinged_s >= self._ping_every_s:
-            self._pinged_s = now_s
-            self._send(dealer, protocol.Ping(request_id=self.next_id()), None)
-
-    def _send(self, dealer: zmq.Socket[bytes], message: protocol.Request, payload: memoryview | None) -> None:
-        dealer.send_multipart(protocol.encode(message, payload), zmq.NOBLOCK, copy=False)
-        if self._silent_since_s is None and isinstance(message, (protocol.Hello, protocol.Ping)):
-            self._silent_since_s = time.monotonic()
-
-    def _welcomed(self, welcome: protocol.Welcome, _: memoryview | None) -> protocol.Welcome:
-        self._ping_every_s = min(self._timeout_s, welcome.limits.expire_s) / 4
-        self._max_queued = welcome.limits.max_queued
-        return welcome
-
-    def _take(self, request_id: int | None) -> _Pending | None:
-        if request_id is None:
-            return None
+    def _settle(self) -> None:
+        """Set the futures that are due, without the lock: their callbacks may do anything but wait for the link."""
         with self._lock:
-            pending = self._pending.pop(request_id, None)
-        if pending is not None and isinstance(pending.message, protocol.Project):
-            self._projecting -= 1
-        return pending
-
-    def _fail_one(self, request_id: int | None, error: OpuError) -> None:
-        pending = self._take(request_id)
-        if pending is not None:
-            pending.future.set_exception(error)
-        else:
-            _log.warning("the server at %s sent what nobody can read: %s", self.address, ascii(str(error)))
+            settled = self._conversation.take_settled()
+        for ticket, outcome in settled:
+            ticket.settle(outcome)
 
     def _fail(self, error: OpuError) -> None:
-        """Fail everything that waits, and everything that comes."""
         with self._lock:
-            self._error = self._error or error
-            waiting = [*self._pending.values(), *self._outgoing]
-            self._pending.clear()
-            self._outgoing.clear()
-        for pending in waiting:
-            pending.future.set_exception(_copy_error(self._error))
+            self._conversation.fail(error)
+        self._settle()
 
-    def _unreachable(self) -> UnreachableError:
-        remedy = how_to_reach(self.address)
-        if self._max_queued is None:
-            return UnreachableError(f"Nobody answers at {self.address} within {self._timeout_s:g} s.", remedy)
-        return UnreachableError(
-            f"The server at {self.address} has given no sign of life for {self._timeout_s:g} s.",
-            f"{remedy} {OPEN_AGAIN}",
-        )
+
+def name_of_this_program() -> str:
+    """Return what the operator of a server sees of this client."""
+    return protocol.shorten(f"{Path(sys.argv[0]).name or 'python'} {os.getpid()}", protocol.MAX_NAME)
+
+
+def _no_message(number: int) -> protocol.Request:
+    raise AssertionError(number)  # the conversation greets by itself
 
 
 def how_to_reach(address: str) -> str:
@@ -367,15 +407,14 @@ def _reply_itself(reply: Any, _: memoryview | None) -> Any:
     return reply
 
 
-def _copy_error(error: OpuError) -> OpuError:
-    return type(error)(error.problem, error.remedy)  # each future raises its own, with its own traceback
-
-
 class RemoteDevice(Device):
     """A device behind a server.
 
-    When the server gives no sign of life for the time-out, everything that waits fails with `UnreachableError`, and
-    the device has to be opened again.
+    When the connection ends, or the server gives no sign of life for `timeout_s`, the link tries to come back for
+    `reconnect_s`, and goes on where it was: what was not answered is sent again, and on a server that was restarted the
+    sessions are opened again. What cannot go on fails: with `UnreachableError` when nobody answers in that time, with
+    `MediumChangedError` when the server has another device or medium by then. The device has to be opened again after
+    that.
 
     Parameters
     ----------
@@ -392,11 +431,26 @@ class RemoteDevice(Device):
         self._link = link
         self._description = _describe_link(welcome.description)
         self._sessions: set[RemoteSession] = set()
+        self._control = RemoteControl(link)
         weakref.finalize(self, link.abandon)  # a device that nobody closed
 
     def describe(self) -> DeviceDescription:
         """Return what the device is and offers, as far as it passes the link."""
         return self._description
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The `server_id` of the server, and those of the servers that stand between it and the device."""
+        return self._link.welcome.servers
+
+    @property
+    def reconnections(self) -> int:
+        """How often the link has come back after its connection had ended."""
+        return self._link.reconnections
+
+    def serve_as(self, server_id: str) -> None:
+        """Note which server this device is served by, so that the link refuses to close a loop."""
+        self._link.refuse(server_id)
 
     def server_status(self) -> protocol.ServerStatus:
         """Ask the server what it is doing. Names of clients are texts from elsewhere: escape them.
@@ -406,15 +460,18 @@ class RemoteDevice(Device):
         UnreachableError
             The server is gone.
         """
-        request = protocol.Status(request_id=self._link.next_id())
-        return self._link.ask(request, protocol.StatusReply).status
+        return self._link.ask(lambda number: protocol.Status(request_id=number), protocol.StatusReply).status
 
     def _open_session(self, config: SessionConfig) -> RemoteSession:
-        request = protocol.OpenSession(request_id=self._link.next_id(), config=config)
-        opened = self._link.ask(request, protocol.SessionOpened)
+        opened = self._link.ask(
+            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened
+        )
         session = RemoteSession(self, self._link, opened.session, opened.description)
         self._sessions.add(session)
         return session
+
+    def _capabilities(self) -> Mapping[type, object]:
+        return {DeviceControl: self._control} if DeviceControl.name in self._description.capabilities else {}
 
     def forget(self, session: RemoteSession) -> None:
         """Note that a session has been closed."""
@@ -426,6 +483,105 @@ class RemoteDevice(Device):
         self._link.close()
 
 
+class RemoteControl(DeviceControl):
+    """The settings of a device behind a server.
+
+    Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
+    itself, for several that belong together there is `lease`.
+
+    Parameters
+    ----------
+    link : Link
+        To the server.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._held: int | None = None
+
+    def settings(self) -> DeviceSettings:
+        """Return the settings as they are."""
+        return self._ask().settings
+
+    def limits(self) -> dict[str, Limits]:
+        """Return the settings that can be changed, by name, with the ranges of their values."""
+        return self._ask().limits
+
+    def change(self, change: SettingsChange) -> DeviceSettings:
+        """Change settings, all that are named or none, and return what they are now.
+
+        Raises
+        ------
+        ForbiddenError
+            This client is no operator.
+        LeaseError
+            Somebody else has the lease, or the one that is held has run out.
+        ConfigError, DeviceError, ClosedError
+            As in process.
+        """
+        if self._held is None:
+            with self.lease():
+                return self.change(change)
+        lease = self._held
+        reply = self._link.ask(
+            lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change),
+            protocol.SettingsReply,
+        )
+        return reply.settings
+
+    @contextlib.contextmanager
+    def lease(self, ttl_s: float = _LEASE_S, note: str = "", *, force: bool = False) -> Iterator[RemoteControl]:
+        """Hold the lease of the device, so that nobody else changes it meanwhile.
+
+        Parameters
+        ----------
+        ttl_s : float
+            How long it lasts unless `renew` is called, in seconds.
+        note : str
+            What for, for others to see.
+        force : bool
+            Take it away from whoever has it.
+
+        Yields
+        ------
+        RemoteControl
+            This object.
+
+        Raises
+        ------
+        ForbiddenError
+            This client is no operator.
+        LeaseError
+            Somebody else has the lease.
+        """
+        lease = self._link.ask(
+            lambda number: protocol.TakeLease(request_id=number, ttl_s=ttl_s, note=note, force=force), protocol.Lease
+        ).lease
+        self._held = lease
+        try:
+            yield self
+        finally:
+            self._held = None
+            with contextlib.suppress(LinkError, LeaseError, ClosedError):  # it has ended by itself
+                self._link.ask(lambda number: protocol.ReturnLease(request_id=number, lease=lease), protocol.Done)
+
+    def renew(self) -> None:
+        """Have the lease that is held last its full time again.
+
+        Raises
+        ------
+        LeaseError
+            It has run out, was taken away, or none is held.
+        """
+        lease = self._held
+        if lease is None:
+            raise LeaseError("No lease is held.", "Take one: with control.lease(): ...")
+        self._link.ask(lambda number: protocol.RenewLease(request_id=number, lease=lease), protocol.Lease)
+
+    def _ask(self) -> protocol.SettingsReply:
+        return self._link.ask(lambda number: protocol.GetSettings(request_id=number), protocol.SettingsReply)
+
+
 class RemoteSession(Session):
     """A session of a device behind a server."""
 
@@ -433,27 +589,44 @@ class RemoteSession(Session):
         super().__init__(description)
         self._device = device
         self._link = link
-        self._number = number
+        self._record = SessionRecord(description.config, number)
+        link.register(self._record)
 
-    def _submit(self, packed: PackedPatterns, first_frame_index: int, out: NDArray[Any] | None) -> Future[Projection]:
-        request = protocol.Project(
-            request_id=self._link.next_id(),
-            session=self._number,
-            first_frame_index=first_frame_index,
-            n_features=packed.n_features,
-            batch=len(packed),
-        )
+    def _submit(self, batch: Batch) -> Future[Projection]:
+        record, packed = self._record, batch.patterns
+
+        def make(number: int) -> protocol.Project:
+            assert record.number is not None  # noqa: S101 - the conversation waits until it is open
+            return protocol.Project(
+                request_id=number,
+                session=record.number,
+                first_frame_index=batch.first_frame_index,
+                n_features=packed.n_features,
+                batch=len(packed),
+                answered=self._link.answered,
+                deadline_s=_time_left_s(batch.due_s),
+            )
 
         def finish(reply: protocol.Frames, payload: memoryview | None) -> Projection:
             assert payload is not None  # noqa: S101 - decode_reply has checked it
-            return self._read_frames(reply, payload, request, out)
+            return self._read_frames(reply, payload, len(packed), batch.out)
 
-        return self._link.request(request, packed.bits.data.cast("B"), protocol.Frames, finish)
+        ticket = Ticket(
+            make,
+            protocol.Frames,
+            Future(),
+            finish,
+            payload=packed.bits.data.cast("B"),
+            session=record,
+            due_s=batch.due_s,
+            is_projection=True,
+        )
+        return self._link.request(ticket)
 
     def _read_frames(
-        self, reply: protocol.Frames, payload: memoryview, request: protocol.Project, out: NDArray[Any] | None
+        self, reply: protocol.Frames, payload: memoryview, batch: int, out: NDArray[Any] | None
     ) -> Projection:
-        expected = (request.batch, self.config.n_outputs, self._description.frame_dtype)
+        expected = (batch, self.config.n_outputs, self._description.frame_dtype)
         found = (reply.batch, reply.n_outputs, reply.dtype)
         if found != expected:
             raise ProtocolError(
@@ -470,8 +643,20 @@ class RemoteSession(Session):
 
     def _close(self) -> None:
         self._device.forget(self)
-        with contextlib.suppress(LinkError):  # a server that is gone has closed it
-            self._link.ask(protocol.CloseSession(request_id=self._link.next_id(), session=self._number), protocol.Done)
+        record = self._record
+
+        def make(number: int) -> protocol.CloseSession:
+            assert record.number is not None  # noqa: S101 - the conversation waits until it is open
+            return protocol.CloseSession(request_id=number, session=record.number)
+
+        with contextlib.suppress(LinkError, ClosedError):  # a server that is gone has closed it
+            self._link.ask(make, protocol.Done, record)
+        self._link.forget(record)
+
+
+def _time_left_s(due_s: float) -> float | None:
+    """Return what is left of a deadline, as the message has it: at least a little, for the server to say no."""
+    return None if due_s == math.inf else min(max(due_s - time.monotonic(), _LEAST_TIME_S), _MOST_TIME_S)
 
 
 def _describe_link(description: DeviceDescription) -> DeviceDescription:
@@ -479,7 +664,15 @@ def _describe_link(description: DeviceDescription) -> DeviceDescription:
     return msgspec.structs.replace(description, backend="tcp", capabilities=passing)
 
 
-def open_remote(uri: Uri, timeout_s: float, key: str | None = None, server_key: str | None = None) -> RemoteDevice:
+def open_remote(
+    uri: Uri,
+    timeout_s: float,
+    *,
+    reconnect_s: float = 0.0,
+    key: str | None = None,
+    server_key: str | None = None,
+    role: protocol.Role | None = None,
+) -> RemoteDevice:
     """Open the device behind a server.
 
     Parameters
@@ -488,8 +681,12 @@ def open_remote(uri: Uri, timeout_s: float, key: str | None = None, server_key: 
         `tcp://HOST:PORT`.
     timeout_s : float
         How long the server may give no sign of life, in seconds.
+    reconnect_s : float
+        How long to try to come back when the connection has ended, in seconds; 0: not at all.
     key, server_key : str, optional
         The file with the secret key of this client, and the public key of the server or its file.
+    role : str, optional
+        What this client wants to be at most: `observer`, `user` or `operator`.
 
     Returns
     -------
@@ -510,6 +707,8 @@ def open_remote(uri: Uri, timeout_s: float, key: str | None = None, server_key: 
         The server speaks another version of the protocol.
     BusyError
         The server has as many clients as it takes.
+    ForbiddenError
+        The role is more than the server grants.
     """
     if (key is None) != (server_key is None):
         raise UriError(
@@ -518,7 +717,7 @@ def open_remote(uri: Uri, timeout_s: float, key: str | None = None, server_key: 
         )
     keys = ClientKeys.read(key, server_key) if key is not None and server_key is not None else None
     _check_host(uri, timeout_s)
-    link = Link(f"tcp:{uri.rest}", timeout_s, keys)
+    link = Link(f"tcp:{uri.rest}", timeout_s, reconnect_s, keys, role)
     try:
         welcome = link.greet()
     except OpuError:

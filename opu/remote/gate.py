@@ -12,21 +12,21 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import zmq
 from zmq.utils import z85
-from zmq.utils.monitor import parse_monitor_message
 
 from opu.errors import AuthenticationError, BusyError, ForbiddenError, InputError, RefusedError
 from opu.remote import protocol
-from opu.remote.inbox import Arrival
-from opu.remote.security import AllowedClient, AllowList, KeyPair, Role, read_key_pair
+from opu.remote.protocol import Role
+from opu.remote.security import AllowedClient, AllowList, KeyPair, read_key_pair
 from opu.remote.waker import Waker
 
-__all__ = ["AUDIT_LOG", "Gate", "KeyGate", "Peer", "Policy", "TokenBucket", "open_gate"]
+__all__ = ["AUDIT_LOG", "Gate", "Incoming", "KeyGate", "Peer", "Policy", "TokenBucket", "open_gate"]
 
 Policy = Literal["off", "auto", "required"]
 
@@ -39,13 +39,39 @@ _ZAP_VERSION = b"1.0"
 _ZAP_FRAMES = 9
 _REFUSALS_PER_S = 50
 _CURVE_OVERHEAD_BYTES = 64  # a CURVE message has 33 bytes more than what it carries
-_MONITOR = "inproc://openopu-handshakes"
-_FAILURES = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_AUTH
 _OTHER_MECHANISM = 0x11000002
 _CRYPTOGRAPHIC = 0x11000001
 _ROLE_OF_ALL: Role = "user"
-_OBSERVING = (protocol.Hello, protocol.Status, protocol.Ping, protocol.Bye)
-_UNCOUNTED = (protocol.Ping, protocol.CloseSession, protocol.Bye)  # signs of life, and what gives back
+_ROLES: tuple[Role, ...] = ("observer", "user", "operator")
+_OBSERVING = (
+    protocol.Hello,
+    protocol.Status,
+    protocol.GetSettings,
+    protocol.Ping,
+    protocol.Cancel,
+    protocol.Bye,
+)
+_OPERATING = (protocol.TakeLease, protocol.RenewLease, protocol.ReturnLease, protocol.ChangeSettings)
+_UNCOUNTED = (protocol.Ping, protocol.Cancel, protocol.CloseSession, protocol.Bye)  # signs of life, and what gives back
+
+
+class Incoming(Protocol):
+    """A message as it came."""
+
+    @property
+    def route(self) -> bytes:
+        """Names the connection."""
+
+    @property
+    def frames(self) -> list[memoryview]:
+        """The frames of the message."""
+
+    @property
+    def descriptor(self) -> int:
+        """The file descriptor of the connection, as long as it lasts; -1 where it is unknown."""
+
+    def read_property(self, name: str) -> str:
+        """Return what the network knows of the sender."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +83,20 @@ class Peer:
     name : str
         The name of its key in the allow-list; empty without keys.
     role : str
-        `observer`, `user` or `operator`.
+        `observer`, `user` or `operator`: what its key allows, or what it asked for if that is less.
     address : str
         Of its machine.
     public_key : str
         Z85; empty without keys.
+    asked : str or None
+        The role that it asked for.
     """
 
     name: str
     role: Role
     address: str
     public_key: str = ""
+    asked: Role | None = None
 
     def __str__(self) -> str:
         key = f"key {self.name!a} ({self.role})" if self.public_key else "no key"
@@ -165,17 +194,19 @@ class Gate:
     def stop(self) -> None:
         """End, after the socket has been closed and before its context is."""
 
-    def greet(self, arrival: Arrival, name: str) -> Peer:
+    def greet(self, message: Incoming, name: str, asked: Role | None = None) -> Peer:
         """Say who sent a `hello`, and write it to the audit log.
 
         Raises
         ------
         AuthenticationError
             Its key has been revoked since it connected.
+        ForbiddenError
+            It asks for a role that its key does not have.
         BusyError
             Its key has sent too many requests.
         """
-        peer = self._identify(arrival)
+        peer = Peer("", _grant(_ROLE_OF_ALL, asked), message.read_property("Peer-Address"), asked=asked)
         self._audit.admitted(peer, f"client {name!a}")
         return peer
 
@@ -191,9 +222,34 @@ class Gate:
         BusyError
             Its key has sent too many requests.
         """
+        self._check_role(peer, peer.role, request)
 
-    def _identify(self, arrival: Arrival) -> Peer:
-        return Peer("", _ROLE_OF_ALL, _read_property(arrival, "Peer-Address"))
+    def note_failure(self, event: Mapping[str, Any]) -> None:
+        """Write a handshake that failed before there was a key to the audit log. ZeroMQ does not say whose it was.
+
+        Parameters
+        ----------
+        event : mapping
+            What ZeroMQ told of it.
+        """
+
+    def _check_role(self, peer: Peer, role: Role, request: protocol.Request) -> None:
+        kind = type(request).__name__
+        if role == "observer" and not isinstance(request, _OBSERVING):
+            needed = "user"
+        elif role != "operator" and isinstance(request, _OPERATING):
+            needed = "operator"
+        else:
+            return
+        article = "an" if role == "observer" else "a"
+        self._audit.refused(peer, f"{kind} of {article} {role}")
+        whose = f"The key {peer.name!r}" if peer.public_key else "This client"
+        raise ForbiddenError(
+            f"{whose} has the role {role!r}, which may not send {kind}.",
+            f"Ask the operator of the server for the role {needed!r}."
+            if peer.public_key
+            else f"It needs the role {needed!r}; a server without keys knows observers and users alone.",
+        )
 
 
 class KeyGate(Gate):
@@ -225,11 +281,6 @@ class KeyGate(Gate):
         router.curve_secretkey = self._pair.secret_key.encode()
         router.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
         router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without it a missing handler lets everybody in
-        router.monitor(_MONITOR, int(_FAILURES))
-        self._monitor = context.socket(zmq.PAIR)
-        self._monitor.linger = 0
-        self._monitor.rcvhwm = 0  # a full queue would stop the thread of ZeroMQ that writes the events
-        self._monitor.connect(_MONITOR)
         self._waker = Waker()
         self._thread = threading.Thread(target=self._guard, name="opu-server-gate", daemon=True)
         self._thread.start()
@@ -240,34 +291,29 @@ class KeyGate(Gate):
         self._waker.wake()
         self._thread.join()
         self._zap.close()
-        self._monitor.close()
         self._waker.close()
 
-    def greet(self, arrival: Arrival, name: str) -> Peer:
+    def greet(self, message: Incoming, name: str, asked: Role | None = None) -> Peer:
         """Say who sent a `hello`, and write it to the audit log."""
-        peer = self._identify(arrival)
-        self._count(peer, self._check_key(peer).requests_per_s)
+        key, address = message.read_property("User-Id"), message.read_property("Peer-Address")
+        listed = self._allow_list.find(key)
+        entry = self._check_key(Peer(listed.name if listed is not None else "?", "observer", address, key))
+        peer = Peer(entry.name, _grant(entry.role, asked), address, key, asked)
+        self._count(peer, entry.requests_per_s)
         self._audit.admitted(peer, f"client {name!a}")
         return peer
 
     def authorise(self, peer: Peer, request: protocol.Request) -> None:
         """Check whether a peer may ask this now, by the allow-list as it is now."""
         entry = self._check_key(peer)
-        kind = type(request).__name__
-        if entry.role == "observer" and not isinstance(request, _OBSERVING):
-            self._audit.refused(peer, f"{kind} of an observer")
-            raise ForbiddenError(
-                f"The key {entry.name!r} is an observer's, which may not send {kind}.",
-                "Ask the operator of the server for the role 'user'.",
-            )
+        self._check_role(peer, min(entry.role, peer.role, key=_ROLES.index), request)
         if not isinstance(request, _UNCOUNTED):
             self._count(peer, entry.requests_per_s)
 
-    def _identify(self, arrival: Arrival) -> Peer:
-        key = _read_property(arrival, "User-Id")
-        entry = self._allow_list.find(key)
-        name, role = (entry.name, entry.role) if entry is not None else ("?", "observer")
-        return Peer(name, role, _read_property(arrival, "Peer-Address"), key)
+    def note_failure(self, event: Mapping[str, Any]) -> None:
+        """Write a handshake that failed before there was a key to the audit log. ZeroMQ does not say whose it was."""
+        if event["event"] != zmq.Event.HANDSHAKE_FAILED_AUTH:  # _judge has written who that was
+            self._audit.refused("somebody", _name_failure(int(event["value"])))
 
     def _check_key(self, peer: Peer) -> AllowedClient:
         entry = self._allow_list.find(peer.public_key)
@@ -288,19 +334,19 @@ class KeyGate(Gate):
             raise BusyError(
                 f"The key {peer.name!r} has sent more than {per_s:g} requests a second.",
                 f"Send the request again in {max(wait_s, 0.001):.3f} s.",
+                wait_s,
             )
 
     # The thread
 
     def _guard(self) -> None:
         poller = zmq.Poller()
-        for source in (self._zap, self._monitor, self._waker.receiver):
+        for source in (self._zap, self._waker.receiver):
             poller.register(source, zmq.POLLIN)
         while not self._stopping:
             poller.poll()
             try:
                 self._answer_all()
-                self._note_failures()
             except Exception:  # noqa: BLE001 - the gate stays guarded whatever happens
                 _log.exception("the gate met an unexpected error")
 
@@ -340,15 +386,6 @@ class KeyGate(Gate):
         else:
             return key
         return None
-
-    def _note_failures(self) -> None:
-        """Write handshakes that failed before there was a key to the audit log. ZeroMQ does not say whose they were."""
-        with contextlib.suppress(zmq.Again):
-            while True:
-                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
-                if event["event"] == zmq.Event.HANDSHAKE_FAILED_AUTH:
-                    continue  # _judge has written who it was
-                self._audit.refused("somebody", _name_failure(int(event["value"])))
 
 
 def open_gate(
@@ -412,11 +449,16 @@ def how_to_make_keys() -> str:
     )
 
 
-def _read_property(arrival: Arrival, name: str) -> str:
-    try:
-        return str(arrival.parts[-1].get(name))
-    except zmq.ZMQError:
-        return "?"
+def _grant(allowed: Role, asked: Role | None) -> Role:
+    """Return the role of somebody who may have one and asks for another."""
+    if asked is None:
+        return allowed
+    if _ROLES.index(asked) > _ROLES.index(allowed):
+        raise ForbiddenError(
+            f"The role {asked!r} was asked for, and this client may be {allowed!r} at most.",
+            "Leave the role out, or ask the operator of the server for it.",
+        )
+    return asked
 
 
 def _name_failure(value: int) -> str:

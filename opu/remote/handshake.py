@@ -1,4 +1,4 @@
-"""Why a handshake failed, seen by a client.
+"""What becomes of a connection, seen by a client: whether it has ended, and why its handshake failed.
 
 A server that turns a connection away says little, and ZeroMQ tries again in silence. What it does notice it tells
 through events of the socket: `HANDSHAKE_FAILED_AUTH` when the server does not admit the key, and others that leave open
@@ -9,6 +9,7 @@ anything secret passes (https://rfc.zeromq.org/spec/23/).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 from typing import Any
 
@@ -17,10 +18,11 @@ from zmq.utils.monitor import parse_monitor_message
 
 from opu.errors import AuthenticationError
 
-__all__ = ["HandshakeWatch", "read_mechanism"]
+__all__ = ["ConnectionWatch", "read_mechanism"]
 
 _MONITOR = "inproc://openopu-handshake"
 _FAILURES = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_AUTH
+_ENDS = zmq.Event.DISCONNECTED | zmq.Event.CLOSED
 _TRIES = 2  # one failure may be a server that is just being stopped
 _LOOK_S = 1.0
 _LOOKS = 10
@@ -28,9 +30,11 @@ _SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"
 _GREETING_BYTES = 64
 _MECHANISM = slice(12, 32)
 
+_numbers = itertools.count()
 
-class HandshakeWatch:
-    """Watches the handshakes of a socket that is not connected yet. It belongs to the thread of the socket.
+
+class ConnectionWatch:
+    """Watches a socket that is not connected yet. It belongs to the thread of the socket.
 
     Parameters
     ----------
@@ -48,11 +52,14 @@ class HandshakeWatch:
         self._has_keys = has_keys
         self._failures = 0
         self._looks_left = _LOOKS
-        dealer.monitor(_MONITOR, int(_FAILURES))
+        self.has_ended = False
+        """Whether a connection, or the attempt to make one, has ended."""
+        where = f"{_MONITOR}-{next(_numbers)}"
+        dealer.monitor(where, int(_FAILURES | _ENDS))
         self.receiver = dealer.context.socket(zmq.PAIR)
         self.receiver.linger = 0
         self.receiver.rcvhwm = 0  # a full queue would stop the thread of ZeroMQ that writes the events
-        self.receiver.connect(_MONITOR)
+        self.receiver.connect(where)
 
     def find_failure(self) -> AuthenticationError | None:
         """Read the events that have come.
@@ -65,6 +72,9 @@ class HandshakeWatch:
         with contextlib.suppress(zmq.Again):
             while True:
                 event = parse_monitor_message(self.receiver.recv_multipart(zmq.NOBLOCK))
+                if event["event"] & _ENDS:
+                    self.has_ended = True
+                    continue
                 if event["event"] == zmq.Event.HANDSHAKE_FAILED_AUTH:
                     return self._not_admitted()
                 # After a fault of the protocol, such as another mechanism, ZeroMQ does not try again.

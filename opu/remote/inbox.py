@@ -51,6 +51,13 @@ class Arrival:
         """Their length."""
         return sum(len(part) for part in self.parts)
 
+    def read_property(self, name: str) -> str:
+        """Return what ZeroMQ knows of the sender, such as its `Peer-Address`; `?` where it knows nothing."""
+        try:
+            return str(self.parts[-1].get(name))
+        except zmq.ZMQError:
+            return "?"
+
     @property
     def descriptor(self) -> int:
         """The file descriptor of the connection, as long as it lasts; -1 where it is unknown."""

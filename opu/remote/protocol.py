@@ -14,38 +14,57 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from opu.device import DeviceDescription, Provenance, SessionConfig, SessionDescription
-from opu.errors import OpuError, ProtocolError, VersionMismatchError
+from opu.device import (
+    DeviceDescription,
+    DeviceSettings,
+    Limits,
+    Provenance,
+    SessionConfig,
+    SessionDescription,
+    SettingsChange,
+)
+from opu.errors import BusyError, OpuError, ProtocolError, VersionMismatchError
 from opu.patterns import PackedPatterns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "FEATURES",
     "MAX_HEADER_BYTES",
     "MAX_PAYLOAD_BYTES",
     "PROTOCOL_VERSION",
     "Bye",
+    "Cancel",
+    "ChangeSettings",
     "ClientStatus",
     "CloseSession",
     "Done",
     "ErrorReply",
     "Frames",
+    "GetSettings",
     "Goodbye",
     "Hello",
+    "Lease",
+    "LeaseStatus",
     "LinkLimits",
     "OpenSession",
     "Ping",
     "Pong",
     "Project",
+    "RenewLease",
     "Reply",
     "Request",
+    "ReturnLease",
+    "Role",
     "ServerStatus",
     "SessionOpened",
+    "SettingsReply",
     "Status",
     "StatusReply",
+    "TakeLease",
     "Welcome",
-    "check_version",
+    "agree_on_version",
     "decode_reply",
     "decode_request",
     "encode",
@@ -57,7 +76,10 @@ __all__ = [
     "shorten",
 ]
 
-PROTOCOL_VERSION = (0, 2)
+PROTOCOL_VERSION = (1, 0)
+FEATURES = ("cancel", "deadline", "lease", "resume")
+"""What client and server may agree on beyond the basic messages; `docs/protocol.md` says what each means."""
+
 MAX_HEADER_BYTES = 2**16
 MAX_PAYLOAD_BYTES = 2**28
 MAX_NAME = 64
@@ -69,6 +91,9 @@ Natural = Annotated[int, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Name = Annotated[str, Meta(max_length=MAX_NAME)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Token = Annotated[str, Meta(min_length=32, max_length=MAX_NAME)]
+Seconds = Annotated[float, Meta(gt=0, le=86400)]
+Role = Literal["observer", "user", "operator"]
 
 _DTYPES: dict[str, np.dtype[Any]] = {"uint8": np.dtype("u1"), "uint16": np.dtype("<u2")}
 
@@ -86,11 +111,14 @@ class _Numbered(_Message, frozen=True, kw_only=True):
 
 
 class Hello(_Numbered, frozen=True, kw_only=True):
-    """A client opens the conversation."""
+    """A client opens the conversation, or takes it up again."""
 
     version: Version
     software: Name
     name: Name
+    features: tuple[Name, ...] = ()
+    token: Token | None = None
+    role: Role | None = None
 
 
 class OpenSession(_Numbered, frozen=True, kw_only=True):
@@ -106,11 +134,19 @@ class Project(_Numbered, frozen=True, kw_only=True):
     first_frame_index: Natural
     n_features: Count
     batch: Count
+    answered: Natural = 0
+    deadline_s: Seconds | None = None
 
     @property
     def payload_bytes(self) -> int:
         """The length that the payload must have."""
         return self.batch * -(-self.n_features // 8)
+
+
+class Cancel(_Numbered, frozen=True, kw_only=True):
+    """A client does without the answer to an earlier request."""
+
+    target: Natural
 
 
 class CloseSession(_Numbered, frozen=True, kw_only=True):
@@ -122,9 +158,42 @@ class CloseSession(_Numbered, frozen=True, kw_only=True):
 class Ping(_Numbered, frozen=True, kw_only=True):
     """A client is alive, and asks whether the server is."""
 
+    answered: Natural = 0
+
 
 class Status(_Numbered, frozen=True, kw_only=True):
     """A client asks what the server is doing."""
+
+
+class TakeLease(_Numbered, frozen=True, kw_only=True):
+    """An operator wants to change what belongs to the device."""
+
+    ttl_s: Seconds
+    note: Name = ""
+    force: bool = False
+
+
+class RenewLease(_Numbered, frozen=True, kw_only=True):
+    """An operator needs its lease for longer."""
+
+    lease: Natural
+
+
+class GetSettings(_Numbered, frozen=True, kw_only=True, tag="settings"):
+    """A client asks what belongs to the device and not to a session."""
+
+
+class ChangeSettings(_Numbered, frozen=True, kw_only=True):
+    """An operator changes it, for everybody."""
+
+    lease: Natural
+    change: SettingsChange
+
+
+class ReturnLease(_Numbered, frozen=True, kw_only=True):
+    """An operator gives its lease back."""
+
+    lease: Natural
 
 
 class Bye(_Numbered, frozen=True, kw_only=True):
@@ -148,6 +217,10 @@ class Welcome(_Numbered, frozen=True, kw_only=True):
     server_id: Name
     description: DeviceDescription
     limits: LinkLimits
+    features: tuple[Name, ...] = ()
+    resumed: bool = False
+    role: Role = "user"
+    servers: tuple[Name, ...] = ()
 
 
 class SessionOpened(_Numbered, frozen=True, kw_only=True, tag="session"):
@@ -179,6 +252,28 @@ class Pong(_Numbered, frozen=True, kw_only=True):
     """The answer to `Ping`."""
 
 
+class LeaseStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may change the device. Holder and note are texts from elsewhere: escape them."""
+
+    holder: Name
+    note: Name
+    expires_s: float
+
+
+class Lease(_Numbered, frozen=True, kw_only=True):
+    """The answer to `TakeLease` and `RenewLease`."""
+
+    lease: Natural
+    status: LeaseStatus
+
+
+class SettingsReply(_Numbered, frozen=True, kw_only=True, tag="device_settings"):
+    """The answer to `GetSettings` and `ChangeSettings`."""
+
+    settings: DeviceSettings
+    limits: dict[str, Limits]
+
+
 class ClientStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One client of a server. Its name is a text from elsewhere: escape it before it is shown."""
 
@@ -188,6 +283,8 @@ class ClientStatus(msgspec.Struct, frozen=True, kw_only=True):
     frames: Natural
     queued: Natural
     refused: Natural
+    role: Role = "user"
+    connected: bool = True
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,6 +300,12 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     evicted: Natural
     expired: Natural
     clients: tuple[ClientStatus, ...]
+    resumed: Natural = 0
+    repeated: Natural = 0
+    cancelled: Natural = 0
+    late: Natural = 0
+    draining: bool = False
+    lease: LeaseStatus | None = None
 
 
 class StatusReply(_Numbered, frozen=True, kw_only=True, tag="server_status"):
@@ -218,17 +321,35 @@ class ErrorReply(_Message, frozen=True, kw_only=True, tag="error"):
     code: Name
     problem: Text
     remedy: Text
+    retry_s: Annotated[float, Meta(ge=0)] | None = None
 
 
 class Goodbye(_Message, frozen=True, kw_only=True):
-    """The server ends the conversation."""
+    """The server ends the conversation; `code` tells whether it makes sense to come back."""
 
+    code: Name
     problem: Text
     remedy: Text
 
 
-Request: TypeAlias = Hello | OpenSession | Project | CloseSession | Ping | Status | Bye
-Reply: TypeAlias = Welcome | SessionOpened | Frames | Done | Pong | StatusReply | ErrorReply | Goodbye
+Request: TypeAlias = (
+    Hello
+    | OpenSession
+    | Project
+    | Cancel
+    | CloseSession
+    | Ping
+    | Status
+    | TakeLease
+    | RenewLease
+    | ReturnLease
+    | GetSettings
+    | ChangeSettings
+    | Bye
+)
+Reply: TypeAlias = (
+    Welcome | SessionOpened | Frames | Done | Pong | StatusReply | Lease | SettingsReply | ErrorReply | Goodbye
+)
 
 
 class _Greeting(msgspec.Struct, frozen=True):
@@ -263,28 +384,34 @@ def shorten(text: str, length: int = MAX_TEXT) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def check_version(version: Version, speaker: Literal["client", "server"]) -> None:
-    """Check the version of the protocol that the other side speaks.
+def agree_on_version(version: Version, speaker: Literal["client", "server"]) -> Version:
+    """Find the version of the protocol in which two sides talk.
 
     Parameters
     ----------
     version : tuple of int
-        The version in its first message.
+        The version in the first message of the other side.
     speaker : str
         Which side the other one is.
+
+    Returns
+    -------
+    tuple of int
+        The older one of the two.
 
     Raises
     ------
     VersionMismatchError
-        The versions do not fit; the message names both and the side to update.
+        They do not fit; the message names both and the side to update.
 
     Examples
     --------
-    >>> check_version((0, 2), "server")
+    >>> agree_on_version((1, 7), "client")
+    (1, 0)
     """
     ours = PROTOCOL_VERSION
-    if version == ours or (version[0] == ours[0] and ours[0] > 0):
-        return
+    if version[0] == ours[0] and not (speaker == "server" and version > ours):
+        return min(version, ours)
     listener = "server" if speaker == "client" else "client"
     older = speaker if version < ours else listener
     raise VersionMismatchError(
@@ -344,7 +471,7 @@ def decode_request(frames: Sequence[RawBytes]) -> tuple[Request, memoryview | No
     except _UNREADABLE as error:
         raise _unreadable(header, error) from error
     if isinstance(message, Hello):
-        check_version(message.version, "client")
+        agree_on_version(message.version, "client")
     _check_payload(message, payload)
     return message, payload
 
@@ -375,7 +502,7 @@ def decode_reply(frames: Sequence[RawBytes]) -> tuple[Reply, memoryview | None]:
     except _UNREADABLE as error:
         raise _unreadable(header, error) from error
     if isinstance(message, Welcome):
-        check_version(message.version, "server")
+        agree_on_version(message.version, "server")
     _check_payload(message, payload)
     return message, payload
 
@@ -437,6 +564,7 @@ def error_reply(request_id: int | None, error: OpuError) -> ErrorReply:
         code=error.code,
         problem=shorten(error.problem),
         remedy=shorten(error.remedy),
+        retry_s=error.retry_s if isinstance(error, BusyError) else None,
     )
 
 
@@ -469,7 +597,7 @@ def _unreadable(header: RawBytes, error: Exception) -> ProtocolError | VersionMi
     """Tell a greeting in another version from a message that nobody understands."""
     try:
         greeting = _greeting_decoder.decode(header)
-        check_version(greeting.version, "client" if greeting.type == "hello" else "server")
+        agree_on_version(greeting.version, "client" if greeting.type == "hello" else "server")
     except VersionMismatchError as mismatch:
         return mismatch
     except _UNREADABLE:

@@ -24,6 +24,7 @@ from zmq.utils import z85
 
 from opu.errors import DataFileError, InputError, RefusedError
 from opu.files import unwritable
+from opu.remote.protocol import Role
 
 if TYPE_CHECKING:
     from typing import Self
@@ -34,7 +35,6 @@ __all__ = [
     "ClientKeys",
     "KeyPair",
     "Kind",
-    "Role",
     "make_key_pair",
     "read_key_pair",
     "read_public_key",
@@ -43,7 +43,6 @@ __all__ = [
 ]
 
 Kind = Literal["server", "client"]
-Role = Literal["observer", "user", "operator"]
 
 _KEY_CHARACTERS = 40
 _LOOK_EVERY_S = 0.5

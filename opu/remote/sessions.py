@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
+from typing import TypeVar
 
 from opu.device import Device, Session, SessionConfig
 from opu.remote.workers import Workers
@@ -12,6 +14,8 @@ from opu.remote.workers import Workers
 __all__ = ["SessionKeeper"]
 
 _log = logging.getLogger("opu.remote.server")  # it works for the server, whose log `opu serve` shows
+
+ResultT = TypeVar("ResultT")
 
 _THREADS = 4
 _OPENING_S = 1.0
@@ -51,6 +55,23 @@ class SessionKeeper:
             Done when it is open; raises what the device raised.
         """
         return self._openers.submit(self._open_one, config)
+
+    def call(self, work: Callable[..., ResultT], *arguments: object) -> Future[ResultT]:
+        """Do something else with the device that may take a while.
+
+        Parameters
+        ----------
+        work : callable
+            What is to be done.
+        *arguments : object
+            With what.
+
+        Returns
+        -------
+        Future
+            Its outcome.
+        """
+        return self._openers.submit(work, *arguments)
 
     def close(self, session: Session) -> Future[None]:
         """Close a session. An error is logged and harms nobody.

@@ -1,23 +1,40 @@
-"""How large batches are cut, so that others need not wait for the whole of them.
+"""Whose turn it is, and how large batches are cut so that others need not wait for the whole of them.
 
-A frame has an identity, so a batch may be projected in parts. While several clients have sessions, the server gives the
-device parts that take about a *quantum*; a client alone keeps its batches whole, which a device does fastest.
+Requests wait in a queue for each client. The device is kept busy with two at a time, taken from the clients in turns. A
+frame has an identity, so a batch may be projected in parts: while several clients have sessions, the device is given
+parts that take about a *quantum*; a client alone keeps its batches whole, which a device does fastest.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
+
+from opu.device import Projection
+from opu.errors import BusyError, DeadlineError, ServerFailureError
+from opu.patterns import PackedPatterns
+from opu.remote import protocol
+from opu.remote.clients import Client, ProjectionJob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from opu.device import Provenance, Timing
+    from opu.remote.limits import ServerLimits
 
-__all__ = ["Pace", "merge"]
+__all__ = ["Pace", "Turns", "merge"]
 
+_DEVICE_DEPTH = 2
+_SHORTEST_WAIT_S = 0.001
+_LONGEST_WAIT_S = 10.0
 _FIRST_FRAMES = 16
 _SMOOTHING = 0.3
 _LARGEST_OVERHEAD = 0.1
@@ -86,3 +103,220 @@ def merge(parts: Sequence[Provenance]) -> Provenance:
         saturated_fraction=sum(part.saturated_fraction * part.n_frames for part in parts) / n_frames,
         skipped_frames=sum(part.skipped_frames for part in parts),
     )
+
+
+class Turns:
+    """Gives the device work, one client after the other.
+
+    Parameters
+    ----------
+    limits : ServerLimits
+        How much may wait.
+    post : callable
+        Has the server call a function soon, from any thread.
+    projected : callable
+        Called with a client, its job, and the frames or the error that came of it.
+    reached : callable
+        Called with a client and a job that is no projection, when everything before it is done.
+    """
+
+    def __init__(
+        self,
+        limits: ServerLimits,
+        post: Callable[..., None],
+        projected: Callable[[Client, ProjectionJob, Projection | Exception], None],
+        reached: Callable[[Client, protocol.CloseSession | protocol.Bye], None],
+    ) -> None:
+        self._limits = limits
+        self._post = post
+        self._projected = projected
+        self._reached = reached
+        self._order: deque[Client] = deque()
+        self._in_flight = 0
+        self._waiting_bytes = 0
+        self._call_s = 0.0
+        self._next_due_s = math.inf
+        self._interludes: deque[Callable[[], Future[Any]]] = deque()
+        self._in_interlude = False
+        self.queued = 0
+
+    def join(self, client: Client) -> None:
+        """Give a client its place."""
+        self._order.append(client)
+
+    def leave(self, client: Client) -> None:
+        """Forget a client and its jobs. What the device is working at comes to nothing."""
+        self._order.remove(client)
+        self.queued -= len(client.projections)
+        client.projections.clear()
+        self._waiting_bytes -= sum(job.request.payload_bytes for job in client.jobs if isinstance(job, ProjectionJob))
+        client.jobs.clear()
+
+    def add(self, client: Client, job: ProjectionJob) -> None:
+        """Queue a projection.
+
+        Raises
+        ------
+        BusyError
+            A queue is full; nothing was queued.
+        """
+        if len(client.projections) >= self._limits.max_queued:
+            raise BusyError(
+                f"This client has {len(client.projections)} unanswered requests, as many as a client may have.",
+                "Wait for an answer, then send the request again.",
+                self._wait_s(1),
+            )
+        full = self._waiting_bytes + job.request.payload_bytes > self._limits.max_queued_bytes
+        if full or self.queued >= self._limits.max_queued_total:
+            wait_s = self._wait_s(max(1, self.queued // 2))
+            raise BusyError(
+                f"The queue of the server is full: {self.queued} requests wait.",
+                f"Send the request again in {wait_s:.3f} s.",
+                wait_s,
+            )
+        client.jobs.append(job)
+        client.projections[job.request.request_id] = job
+        self.queued += 1
+        self._waiting_bytes += job.request.payload_bytes
+        if job.due_s is not None:
+            self._next_due_s = min(self._next_due_s, job.due_s)
+
+    def give(self, now_s: float) -> None:
+        """Take up jobs as long as the device has room."""
+        if now_s >= self._next_due_s:
+            self._give_up_overdue(now_s)
+        idle = 0
+        while self._in_flight < _DEVICE_DEPTH and idle < len(self._order):
+            client = self._order[0]
+            self._order.rotate(-1)
+            idle = 0 if self._take_job(client, now_s) else idle + 1
+        if self._interludes and not self._in_interlude and self._is_between_batches():
+            self._in_interlude = True
+            self._interludes[0]().add_done_callback(lambda _: self._post(self._end_interlude))
+
+    def interrupt(self, begin: Callable[[], Future[Any]]) -> None:
+        """Have something done between two batches, none of which is half done.
+
+        Parameters
+        ----------
+        begin : callable
+            Begins it, and returns a future that is done when it is.
+        """
+        self._interludes.append(begin)
+
+    def withdraw(self, client: Client, job: ProjectionJob) -> None:
+        """End a job, whether the device has done all of it or not."""
+        del client.projections[job.request.request_id]
+        self.queued -= 1
+        if job.n_left:
+            client.jobs.remove(job)
+            self._waiting_bytes -= job.request.payload_bytes
+
+    def _is_between_batches(self) -> bool:
+        begun = (isinstance(c.jobs[0], ProjectionJob) and c.jobs[0].n_given > 0 for c in self._order if c.jobs)
+        return self._in_flight == 0 and not any(begun)
+
+    def _end_interlude(self) -> None:
+        self._interludes.popleft()
+        self._in_interlude = False
+
+    def _wait_s(self, n_requests: int) -> float:
+        """Guess when so many requests are done."""
+        return min(max(n_requests * self._call_s, _SHORTEST_WAIT_S), _LONGEST_WAIT_S)
+
+    def _give_up_overdue(self, now_s: float) -> None:
+        self._next_due_s = math.inf
+        for client in list(self._order):
+            for job in list(client.jobs):
+                if not isinstance(job, ProjectionJob) or job.due_s is None or job.n_given:
+                    continue
+                if job.due_s > now_s:
+                    self._next_due_s = min(self._next_due_s, job.due_s)
+                    continue
+                self.withdraw(client, job)
+                error = DeadlineError(
+                    f"The device had not begun with the batch {now_s - job.arrived_s:.3f} s after it came, and its "
+                    f"deadline was {job.request.deadline_s:g} s.",
+                    "Grant more time, or send fewer and smaller batches.",
+                )
+                self._projected(client, job, error)
+
+    def _take_job(self, client: Client, now_s: float) -> bool:
+        if not client.jobs:
+            return False
+        job = client.jobs[0]
+        is_begun = isinstance(job, ProjectionJob) and job.n_given > 0
+        if not is_begun and (client.outbox or client.route is None or self._interludes):
+            return False
+        if isinstance(job, ProjectionJob):
+            self._project(client, job, now_s)
+            return True
+        if client.in_flight:
+            return False
+        if isinstance(job, protocol.Bye) and client.outbox.count_on_the_way():
+            return False  # a client that leaves counts as one until it has read what it asked for
+        client.jobs.popleft()
+        self._reached(client, job)
+        return True
+
+    def _project(self, client: Client, job: ProjectionJob, now_s: float) -> None:
+        """Give the device a batch, or the next part of one, which is the client's first job."""
+        self._in_flight += 1
+        client.in_flight += 1
+        if job.n_given == 0:
+            job.begun_s = now_s
+        rows = slice(job.n_given, job.n_given + self._frames_in_turn(client, job))
+        job.n_given = rows.stop
+        if job.n_left == 0:
+            client.jobs.popleft()
+            self._waiting_bytes -= job.request.payload_bytes
+        first = job.request.first_frame_index + rows.start
+        patterns = PackedPatterns(job.patterns.bits[rows], job.patterns.n_features)
+        try:
+            future = job.session.device_session.submit(patterns, first_frame_index=first, out=_part_of(job, rows))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            future = Future()
+            future.set_exception(error)
+        future.add_done_callback(lambda done: self._post(self._part_done, client, job, done))
+
+    def _frames_in_turn(self, client: Client, job: ProjectionJob) -> int:
+        """Return how many frames of a batch the device is given now: all, unless others could want their turn."""
+        if not any(other.sessions for other in self._order if other is not client):
+            return job.n_left
+        return min(job.n_left, job.session.pace.frames_within(self._limits.quantum_s))
+
+    def _part_done(self, client: Client, job: ProjectionJob, done: Future[Projection]) -> None:
+        self._in_flight -= 1
+        client.in_flight -= 1
+        if client.projections.get(job.request.request_id) is not job:
+            return  # it has been cancelled or has failed before, or the client has gone
+        outcome: Projection | Exception | None
+        try:
+            outcome = self._join_parts(job, done.result())
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            outcome = error
+        if outcome is not None:
+            self.withdraw(client, job)
+            self._projected(client, job, outcome)
+
+    def _join_parts(self, job: ProjectionJob, part: Projection) -> Projection | None:
+        """Note a part, and return the whole when it was the last one."""
+        job.session.pace.learn(part.provenance)
+        taken_s = part.provenance.finished_unix_s - part.provenance.started_unix_s
+        self._call_s += _SMOOTHING * (max(taken_s, 0.0) - self._call_s)
+        job.parts.append(part.provenance)
+        if job.frames is not None and not np.may_share_memory(part.frames, job.frames):
+            raise ServerFailureError("The device left the buffer that it was given empty.", "Its driver is at fault.")
+        if sum(known.n_frames for known in job.parts) < job.request.batch:
+            return None
+        return Projection(part.frames if job.frames is None else job.frames, merge(job.parts))
+
+
+def _part_of(job: ProjectionJob, rows: slice) -> NDArray[Any] | None:
+    """Return where the frames of a part of a batch go; None leaves that to the device, for whole batches."""
+    if rows.stop - rows.start == job.request.batch:
+        return None
+    if job.frames is None:
+        description = job.session.description
+        job.frames = np.empty((job.request.batch, description.config.n_outputs), description.frame_dtype)
+    return job.frames[rows]

@@ -16,6 +16,7 @@ from opu.device import (
     NO_REFERENCE,
     DeviceDescription,
     GroundTruth,
+    Limits,
     MediumDescription,
     MirrorDuty,
     SessionConfig,
@@ -91,6 +92,16 @@ class SimulatedLaser:
     def set_reference(self, use: str) -> None:
         """Open the reference arm, or block it."""
         self.table.reference = use
+
+    @property
+    def power_mw(self) -> Limits:
+        """What the power can be set to."""
+        model = self.table.model.laser
+        return Limits(minimum=model.min_power_mw, maximum=model.max_power_mw, default=model.power_mw, unit="mW")
+
+    def set_power(self, power_mw: float) -> None:
+        """Set the power."""
+        self.table.laser_power_mw = power_mw
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ r"""The laser: its power, and how it changes.
 
     P(t, i) = P0 [1 + slow(t) + rin z_i + a exp(-t / T)],    never below 0
 
+with the power `P0` that it is set to.
 `slow` is a stationary Gaussian process of device time with the correlation `exp(-|t - t'| / tau)`
 (Ornstein-Uhlenbeck), as a sum of cosines whose frequencies follow its Lorentzian spectrum:
 
@@ -40,7 +41,11 @@ class LaserModel:
     ----------
     electrons_per_mirror_us : float
         Photo-electrons that one lit mirror adds to the mean of a pixel in a microsecond: power, losses and quantum
-        efficiency in one number, as a bench measures it.
+        efficiency in one number, as a bench measures it at the nominal power.
+    power_mw : float
+        The nominal power in milliwatts, with which a bench starts. Photo-electrons are proportional to the power.
+    min_power_mw, max_power_mw : float
+        What it can be set to.
     drift_rms, drift_time_s : float
         Relative root mean square of the slow drift of the power, and its correlation time.
     rin : float
@@ -50,6 +55,9 @@ class LaserModel:
     """
 
     electrons_per_mirror_us: float
+    power_mw: float = 10.0
+    min_power_mw: float = 1.0
+    max_power_mw: float = 20.0
     drift_rms: float = 0.0
     drift_time_s: float = 600.0
     rin: float = 0.0
@@ -58,7 +66,7 @@ class LaserModel:
 
     @property
     def is_constant(self) -> bool:
-        """Whether the power is the nominal one in every frame."""
+        """Whether the power is what it is set to in every frame."""
         return self.drift_rms == self.rin == self.warm_up_share == 0
 
     def __post_init__(self) -> None:
@@ -66,6 +74,11 @@ class LaserModel:
             raise ConfigError(
                 f"A mirror adds {self.electrons_per_mirror_us} electrons in a microsecond.",
                 "Use a positive number, and light='off' for darkness.",
+            )
+        if not 0 <= self.min_power_mw <= self.power_mw <= self.max_power_mw < math.inf or self.power_mw == 0:
+            raise ConfigError(
+                f"The nominal power is {self.power_mw} mW, from {self.min_power_mw} to {self.max_power_mw} mW.",
+                "Use a positive nominal power within its range.",
             )
         if not self.drift_time_s > 0 or not self.warm_up_s > 0:
             raise ConfigError(
@@ -85,7 +98,7 @@ def _slow_drift(model: LaserModel, seed: int, times_s: NDArray[np.float64]) -> N
 def power_factors(
     model: LaserModel, seed: int, noise_key: int, first_frame_index: int, times_s: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Return the power of every frame, relative to the nominal one, shape (n_frames,).
+    """Return the power of every frame, relative to the one that is set, shape (n_frames,).
 
     Parameters
     ----------

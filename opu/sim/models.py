@@ -240,8 +240,9 @@ PRESETS = {
 400 us of exposure in frames of 500 us, a mean near 21 counts with half of the mirrors on (a published run has a mean of
 21.6). 183 ms for each call are what remains of a published timing, 3,000 vectors in 1.683 s, after 500 us a frame.
 A full well of 10,000 electrons that fills the 8 bits, 7 electrons of read noise and 20 of dark current a second are
-those of a generic machine-vision camera; reconfiguration time, exposure and gain limits are assumptions. The DMD's
-contrast is not published: it is infinite here.
+those of a generic machine-vision camera; reconfiguration time, exposure and gain limits are assumptions. So are the
+power of the laser and its range, those of `LaserModel`: only the light that arrives is known. The DMD's contrast is not
+published: it is infinite here.
 
 `ideal` has the same sizes and no imperfection but the 16 bits of its counts.
 

@@ -17,7 +17,7 @@ from opu.sim.camera import Exposure, PixelMaps, expose, pixel_maps
 from opu.sim.counters import derive_key
 from opu.sim.dmd import mirror_map
 from opu.sim.drift import track, vibration_angle
-from opu.sim.laser import power_factors
+from opu.sim.laser import LaserModel, power_factors
 from opu.sim.light import light_electrons, total_field
 from opu.sim.media import make_medium
 from opu.sim.media.base import EpochTrack, Fields, never_renewed
@@ -140,6 +140,7 @@ class OpticalTable:
             )
         self.shaken_medium = make_medium(medium, int(low) | int(high) << 32, model)
         self.light_on = False
+        self.laser_power_mw = model.laser.power_mw
         self.reference = NO_REFERENCE
         self.loaded: tuple[PackedPatterns, MirrorLayout] | None = None
         self.armed: ArmedCamera | None = None
@@ -161,8 +162,10 @@ class OpticalTable:
         return known[1]
 
     def twin(self) -> OpticalTable:
-        """Return an equal table that shares nothing."""
-        return OpticalTable(self.model, self.seed, self._medium_name)
+        """Return a table of the same laser power that shares nothing."""
+        twin = OpticalTable(self.model, self.seed, self._medium_name)
+        twin.laser_power_mw = self.laser_power_mw
+        return twin
 
     def n_points(self, pixels: NDArray[np.int64]) -> int:
         """Return at how many points the field of some pixels is computed."""
@@ -295,12 +298,7 @@ class OpticalTable:
             n_frames=n_frames,
         )
         times_s = (plan.start_us + plan.frame_us * np.arange(n_frames, dtype=np.float64)) * 1e-6
-        laser = self.model.laser
-        power = (
-            None
-            if laser.is_constant
-            else power_factors(laser, self.seed, numbers.noise_key, numbers.first_frame_index, times_s)
-        )
+        power = self._power_factors(self.model.laser, numbers, times_s)
         n_rows = path.frames_at_once
         self.n_saturated = 0
         # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
@@ -320,6 +318,15 @@ class OpticalTable:
             self.n_saturated += expose(self._exposure(path, settings, numbers, light_e, start), armed.out[chunk])
             del light_e  # its memory is used for the next chunk
         self._note_duty(layout, n_on, plan.frame_us)
+
+    def _power_factors(
+        self, laser: LaserModel, numbers: FrameNumbers, times_s: NDArray[np.float64]
+    ) -> NDArray[np.float32] | None:
+        """Return the power of every frame, relative to the nominal one, shape (n_frames,); None if it is that one."""
+        share = np.float32(self.laser_power_mw / laser.power_mw)
+        if laser.is_constant:
+            return None if share == 1 else np.full(len(times_s), share)
+        return share * power_factors(laser, self.seed, numbers.noise_key, numbers.first_frame_index, times_s)
 
     def _exposure(
         self,
@@ -348,7 +355,7 @@ class OpticalTable:
         """
         n_rows = path.frames_at_once
         slow = replace(self.model.laser, rin=0.0)
-        power = power_factors(slow, self.seed, 0, 0, np.array([device_time_s]))[0]
+        power = self._power_factors(slow, FrameNumbers(0, 0), np.array([device_time_s]))
         out = np.empty((len(patterns), len(settings.pixels)), np.float32)
         for start in range(0, len(patterns), n_rows):
             rows = slice(start, min(start + n_rows, len(patterns)))
@@ -356,7 +363,8 @@ class OpticalTable:
             times_s = np.full(len(features), device_time_s)
             light_e = np.empty((len(features), out.shape[1]), np.float32)
             self._light(path, features, settings, start, times_s, light_e)
-            light_e *= power
+            if power is not None:
+                light_e *= power
             out[rows] = self._exposure(path, settings, FrameNumbers(0, 0), light_e, start).mean_electrons()
         return out
 

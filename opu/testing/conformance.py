@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from opu.device import CONTRACT_VERSION, DeviceDescription, GroundTruth, Region, SessionConfig
+from opu.device import (
+    CONTRACT_VERSION,
+    DeviceControl,
+    DeviceDescription,
+    DeviceSettings,
+    GroundTruth,
+    Region,
+    SessionConfig,
+    SettingsChange,
+)
 from opu.errors import (
     CapacityError,
     ClosedError,
@@ -24,6 +33,7 @@ from opu.errors import (
     PatternDtypeError,
     PatternShapeError,
     PatternValueError,
+    RefusedError,
     UnsupportedError,
 )
 from opu.linear import LinearProjector, fit_linear_map
@@ -320,6 +330,87 @@ def light_and_exposure_work(device: Device) -> None:
     check(abs(ratio / expected - 1) < 0.15, f"{expected} times the exposure gives {ratio:.3g} times the counts")
 
 
+def device_settings_change(device: Device) -> None:
+    """Settings of the device change as asked, all or none; the exposure limit binds and the laser's power shows.
+
+    The check leaves the settings as it found them. It needs the capability `device_control`, and over a link the role
+    of an operator: other clients may look alone.
+    """
+    if DeviceControl.name not in device.describe().capabilities:
+        return
+    control = device.capability(DeviceControl)
+    before, limits = control.settings(), control.limits()
+    check(msgspec.json.decode(msgspec.json.encode(before), type=DeviceSettings) == before, "settings are no JSON")
+    found = SettingsChange(**{name: getattr(before, name) for name in limits})
+    try:
+        control.change(found)
+    except RefusedError:
+        return  # this client may look alone, or somebody else is changing them
+    try:
+        _bad_changes_are_refused(control)
+        if "max_exposure_us" in limits:
+            _exposure_limit_binds(device, control)
+            control.change(found)
+        if "laser_power_mw" in limits:
+            _power_shows(device, control)
+    finally:
+        after = control.change(found)
+    check(msgspec.structs.replace(after, revision=before.revision) == before, "the settings cannot be restored")
+    check(after.revision > before.revision, "a change is not counted")
+    _usable(device)
+
+
+def _bad_changes_are_refused(control: DeviceControl) -> None:
+    before = control.settings()
+    _expect(ConfigError, lambda: control.change(SettingsChange()), "a change that names no setting")
+    limits = control.limits()
+    for name, within in limits.items():
+        value = getattr(before, name)
+        check(within.minimum <= value <= within.maximum, f"{name} is {value}, beyond its limits")
+        for bad in (within.maximum * 1.01, float("nan"), -1.0):
+            # The other settings of the change are good, and must not be made without this one.
+            change = SettingsChange(**{other: bad if other == name else limits[other].minimum for other in limits})
+            _expect(ConfigError, lambda change=change: control.change(change), f"{name} = {bad}")  # type: ignore[misc]
+    check(control.settings() == before, "a refused change has changed something")
+
+
+def _exposure_limit_binds(device: Device, control: DeviceControl) -> None:
+    exposure = device.describe().exposure_us
+    limit_us = max(exposure.minimum, exposure.default / 2)
+    if limit_us == exposure.default:
+        return
+    long = msgspec.structs.replace(_CONFIG, exposure_us=exposure.default)
+    with device.open_session(long) as session:
+        revision = control.settings().revision
+        settings = control.change(SettingsChange(max_exposure_us=limit_us))
+        check(settings.max_exposure_us == limit_us, f"the limit is {settings.max_exposure_us} us, not {limit_us} us")
+        check(settings == control.settings(), "a change returns other settings than there are")
+        check(settings.revision == revision + 1, "a change is not counted by one")
+        check(device.describe().exposure_us.maximum == limit_us, "the description has another limit")
+        _expect(RefusedError, lambda: session.project(_patterns(1)), "an exposure beyond the limit, in an open session")
+        _expect(ConfigError, lambda: device.open_session(long), "an exposure beyond the limit")
+        _usable(device)
+
+
+def _power_shows(device: Device, control: DeviceControl) -> None:
+    high_mw = control.settings().laser_power_mw  # no more than somebody found safe
+    if not high_mw:
+        return
+    low_mw = max(control.limits()["laser_power_mw"].minimum, high_mw / 2)
+    black_dn = device.describe().black_level_dn
+    means = []
+    with device.open_session(_CONFIG) as session:
+        for power_mw in (high_mw, low_mw):
+            control.change(SettingsChange(laser_power_mw=power_mw))
+            projection = session.project(_patterns(64))
+            means.append(float(projection.frames.mean(dtype=np.float64)) - black_dn)
+            said_mw = projection.provenance.laser_power_mw
+            check(said_mw == power_mw, f"the provenance says {said_mw} mW, and the laser is set to {power_mw} mW")
+    ratio = means[1] / max(means[0], 1e-9)
+    expected = low_mw / high_mw
+    check(abs(ratio / expected - 1) < 0.15, f"{expected:.3g} times the power gives {ratio:.3g} times the counts")
+
+
 def linear_projections_are_linear(device: Device) -> None:
     """The two-frame projection is additive within its noise, and the four-frame one is its ternary extension."""
     linear_map = fit_linear_map(device, N_FEATURES, N_OUTPUTS)
@@ -359,6 +450,7 @@ CHECKS: dict[str, Callable[[Device], None]] = {
         missing_capabilities_are_named,
         closed_sessions_refuse,
         light_and_exposure_work,
+        device_settings_change,
         linear_projections_are_linear,
     )
 }

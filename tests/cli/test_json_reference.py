@@ -15,6 +15,7 @@ LISTED = dict(re.findall(r"^\| `opu ([^`]+)` \| (.+) \|$", PAGE.read_text(encodi
         ("info", []),
         ("info URI", ["sim:"]),
         ("scan", []),
+        ("settings", ["sim:"]),
         ("keygen", ["client", "--to", "KEYS"]),
         ("calibrate", ["sim:", "dark_level"]),
         ("bench", ["sim:", "--batches", "1", "--seconds", "0.02"]),

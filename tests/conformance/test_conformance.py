@@ -2,10 +2,12 @@
 
 from contextlib import ExitStack
 
+import msgspec
 import numpy as np
 import pytest
 
 import opu
+from opu.device import SettingsChange
 from opu.remote.server import OpuServer
 from opu.sim.device import SimulatedBench
 from opu.sim.models import PRESETS
@@ -101,3 +103,63 @@ def test_the_suite_finds_a_device_that_takes_anything():
     failed = {result.name for result in results if not result.passed}
     assert "bad_configurations_are_refused" in failed
     assert all(result.message for result in results if not result.passed)
+
+
+class Control(opu.DeviceControl):
+    """The settings of a good device, with a change that goes wrong: `go_wrong(good, change)`."""
+
+    def __init__(self, good, go_wrong):
+        self._good, self._go_wrong = good, go_wrong
+
+    def settings(self):
+        return self._good.settings()
+
+    def limits(self):
+        return self._good.limits()
+
+    def change(self, change):
+        return self._go_wrong(self._good, change)
+
+
+def clipped(control, change):
+    """Take any number, and make what is possible of it."""
+    wanted = {name: value for name, value in msgspec.structs.asdict(change).items() if value is not None}
+    for name, value in wanted.items():
+        limits = control.limits()[name]
+        wanted[name] = min(max(value, limits.minimum), limits.maximum)
+    return control.change(SettingsChange(**wanted))
+
+
+def without_light(control, change):
+    """Note the power, and leave the laser as it is."""
+    if change.laser_power_mw is None:
+        return control.change(change)
+    settings = control.change(msgspec.structs.replace(change, laser_power_mw=control.settings().laser_power_mw))
+    return msgspec.structs.replace(settings, laser_power_mw=change.laser_power_mw)
+
+
+def without_limit(control, change):
+    """Confirm a limit of the exposure, and set none."""
+    if change.max_exposure_us is None:
+        return control.change(change)
+    return msgspec.structs.replace(control.settings(), max_exposure_us=change.max_exposure_us)
+
+
+@pytest.mark.parametrize("go_wrong", [clipped, without_light, without_limit])
+def test_the_suite_finds_settings_that_do_not_change_as_asked(go_wrong):
+    with opu.open(SIMULATED[0]) as good:
+        control = Control(good.capability(opu.DeviceControl), go_wrong)
+
+        def capability(kind):
+            return control if kind is opu.DeviceControl else good.capability(kind)
+
+        results = run_checks(Broken(good, capability=capability))
+    assert [result.name for result in results if not result.passed] == ["device_settings_change"]
+
+
+def test_the_suite_leaves_the_settings_as_they_were():
+    with opu.open(SIMULATED[0]) as device:
+        control = device.capability(opu.DeviceControl)
+        before = control.change(SettingsChange(laser_power_mw=7.5, max_exposure_us=1234))
+        CHECKS["device_settings_change"](device)
+        assert msgspec.structs.replace(control.settings(), revision=before.revision) == before

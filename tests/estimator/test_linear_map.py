@@ -1,13 +1,16 @@
 """A fitted map survives its file, and no other file passes for one."""
 
 import dataclasses
+import io
 
 import msgspec
 import numpy as np
 import pytest
 
 import opu
-from opu.errors import ConfigError, DataFileError, PatternShapeError
+from opu.device import SettingsChange
+from opu.errors import ConfigError, DataFileError, MediumChangedError, PatternShapeError
+from opu.sim.device import SimulatedBench
 
 N_FEATURES, N_OUTPUTS = 12, 30
 
@@ -137,3 +140,35 @@ def test_what_cannot_be_fitted_is_named_with_the_value(bench, arguments, options
 def test_patterns_that_make_no_array_are_refused(bench, linear_map):
     with opu.LinearProjector(bench, linear_map) as projector, pytest.raises(PatternShapeError, match="make no array"):
         projector.project([[0, 1], [1]])
+
+
+@pytest.mark.parametrize("preset", ["aurora", "interferometer"])
+def test_a_map_holds_at_the_power_that_it_was_fitted_at(preset, small_preset):
+    patterns = np.random.default_rng(0).integers(0, 2, (5, N_FEATURES))
+    with SimulatedBench(small_preset(preset), seed=7) as bench:
+        control = bench.capability(opu.DeviceControl)
+        control.change(SettingsChange(laser_power_mw=8))
+        fitted = opu.fit_linear_map(bench, N_FEATURES, N_OUTPUTS)
+        assert fitted.laser_power_mw == 8
+        unknown = dataclasses.replace(fitted, laser_power_mw=None)
+        with opu.LinearProjector(bench, fitted) as projector:
+            before = projector.project(patterns).output
+            control.change(SettingsChange(laser_power_mw=6))
+            with pytest.raises(MediumChangedError, match=r"set to 6 mW.*fitted at 8 mW.*set back"):
+                projector.project(patterns)
+            with opu.LinearProjector(bench, unknown) as careless:
+                assert careless.project(patterns).output.shape == before.shape
+            control.change(SettingsChange(laser_power_mw=8))
+            assert np.corrcoef(projector.project(patterns).output.ravel(), before.ravel())[0, 1] > 0.9
+
+
+def test_a_map_that_was_saved_without_its_power_is_loaded(linear_map):
+    content = linear_map.to_bytes()
+    with np.load(io.BytesIO(content)) as arrays:
+        stored = {name: arrays[name] for name in arrays.files}
+    meta = msgspec.json.decode(stored["meta"].tobytes())
+    assert meta.pop("laser_power_mw") == 10
+    stored["meta"] = np.frombuffer(msgspec.json.encode(meta), np.uint8)
+    older = io.BytesIO()
+    np.savez(older, **stored)
+    assert_equal(opu.LinearMap.from_bytes(older.getvalue()), dataclasses.replace(linear_map, laser_power_mw=None))

@@ -99,12 +99,14 @@ class ToySession(Session):
         )
         self._device = device
 
-    def _submit(self, packed, first_frame_index, out):
-        return self._device._worker.submit(self._project, packed, first_frame_index, out)
+    def _submit(self, batch):
+        return self._device._worker.submit(self._project, batch)
 
-    def _project(self, packed, first, out):
+    def _project(self, batch):
+        packed, first, out = batch.patterns, batch.first_frame_index, batch.out
         device = self._device
         assert device.gate.wait(60)
+        batch.check_deadline()
         time.sleep(device.delay_s)
         if device.error is not None:
             raise device.error

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from link_helpers import TOY_DESCRIPTION
 
 from opu import errors
-from opu.device import Provenance, Region, SessionConfig, SessionDescription
+from opu.device import (
+    DeviceSettings,
+    Limits,
+    Provenance,
+    Region,
+    SessionConfig,
+    SessionDescription,
+    SettingsChange,
+)
 from opu.errors import LinkError, PatternValueError, ProtocolError, VersionMismatchError
 from opu.patterns import pack, unpack
 from opu.remote import protocol
@@ -47,8 +55,10 @@ PROVENANCE = Provenance(
     finished_unix_s=1.75e9,
     saturated_fraction=0.25,
     skipped_frames=0,
+    laser_power_mw=10.0,
 )
 LIMITS = protocol.LinkLimits(max_payload_bytes=2**28, max_sessions=16, max_queued=64, expire_s=15.0)
+LEASE = protocol.LeaseStatus(holder="anna", note="aligning", expires_s=29.5)
 STATUS = protocol.ServerStatus(
     uptime_s=1.5,
     frames=7,
@@ -60,6 +70,12 @@ STATUS = protocol.ServerStatus(
     evicted=5,
     expired=6,
     clients=(protocol.ClientStatus(client_id=1, name="<script>\x1b", sessions=1, frames=7, queued=1, refused=3),),
+    resumed=7,
+    repeated=8,
+    cancelled=9,
+    late=10,
+    draining=True,
+    lease=LEASE,
 )
 SESSION = SessionDescription(
     session_id="s1",
@@ -73,24 +89,50 @@ SESSION = SessionDescription(
 FRAMES = np.array([[0, 1, 256], [4095, 2, 65535]], np.uint16)
 
 MESSAGES = {
-    "hello": (protocol.Hello(request_id=1, version=(0, 2), software="openopu 0.1.0", name="train 4711"), None),
+    "hello": (
+        protocol.Hello(
+            request_id=1,
+            version=(1, 0),
+            software="openopu 0.1.0",
+            name="train 4711",
+            features=("cancel", "resume"),
+            token="0123456789abcdef" * 2,
+            role="observer",
+        ),
+        None,
+    ),
     "open_session": (protocol.OpenSession(request_id=2, config=CONFIG), None),
     "project": (
-        protocol.Project(request_id=3, session=5, first_frame_index=2**62 - 1, n_features=9, batch=2),
+        protocol.Project(
+            request_id=3, session=5, first_frame_index=2**62 - 1, n_features=9, batch=2, answered=2, deadline_s=0.5
+        ),
         pack([[1, 0, 0, 0, 0, 0, 0, 1, 1], [0, 1, 1, 0, 0, 0, 0, 0, 0]]).bits.tobytes(),
     ),
+    "cancel": (protocol.Cancel(request_id=8, target=3), None),
+    "take_lease": (protocol.TakeLease(request_id=9, ttl_s=30.0, note="aligning", force=True), None),
+    "renew_lease": (protocol.RenewLease(request_id=10, lease=2**46), None),
+    "settings": (protocol.GetSettings(request_id=12), None),
+    "change_settings": (
+        protocol.ChangeSettings(request_id=13, lease=2**46, change=SettingsChange(laser_power_mw=5.0)),
+        None,
+    ),
+    "return_lease": (protocol.ReturnLease(request_id=11, lease=2**46), None),
     "close_session": (protocol.CloseSession(request_id=4, session=5), None),
-    "ping": (protocol.Ping(request_id=2**64 - 1), None),
+    "ping": (protocol.Ping(request_id=2**64 - 1, answered=7), None),
     "status": (protocol.Status(request_id=6), None),
     "bye": (protocol.Bye(request_id=7), None),
     "welcome": (
         protocol.Welcome(
             request_id=1,
-            version=(0, 2),
+            version=(1, 0),
             software="openopu 0.1.0",
             server_id="0123abcd",
             description=TOY_DESCRIPTION,
             limits=LIMITS,
+            features=("resume",),
+            resumed=True,
+            role="operator",
+            servers=("0123abcd", "4567cdef"),
         ),
         None,
     ),
@@ -99,16 +141,39 @@ MESSAGES = {
         protocol.Frames(request_id=3, dtype="uint16", batch=2, n_outputs=3, provenance=PROVENANCE),
         FRAMES.astype("<u2").tobytes(),
     ),
+    "lease": (protocol.Lease(request_id=9, lease=2**46, status=LEASE), None),
+    "device_settings": (
+        protocol.SettingsReply(
+            request_id=13,
+            settings=DeviceSettings(revision=1, laser_power_mw=5.0, max_exposure_us=2000.0),
+            limits={"laser_power_mw": Limits(minimum=1.0, maximum=20.0, default=10.0, unit="mW")},
+        ),
+        None,
+    ),
     "done": (protocol.Done(request_id=4), None),
     "pong": (protocol.Pong(request_id=2**64 - 1), None),
     "server_status": (protocol.StatusReply(request_id=6, status=STATUS), None),
     "error": (
-        protocol.ErrorReply(request_id=None, code="busy", problem="The queue is full.", remedy="Wait."),
+        protocol.ErrorReply(request_id=None, code="busy", problem="The queue is full.", remedy="Wait.", retry_s=0.25),
         None,
     ),
-    "goodbye": (protocol.Goodbye(problem="The server was stopped.", remedy="Start it again."), None),
+    "goodbye": (protocol.Goodbye(code="stopped", problem="The server was stopped.", remedy="Start it again."), None),
 }
-REQUESTS = ("hello", "open_session", "project", "close_session", "ping", "status", "bye")
+REQUESTS = (
+    "hello",
+    "open_session",
+    "project",
+    "cancel",
+    "take_lease",
+    "renew_lease",
+    "return_lease",
+    "settings",
+    "change_settings",
+    "close_session",
+    "ping",
+    "status",
+    "bye",
+)
 
 
 def decode(name, frames):
@@ -181,6 +246,23 @@ requests = st.one_of(
         protocol.Hello, request_id=naturals, version=st.just(protocol.PROTOCOL_VERSION), software=texts, name=texts
     ),
     st.builds(protocol.OpenSession, request_id=naturals, config=configs),
+    st.builds(protocol.Cancel, request_id=naturals, target=naturals),
+    st.builds(
+        protocol.TakeLease,
+        request_id=naturals,
+        ttl_s=st.floats(0, 86400, exclude_min=True),
+        note=texts,
+        force=st.booleans(),
+    ),
+    st.builds(protocol.RenewLease, request_id=naturals, lease=naturals),
+    st.builds(protocol.ReturnLease, request_id=naturals, lease=naturals),
+    st.builds(protocol.GetSettings, request_id=naturals),
+    st.builds(
+        protocol.ChangeSettings,
+        request_id=naturals,
+        lease=naturals,
+        change=st.builds(SettingsChange, laser_power_mw=st.none() | floats, max_exposure_us=st.none() | floats),
+    ),
     st.builds(protocol.CloseSession, request_id=naturals, session=naturals),
     st.builds(protocol.Ping, request_id=naturals),
     st.builds(protocol.Status, request_id=naturals),
@@ -231,19 +313,19 @@ def test_payloads_are_views():
 # Versions
 
 
-@pytest.mark.parametrize(("version", "older"), [((0, 3), "server"), ((1, 0), "server"), ((0, 1), "client")])
+@pytest.mark.parametrize(("version", "older"), [((2, 0), "server"), ((1000, 7), "server"), ((0, 9), "client")])
 def test_a_hello_in_another_version_names_both_and_the_side_to_update(version, older):
     hello = header_of(type="hello", request_id=1, version=version, software="x", name="y")
     with pytest.raises(VersionMismatchError) as caught:
         protocol.decode_request([hello])
-    found = f"version {version[0]}.{version[1]} of the protocol, the server version 0.2"
+    found = f"version {version[0]}.{version[1]} of the protocol, the server version 1.0"
     assert f"The client speaks {found}" in caught.value.problem
     assert f"side of the {older}" in caught.value.remedy
 
 
 def test_a_welcome_in_another_version_names_both():
     welcome = header_of(type="welcome", request_id=1, version=(7, 3))
-    with pytest.raises(VersionMismatchError, match=r"The server speaks version 7\.3 .* the client version 0\.2"):
+    with pytest.raises(VersionMismatchError, match=r"The server speaks version 7\.3 .* the client version 1\.0"):
         protocol.decode_reply([welcome])
 
 
@@ -254,12 +336,15 @@ def test_a_hello_of_a_later_version_may_look_different():
     assert protocol.read_request_id([hello]) == 1
 
 
-def test_from_1_0_on_equal_major_numbers_fit(monkeypatch):
+def test_two_sides_agree_on_the_older_version(monkeypatch):
     monkeypatch.setattr(protocol, "PROTOCOL_VERSION", (1, 4))
-    protocol.check_version((1, 9), "client")
-    protocol.check_version((1, 0), "server")
+    assert protocol.agree_on_version((1, 9), "client") == (1, 4)
+    assert protocol.agree_on_version((1, 2), "client") == (1, 2)
+    assert protocol.agree_on_version((1, 0), "server") == (1, 0)
     with pytest.raises(VersionMismatchError):
-        protocol.check_version((2, 4), "server")
+        protocol.agree_on_version((2, 4), "client")
+    with pytest.raises(VersionMismatchError):  # a server answers in a version that the client knows
+        protocol.agree_on_version((1, 5), "server")
 
 
 # Malformed messages
@@ -288,7 +373,7 @@ PROJECT = {"type": "project", "request_id": 3, "session": 5, "first_frame_index"
         ([header_of(type="ping", request_id=1) + b"\x00"], "trailing"),
         ([header_of(type="ping", request_id=2**64 - 1)[:-1]], "truncated"),
         ([b"\x83\xa4type\xa4ping\xaarequest_id\x01\xa1x" + b"\x91" * 60000], "cannot be read"),
-        ([header_of(type="hello", request_id=1, version=(0, 2), software="x", name="y" * 65)], "name"),
+        ([header_of(type="hello", request_id=1, version=(1, 0), software="x", name="y" * 65)], "name"),
         ([b"\x82\xa4type\xa4ping\xaarequest_id\xa2\xff\xfe"], "cannot be read"),
     ],
 )

@@ -41,7 +41,7 @@ def test_it_describes_the_device_as_far_as_it_passes_the_link(sim, remote):
     there, here = sim.describe(), remote.describe()
     assert here.backend == "tcp"
     assert "ground_truth" in there.capabilities
-    assert here.capabilities == ("repeatable_noise",)
+    assert set(here.capabilities) == {"repeatable_noise", "device_control"}
     assert (here.device_id, here.mirrors, here.timing, here.medium) == (
         there.device_id,
         there.mirrors,

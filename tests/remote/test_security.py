@@ -206,7 +206,7 @@ def _observer(keys, server, **_):
     with opu.open(server.uri + keys.options("olga")) as device:
         assert device.describe().model == "toy device"
         assert len(device.server_status().clients) == 1
-        with pytest.raises(ForbiddenError, match="'olga' is an observer's") as caught:
+        with pytest.raises(ForbiddenError, match="'olga' has the role 'observer'") as caught:
             device.open_session(CONFIG)
     return caught.value.code, "OpenSession of an observer"
 

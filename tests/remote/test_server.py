@@ -138,7 +138,7 @@ def test_another_version_is_answered_with_both(serve, raw):
     reply, _ = client.receive()
     assert (reply.request_id, reply.code) == (9, "version")
     assert "0.3" in reply.problem
-    assert "0.2" in reply.problem
+    assert "1.0" in reply.problem
     assert server.snapshot().clients == ()
     assert isinstance(client.hello(), protocol.Welcome)
 
@@ -540,13 +540,13 @@ def test_stopping_does_not_wait_for_sessions_that_are_being_opened(serve, toy, r
 def test_a_session_that_opens_when_the_server_listens_no_more_is_closed(serve, toy, raw, monkeypatch):
     server = serve(drain_s=0.2)
     toy.open_delay_s = 0.5
-    say_goodbye = server._say_goodbye
+    say_goodbye = server._broker.say_goodbye_to_all
 
-    def say_goodbye_late(*arguments):
+    def say_goodbye_late():
         wait_until(lambda: toy.open_sessions == 1 and server._posted)
-        say_goodbye(*arguments)
+        say_goodbye()
 
-    monkeypatch.setattr(server, "_say_goodbye", say_goodbye_late)
+    monkeypatch.setattr(server._broker, "say_goodbye_to_all", say_goodbye_late)
     client = raw(server.uri)
     client.hello()
     client.send(protocol.OpenSession(request_id=70, config=CONFIG))

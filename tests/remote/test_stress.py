@@ -66,8 +66,8 @@ def test_a_question_is_a_slice_of_the_known_answers(sim, sim_answers):
 
 
 class LyingSession(ToySession):
-    def _project(self, packed, first, out):
-        projection = super()._project(packed, first, out)
+    def _project(self, batch):
+        projection = super()._project(batch)
         self._device.lies += 1
         if self._device.lies % 20 == 0:
             projection.frames[0, -1] ^= 1  # one bit of one pixel, now and then
