@@ -172,10 +172,13 @@ class IntegerMatrix:
 
     def _codes(self, features: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the table row of each group of five features, shape (n_groups, batch)."""
-        padded = np.zeros((len(features), self.blocks.shape[1]), dtype=np.uint8)
-        padded[:, : self.n_features] = features
-        weights = (1 << np.arange(_GROUP)).astype(np.uint8)
-        return np.ascontiguousarray((padded.reshape(len(features), -1, _GROUP) @ weights).T)
+        lit = np.zeros((self.blocks.shape[1], len(features)), np.uint8)
+        lit[: self.n_features] = features.T
+        codes = np.zeros((len(lit) // _GROUP, len(features)), np.uint8)
+        for place in reversed(range(_GROUP)):  # whole rows at a time
+            codes += codes
+            codes += lit[place::_GROUP]
+        return codes
 
 
 # Compiling a kernel takes much longer than loading one: loops over single numbers, rather than over slices, and no more
