@@ -141,7 +141,7 @@ def _beset(
         "seconds": seconds,
         "clients": clients,
         "seed": seed,
-        "server": {name: getattr(status, name) for name in _SERVER_COUNTS},
+        "server": {name: getattr(status.counters, name) for name in _SERVER_COUNTS},
     }
 
 
@@ -153,7 +153,7 @@ def _memory_at_rest(served: RemoteDevice, pid: int) -> tuple[ServerStatus, float
     return status, resident_mib(pid)
 
 
-_SERVER_COUNTS = ("frames", "clients_total", "refused", "malformed", "evicted", "expired")
+_SERVER_COUNTS = ("frames", "welcomed", "refusals", "malformed", "evicted", "expired", "cut_off")
 
 
 def _show(report: Report) -> None:

@@ -44,12 +44,13 @@ def test_it_serves_until_a_signal_and_reports(served_process, number, tmp_path):
     report = json.loads((tmp_path / "end.json").read_text())
     assert (report["schema"], report["ok"], report["error"]) == ("openopu.serve/1", True, None)
     assert (report["uri"], report["device"], report["pid"]) == (uri, "sim:?preset=ideal", process.pid)
-    assert (report["frames"], report["clients_total"], report["refused"]) == (3, 2, 0)
+    assert (report["frames"], report["welcomed"], report["refused"]) == (3, 2, {})
 
 
 def test_what_was_accepted_before_a_signal_is_answered_or_refused(served_process):
     process, uri = served_process()
-    with opu.open(uri) as remote, remote.open_session(SessionConfig(n_features=100, n_outputs=2000)) as session:
+    wide = SessionConfig(n_features=100, n_outputs=2000)
+    with opu.open(f"{uri}?reconnect_s=0") as remote, remote.open_session(wide) as session:
         futures = [session.submit(np.ones((100, 100), np.uint8)) for _ in range(30)]
         futures[0].result()
         process.terminate()
