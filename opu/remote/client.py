@@ -308,7 +308,8 @@ class Link:
                 if not is_over:
                     self._conversation.leave(ticket)
                     self._transmit()
-            self.bring(ticket)
+            if not is_over:  # nothing else would end the wait
+                self.bring(ticket)
         self._waker.wake()
         if not is_over:
             with contextlib.suppress(*GONE):
