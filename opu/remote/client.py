@@ -42,7 +42,7 @@ from opu.errors import (
 from opu.registry import FoundDevice
 from opu.remote import protocol
 from opu.remote.conversation import Outcome, SessionRecord, Ticket
-from opu.remote.dealer import connect, explain_fault, judge_host, look_up, send_message, start_conversation
+from opu.remote.dealer import connect, explain_fault, has_input, judge_host, look_up, send_message, start_conversation
 from opu.remote.handshake import ConnectionWatch
 from opu.remote.requests import (
     GONE,
@@ -261,6 +261,8 @@ class Link:
             return
         connection = self._connection
         while not ticket.future.done():
+            if connection is not None:
+                connection.wait_for_arrivals()
             try:
                 with self._lock:
                     is_over = connection is None or self._connection is not connection
@@ -269,11 +271,9 @@ class Link:
             except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
                 self._break(error)
             self._settle()
-            if connection is None or is_over:
+            if is_over:
                 self._attend_no_more()  # the thread of the link makes another connection
                 return
-            if not ticket.future.done() and connection.arrivals.poll(_LONGEST_WAIT_MS):
-                self._attendant_waker.clear()
 
     def give_back(self, make: Callable[[int], protocol.Request], session: SessionRecord) -> None:
         """Close a session, and wait for that as long as there is a connection."""
@@ -341,7 +341,7 @@ class Link:
         dealer = connection.dealer
         for message in self._conversation.messages():
             send_message(dealer, message)
-        if int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        if has_input(dealer):
             (self._waker if self._attendant is None else self._attendant_waker).wake()
 
     def _receive(self) -> None:
@@ -349,10 +349,9 @@ class Link:
         connection = self._connection
         if connection is None:
             return
-        with contextlib.suppress(zmq.Again):
-            while True:
-                frames = connection.dealer.recv_multipart(zmq.NOBLOCK, copy=False)
-                self._conversation.receive([frame.buffer for frame in frames])
+        dealer = connection.dealer
+        while has_input(dealer):
+            self._conversation.receive([frame.buffer for frame in dealer.recv_multipart(copy=False)])
         self._transmit()
 
     # The thread
@@ -450,9 +449,16 @@ class _Connection:
     def __init__(self, dealer: zmq.Socket[bytes], attendant_waker: Waker) -> None:
         self.dealer = dealer
         self.descriptor: int = dealer.getsockopt(zmq.FD)  # type: ignore[assignment]
-        self.arrivals = select.poll()
-        self.arrivals.register(self.descriptor, select.POLLIN)
-        self.arrivals.register(attendant_waker.receiver, select.POLLIN)
+        self._waker = attendant_waker
+        self._arrivals = select.poll()
+        self._arrivals.register(self.descriptor, select.POLLIN)
+        self._arrivals.register(attendant_waker.receiver, select.POLLIN)
+
+    def wait_for_arrivals(self) -> None:
+        """Wait until something may have come, or the caller who waits is woken, but not long."""
+        for descriptor, _ in self._arrivals.poll(_LONGEST_WAIT_MS):
+            if descriptor != self.descriptor:
+                self._waker.clear()
 
 
 def _settle(settled: list[tuple[Ticket, Outcome]]) -> None:

@@ -293,7 +293,7 @@ class Conversation:
     @property
     def has_connection(self) -> bool:
         """Whether there is one, or one is being made."""
-        return self._phase in {_Phase.GREETING, _Phase.TALKING, _Phase.RETURNING}
+        return self._phase is not _Phase.APART and self._phase is not _Phase.OVER
 
     @property
     def wants_connection(self) -> bool:

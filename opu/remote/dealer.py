@@ -24,10 +24,20 @@ from opu.remote.security import ClientKeys
 from opu.remote.workers import Workers
 from opu.uri import Uri, parse_host_port, parse_uri
 
-__all__ = ["connect", "explain_fault", "how_to_reach", "judge_host", "look_up", "send_message", "start_conversation"]
+__all__ = [
+    "connect",
+    "explain_fault",
+    "has_input",
+    "how_to_reach",
+    "judge_host",
+    "look_up",
+    "send_message",
+    "start_conversation",
+]
 
 _log = logging.getLogger("opu.remote.client")
 
+_EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)  # enumerations are slow
 _ENCRYPTION_BYTES = 64  # an encrypted message is a little longer than what it carries
 
 
@@ -100,7 +110,12 @@ def connect(
 def send_message(dealer: zmq.Socket[bytes], message: Sequence[protocol.RawBytes]) -> None:
     """Send a message. Without a connection ZeroMQ takes none, and what is not answered is sent through the next one."""
     with contextlib.suppress(zmq.Again):
-        dealer.send_multipart(message, zmq.NOBLOCK, copy=False)
+        dealer.send_multipart(message, _NOBLOCK, copy=False)
+
+
+def has_input(dealer: zmq.Socket[bytes]) -> bool:
+    """Tell whether a message has come, which takes less time than to ask for one in vain."""
+    return bool(int(dealer.getsockopt(_EVENTS)) & _POLLIN)
 
 
 def explain_fault(address: str, error: Exception) -> LinkError:
