@@ -251,6 +251,7 @@ class Broker:
     # Requests
 
     def _answer(self, client: Client, request: protocol.Request, payload: memoryview | None) -> None:
+        client.knows_server = True
         if isinstance(request, protocol.Ping):
             self._acknowledge(client, request.answered)
             self._send(client, protocol.Pong(request_id=request.request_id))
@@ -356,7 +357,8 @@ class Broker:
                 expire_s=self._limits.expire_s,
             ),
             features=tuple(sorted(client.features)),
-            resumed=known is not None,
+            # A client whose first welcome was lost takes another server for the one that it resumes with.
+            resumed=known is not None and known.knows_server,
             role=client.peer.role,
             servers=self._servers,
         )

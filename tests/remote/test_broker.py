@@ -1,0 +1,50 @@
+"""A server without sockets, in histories that chance seldom makes. `test_model.py` has chance make the others."""
+
+import pytest
+from simulation import World
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+def client(world):
+    """A client with a session."""
+    client = world.join()
+    world.live(0.2)
+    client.open_session(7)
+    world.live(0.2)
+    assert len(client.records) == 1
+    return client
+
+
+def lose_connection(world, client):
+    """Cut the connection of a client, and have both sides notice."""
+    connection = client.connection
+    connection.lose()
+    world.server_notices(connection)
+    world.client_notices(connection)
+
+
+def come_back(world, client):
+    """Have a client connect again, and nothing delivered."""
+    while client.connection is None:
+        world.advance(0.1)
+
+
+def outcome_of(world, wanted):
+    world.live(1.0)
+    return wanted.outcome
+
+
+def test_a_welcome_that_is_lost_does_not_hide_a_restart(world, client):
+    world.crash()
+    world.start()
+    world.client_notices(client.connection)
+    come_back(world, client)
+    world.deliver_to_server(client.connection)
+    lose_connection(world, client)
+    assert outcome_of(world, client.project(client.records[0], 3)) == "answered"
+    world.end()
