@@ -258,7 +258,7 @@ class Turns:
             return True
         if client.in_flight:
             return False
-        if isinstance(job, protocol.Bye) and client.outbox.count_on_the_way():
+        if isinstance(job, protocol.Bye) and (len(client.unanswered) > 1 or client.outbox.count_on_the_way()):
             return False  # a client that leaves counts as one until it has read what it asked for
         client.jobs.popleft()
         self._reached(client, job)

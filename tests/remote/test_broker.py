@@ -48,3 +48,15 @@ def test_a_welcome_that_is_lost_does_not_hide_a_restart(world, client):
     lose_connection(world, client)
     assert outcome_of(world, client.project(client.records[0], 3)) == "answered"
     world.end()
+
+
+def test_bye_is_the_last_answer_also_while_sessions_are_opened_and_closed(world, client):
+    opened = client.open_session(8)
+    closed = client.close_session(client.records[0])
+    client.leave()
+    for _ in range(3):
+        world.deliver_to_server(client.connection)
+    world.deliver_to_client(client.connection, 10)
+    assert client.left.outcome is None
+    world.live(1.0)
+    assert [wanted.outcome for wanted in (opened, closed, client.left)] == ["answered"] * 3
