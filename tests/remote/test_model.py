@@ -1,0 +1,252 @@
+"""Clients, a server and a network that fail in every order that Hypothesis thinks of: nothing is lost, nothing is wrong.
+
+What is checked at each step, and of each outcome, stands in `simulation.World`. For a long search set
+`OPENOPU_MODEL_EXAMPLES` to the number of histories, and give pytest `--hypothesis-seed=random` and a longer `--timeout`.
+"""
+
+import dataclasses
+import logging
+import os
+import sys
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from simulation import LARGEST_BATCH, LIMITS, World
+
+from opu.errors import DeviceError
+
+EXAMPLES = int(os.environ.get("OPENOPU_MODEL_EXAMPLES", "0"))
+MOST_CLIENTS = 4
+NUMBER = st.integers(0, 50)
+SELDOM = st.integers(0, 3).map(lambda number: number == 3)
+FEW = st.integers(1, 5)
+
+
+class LinkMachine(RuleBasedStateMachine):
+    """A history of a link. Clients and connections are chosen by numbers, which wrap around."""
+
+    world: World
+
+    @initialize(
+        cached_bytes=st.sampled_from([LIMITS.max_cached_bytes, LIMITS.max_cached_bytes, 2000]),
+        max_queued_total=st.sampled_from([LIMITS.max_queued_total, 5]),
+        max_clients=st.sampled_from([LIMITS.max_clients, 2]),
+        n_clients=st.integers(1, 3),
+        in_peace=st.sampled_from([True, True, False]),
+    )
+    def begin(self, cached_bytes, max_queued_total, max_clients, n_clients, in_peace):
+        limits = dataclasses.replace(
+            LIMITS, max_cached_bytes=cached_bytes, max_queued_total=max_queued_total, max_clients=max_clients
+        )
+        self.world = World(limits)
+        clients = [self.world.join(seed=seed) for seed in range(n_clients)]
+        if in_peace:
+            self.world.live(0.2)
+            for number, client in enumerate(clients):
+                if not client.is_over:
+                    client.open_session(number)
+            self.world.live(0.2)
+
+    def choose(self, number):
+        """Return a client that is not over and does not leave."""
+        clients = [client for client in self.world.clients if not client.is_over and client.left is None]
+        return clients[number % len(clients)] if clients else self.world.join()
+
+    def connection(self, number):
+        connections = self.world.network.connections
+        return connections[number % len(connections)] if connections else None
+
+    # Callers
+
+    @rule(reconnect_s=st.sampled_from([0.0, 5.0, 30.0, 30.0]), seed=NUMBER, role=st.sampled_from(["operator", "user"]))
+    def join(self, reconnect_s, seed, role):
+        if sum(not client.is_over for client in self.world.clients) < MOST_CLIENTS:
+            self.world.join(reconnect_s, seed, role)
+
+    @rule(client=NUMBER, noise_key=st.integers(0, 200))
+    def open_session(self, client, noise_key):
+        self.choose(client).open_session(noise_key)
+
+    @rule(
+        client=NUMBER,
+        session=NUMBER,
+        sizes=st.lists(st.integers(1, LARGEST_BATCH), min_size=1, max_size=6),
+        deadline_s=st.none() | st.none() | st.sampled_from([0.05, 1.0, 8.0]),
+    )
+    def project(self, client, session, sizes, deadline_s):
+        client = self.choose(client)
+        for n_frames in sizes:
+            records = client.open_records
+            if records:
+                client.project(records[session % len(records)], n_frames, deadline_s)
+
+    @rule(client=NUMBER, noise_keys=st.lists(st.integers(0, 200), min_size=1, max_size=2))
+    def get_sessions(self, client, noise_keys):
+        """Open sessions, and wait for them."""
+        client = self.choose(client)
+        for noise_key in noise_keys:
+            client.open_session(noise_key)
+        self.world.live(0.2)
+
+    @rule(client=NUMBER, session=NUMBER)
+    def close_session(self, client, session):
+        client = self.choose(client)
+        if client.open_records:
+            client.close_session(client.open_records[session % len(client.open_records)])
+
+    @rule(client=NUMBER, request=NUMBER)
+    def cancel(self, client, request):
+        client = self.choose(client)
+        waiting = [wanted for wanted in client.pending if wanted.kind == "project"]
+        if waiting:
+            client.cancel(waiting[request % len(waiting)])
+
+    @rule(client=NUMBER)
+    def status(self, client):
+        self.choose(client).status()
+
+    @rule(client=NUMBER, ttl_s=st.sampled_from([0.5, 5.0, 60.0]), force=st.booleans())
+    def take_lease(self, client, ttl_s, force):
+        self.choose(client).take_lease(ttl_s, force)
+
+    @rule(client=NUMBER, whose=NUMBER, gives_back=st.booleans())
+    def use_lease(self, client, whose, gives_back):
+        """Renew or return a lease, perhaps one that has ended or is another's."""
+        numbers = [other.lease for other in self.world.clients if other.lease is not None]
+        if numbers:
+            client = self.choose(client)
+            number = numbers[whose % len(numbers)]
+            (client.return_lease if gives_back else client.renew_lease)(number)
+
+    @rule(client=NUMBER, really=SELDOM)
+    def leave(self, client, really):
+        if really:
+            self.choose(client).leave()
+
+    @rule(client=NUMBER, really=SELDOM)
+    def vanish(self, client, really):
+        if really:
+            self.choose(client).vanish()
+
+    # The network
+
+    @rule(number=NUMBER, n_messages=FEW)
+    def deliver_to_server(self, number, n_messages):
+        if (connection := self.connection(number)) is not None:
+            self.world.deliver_to_server(connection, n_messages)
+
+    @rule(number=NUMBER, n_messages=FEW)
+    def deliver_to_client(self, number, n_messages):
+        if (connection := self.connection(number)) is not None:
+            self.world.deliver_to_client(connection, n_messages)
+
+    @rule(to_server=st.booleans(), to_client=st.booleans())
+    def deliver_all(self, to_server, to_client):
+        for connection in list(self.world.network.connections):
+            if to_server:
+                self.world.deliver_to_server(connection, len(connection.to_server))
+            if to_client:
+                self.world.deliver_to_client(connection, len(connection.to_client))
+
+    @rule(number=NUMBER)
+    def cut(self, number):
+        if (connection := self.connection(number)) is not None:
+            connection.lose()
+
+    @rule(number=NUMBER, server_notices=st.booleans(), client_notices=st.booleans())
+    def cut_and_notice(self, number, server_notices, client_notices):
+        if (connection := self.connection(number)) is not None:
+            connection.lose()
+            if server_notices:
+                self.world.server_notices(connection)
+            if client_notices:
+                self.world.client_notices(connection)
+
+    @rule(number=NUMBER, full=st.booleans())
+    def fill(self, number, full):
+        if (connection := self.connection(number)) is not None:
+            connection.full = full
+
+    @rule(number=NUMBER, which=NUMBER)
+    def repeat(self, number, which):
+        """A client asks once more what it has asked on this connection."""
+        connection = self.connection(number)
+        if connection is not None and not connection.broken and connection.server_has_it and len(connection.sent) > 1:
+            again = connection.sent[1:]
+            connection.to_server.append(again[-1 - which % len(again)])
+
+    # The server
+
+    @rule(n_parts=FEW)
+    def finish_parts(self, n_parts):
+        for _ in range(n_parts):
+            self.world.finish_part()
+
+    @rule()
+    def fail_part(self):
+        self.world.finish_part(DeviceError("The camera has missed a trigger.", "Try again."))
+
+    @rule(index=NUMBER)
+    def finish_session(self, index):
+        self.world.finish_session(index)
+
+    @rule(index=NUMBER)
+    def refuse_session(self, index):
+        self.world.refuse_session(index)
+
+    @precondition(lambda self: self.world.broker is not None)
+    @rule(really=SELDOM, starts_again=st.booleans())
+    def crash(self, really, starts_again):
+        if really:
+            self.world.crash()
+            if starts_again:
+                self.world.start()
+
+    @precondition(lambda self: self.world.broker is not None and self.world.stops_s is None)
+    @rule(really=SELDOM)
+    def stop(self, really):
+        if really:
+            self.world.stop()
+
+    @precondition(lambda self: self.world.broker is None)
+    @rule()
+    def start(self):
+        self.world.start()
+
+    # Time
+
+    @rule(seconds=st.sampled_from([0.02, 0.3, 1.0, 4.0, 11.0, 16.0, 40.0]))
+    def wait(self, seconds):
+        self.world.advance(seconds)
+
+    @rule(seconds=st.sampled_from([0.1, 0.5, 2.0]))
+    def live(self, seconds):
+        self.world.live(seconds)
+
+    # What holds
+
+    @invariant()
+    def check(self):
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self):
+        if sys.exc_info()[0] is None:  # otherwise something has failed before
+            self.world.end()
+
+
+logging.getLogger("opu.remote").setLevel(logging.ERROR)
+
+
+@pytest.mark.timeout(120 + EXAMPLES)
+class TestLink(LinkMachine.TestCase):
+    settings = settings(
+        max_examples=EXAMPLES or 60,
+        stateful_step_count=60,
+        derandomize=not EXAMPLES,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
