@@ -236,7 +236,9 @@ class Conversation:
         else:
             return False
         if ticket.request_id is not None:
-            self._outgoing.appendleft(_cancelling(ticket.request_id))
+            cancelling = _cancelling(ticket.request_id)
+            cancelling.request_id = self._draw_id()  # as those behind it may have, which are asked again: see `answered`
+            self._outgoing.appendleft(cancelling)
         return True
 
     def register(self, record: SessionRecord) -> None:
@@ -390,10 +392,10 @@ class Conversation:
     @property
     def answered(self) -> int:
         """The number below which every request is answered."""
-        repeated = itertools.takewhile(lambda ticket: ticket.request_id is not None, self._outgoing)
-        tickets = itertools.chain(itertools.islice(self._pending.values(), 1), repeated)
-        numbers = [ticket.request_id for ticket in tickets if ticket.request_id is not None]
-        return min([*numbers, *self._reopening, *(number for number, _ in self._to_reopen)], default=self._next_id)
+        numbered = itertools.takewhile(lambda ticket: ticket.request_id is not None, self._outgoing)
+        numbers = [ticket.request_id for ticket in numbered if ticket.request_id is not None]
+        to_reopen = (number for number, _ in self._to_reopen)
+        return min([*self._pending, *numbers, *self._reopening, *to_reopen], default=self._next_id)
 
     def _draw_id(self) -> int:
         number = self._next_id

@@ -472,6 +472,10 @@ class SimulatedClient:
 
     def _send(self, frames):
         frames = [memoryview(bytes(frame)) for frame in frames]
+        request, _ = protocol.decode_request(frames)
+        answered = getattr(request, "answered", 0)
+        numbers = [*self.conversation._pending, *(ticket.request_id for ticket in self.conversation._outgoing)]
+        assert all(number is None or number >= answered for number in numbers), "it calls answered what is not"
         self.connection.sent.append(frames)
         if not self.connection.broken and self.connection.server_has_it:
             self.connection.to_server.append(frames)
