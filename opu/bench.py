@@ -27,6 +27,7 @@ from opu.device import (
     SessionDescription,
     SettingsChange,
     check_change,
+    setting_of,
 )
 from opu.errors import CapacityError, ClosedError, RefusedError
 from opu.parts import AdjustableLaser, CameraSettings, FrameNumbers, MirrorLayout, TriggerPlan, selected_pixels
@@ -197,7 +198,7 @@ class Bench(Device):
         frames = np.empty((n_frames, config.n_outputs), description.frame_dtype) if out is None else out
         timing = self._description.timing
         lead_us = timing.call_overhead_us
-        setting = msgspec.structs.replace(config, noise_key=0)  # a key is a name, not a setting
+        setting = setting_of(config)
         if self._last_config is not None and setting != self._last_config:
             lead_us += timing.reconfigure_us
         self._last_config = setting

@@ -79,6 +79,7 @@ __all__ = [
     "check_out",
     "check_whole",
     "resolve_config",
+    "setting_of",
 ]
 
 CONTRACT_VERSION = 1
@@ -575,6 +576,11 @@ def check_out(out: object, shape: tuple[int, int], dtype: str) -> NDArray[Any]:
             f"Use numpy.empty({shape}, {dtype!r}).",
         )
     return out
+
+
+def setting_of(config: SessionConfig) -> SessionConfig:
+    """Return a configuration without what makes no difference to the parts: a noise key is a name, not a setting."""
+    return msgspec.structs.replace(config, noise_key=0)
 
 
 def check_frame_numbers(first_frame_index: object, n_frames: int, max_batch: int) -> int:

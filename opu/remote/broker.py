@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar, cast
@@ -16,7 +17,15 @@ import msgspec
 import numpy as np
 
 import opu
-from opu.device import Device, DeviceControl, Projection, Session, SessionDescription, check_frame_numbers
+from opu.device import (
+    Device,
+    DeviceControl,
+    Projection,
+    Session,
+    SessionDescription,
+    check_frame_numbers,
+    setting_of,
+)
 from opu.errors import (
     AuthenticationError,
     BusyError,
@@ -129,6 +138,7 @@ class Broker:
         self._clients = Clients()
         self._counters = Counters(clock)
         self._turns = Turns(limits, self._counters, post, self._projected, self._reached)
+        self._paces: weakref.WeakValueDictionary[SessionConfig, Pace] = weakref.WeakValueDictionary()
         self._leases = Leases()
         self._n_sessions = 0
         self._started_s = clock()
@@ -429,12 +439,19 @@ class Broker:
             self._refuse(client, request.request_id, self._explain(client, error))
             return
         self._n_sessions += 1
-        timing = self._device.describe().timing
-        client.sessions[self._n_sessions] = OpenedSession(session, description, Pace(timing))
+        client.sessions[self._n_sessions] = OpenedSession(session, description, self._pace_of(description.config))
         opened = protocol.SessionOpened(
             request_id=request.request_id, session=self._n_sessions, description=description
         )
         self._send(client, opened)
+
+    def _pace_of(self, config: SessionConfig) -> Pace:
+        """Return what sessions know together that differ in nothing but the noise."""
+        setting = setting_of(config)
+        pace = self._paces.get(setting)
+        if pace is None:
+            pace = self._paces[setting] = Pace(self._device.describe().timing)
+        return pace
 
     def _check_compiled(self, client: Client, description: SessionDescription) -> None:
         held_bytes = sum(other.compiled_bytes() for other in self._clients.of_owner(client.owner))

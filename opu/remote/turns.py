@@ -39,11 +39,10 @@ _LONGEST_WAIT_S = 10.0
 _FIRST_FRAMES = 16
 _SMOOTHING = 0.3
 _LARGEST_OVERHEAD = 0.1
-_MOST_FRAMES = 2**20
 
 
 class Pace:
-    """What is known of how fast a device works for a session.
+    """What is known of how fast a device works with a setting, for whichever session.
 
     Parameters
     ----------
@@ -57,33 +56,39 @@ class Pace:
     ...     readout_us=100.0, frame_overhead_us=0.0, call_overhead_us=0.0, latency_us=0.0, reconfigure_us=0.0
     ... )
     >>> pace = Pace(timing)
-    >>> pace.frames_within(0.005)  # nothing is known
-    16
+    >>> pace.part_of(100, quantum_s=0.005)  # nothing is known
+    17
     """
 
     def __init__(self, timing: Timing) -> None:
-        self._call_s = timing.call_overhead_us * 1e-6
-        self._frame_s: float | None = None
+        self._lead_s = (timing.call_overhead_us + timing.reconfigure_us) * 1e-6
+        self._taken_s = 0.0
+        self._frames = 0.0
         self._least = 1
 
-    def learn(self, part: Provenance) -> None:
-        """Note how long a part took."""
-        taken_s = part.finished_unix_s - part.started_unix_s
-        frame_s = max(taken_s, 0.0) / part.n_frames
-        known_s = self._frame_s
-        self._frame_s = frame_s if known_s is None else known_s + _SMOOTHING * (frame_s - known_s)
+    def learn(self, provenance: Provenance) -> None:
+        """Note how long a call took, all of whose frames the provenance is of."""
+        taken_s = max(provenance.finished_unix_s - provenance.started_unix_s, 0.0)
+        # Sums, because a mean of ratios would take short calls, which cost more for each frame, for the rule.
+        self._taken_s += taken_s - _SMOOTHING * self._taken_s
+        self._frames += provenance.n_frames - _SMOOTHING * self._frames
         # A device that spends in earnest what it books for a call would do little else if the parts were short.
-        spends = taken_s >= 0.9 * part.device_us * 1e-6
-        worth = self._call_s / (_LARGEST_OVERHEAD * part.frame_us * 1e-6)
+        spends = taken_s >= 0.9 * provenance.device_us * 1e-6
+        worth = self._lead_s / (_LARGEST_OVERHEAD * provenance.frame_us * 1e-6)
         self._least = max(1, math.ceil(worth)) if spends else 1
 
-    def frames_within(self, quantum_s: float) -> int:
-        """Return how many frames fit into a time: at least 1, and so many that calls do not cost more than a tenth."""
-        if self._frame_s is None:
-            return _FIRST_FRAMES
-        if self._frame_s * _MOST_FRAMES <= quantum_s:
-            return _MOST_FRAMES
-        return max(self._least, int(quantum_s / self._frame_s))
+    def part_of(self, n_frames: int, quantum_s: float) -> int:
+        """Return how many of so many frames take about a time.
+
+        At least so many that calls do not cost more than a tenth, and so that the parts of a batch are of one size.
+        """
+        if not self._frames:
+            within = _FIRST_FRAMES
+        elif self._taken_s * n_frames <= quantum_s * self._frames:
+            return n_frames
+        else:
+            within = max(self._least, int(quantum_s * self._frames / self._taken_s), 1)
+        return math.ceil(n_frames / max(1, round(n_frames / within)))
 
 
 def merge(parts: Sequence[Provenance]) -> Provenance:
@@ -289,7 +294,7 @@ class Turns:
         """Return how many frames of a batch the device is given now: all, unless others could want their turn."""
         if not any(other.sessions for other in self._order if other is not client):
             return job.n_left
-        return min(job.n_left, job.session.pace.frames_within(self._limits.quantum_s))
+        return job.session.pace.part_of(job.n_left, self._limits.quantum_s)
 
     def _part_done(self, client: Client, job: ProjectionJob, done: Future[Projection]) -> None:
         self._in_flight -= 1

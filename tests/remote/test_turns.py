@@ -22,34 +22,52 @@ def test_parts_fit_the_quantum():
     pace = pace_of()
     for n_frames in (32, 50, 48):
         pace.learn(part(n_frames, n_frames * 1e-4, device_us=1e9))
-    assert pace.frames_within(0.005) == pytest.approx(50, abs=1)
-    assert pace.frames_within(1e-6) == 1
+    assert [pace.part_of(n_frames, 0.005) for n_frames in (1, 49, 60, 100, 1000)] == [1, 49, 60, 50, 50]
+    assert pace.part_of(100, 1e-6) == 1
+
+
+def test_the_parts_of_a_batch_are_of_one_size():
+    pace = pace_of()
+    pace.learn(part(50, 0.005, device_us=1e9))
+    left, parts = 130, []
+    while left:
+        parts.append(pace.part_of(left, 0.005))
+        left -= parts[-1]
+    assert parts == [44, 43, 43]
+
+
+def test_short_calls_do_not_make_a_device_look_slow():
+    pace = pace_of()
+    for _ in range(50):
+        pace.learn(part(1, 0.0009, device_us=1e9))
+        pace.learn(part(300, 0.005, device_us=1e9))
+    assert 230 < pace.part_of(100_000, 0.005) < 300
 
 
 def test_a_pace_is_found_however_long_a_call_takes():
     pace = pace_of()
-    n_frames = pace.frames_within(0.005)
+    n_frames = pace.part_of(10**6, 0.005)
     for _ in range(60):
         pace.learn(part(n_frames, 0.002 + n_frames * 1e-5, device_us=1e9))
-        n_frames = pace.frames_within(0.005)
+        n_frames = pace.part_of(10**6, 0.005)
     assert 0.002 + n_frames * 1e-5 == pytest.approx(0.005, rel=0.05)
 
 
 def test_a_device_that_spends_time_on_calls_gets_longer_parts():
     books = pace_of(call_overhead_us=183_000.0)
     books.learn(part(32, 0.001, device_us=199_000.0, frame_us=500.0))  # a simulation, which only books the time
-    assert books.frames_within(0.005) == 160
+    assert books.part_of(16_000, 0.005) == 160
     spends = pace_of(call_overhead_us=183_000.0)
     spends.learn(part(32, 0.199, device_us=199_000.0, frame_us=500.0))
-    assert spends.frames_within(0.005) == pytest.approx(3660, abs=1)
+    assert spends.part_of(36_600, 0.005) == pytest.approx(3660, abs=1)
 
 
 def test_a_clock_that_stands_still_or_goes_back_cuts_nothing():
     pace = pace_of()
     pace.learn(part(10, 0.0))
-    assert pace.frames_within(0.005) > 10**6
+    assert pace.part_of(10**6, 0.005) == 10**6
     pace.learn(part(10, -5.0))
-    assert pace.frames_within(0.005) > 10**6
+    assert pace.part_of(10**6, 0.005) == 10**6
 
 
 def test_merged_parts_count_everything_once():
