@@ -7,7 +7,6 @@ import msgspec
 import pytest
 from link_helpers import TOY_DESCRIPTION
 from simulation import TIMEOUT_S, Clock, no_message, reply_itself
-from test_protocol import LIMITS
 
 from opu.device import SessionConfig, SessionDescription
 from opu.errors import ClosedError, DeadlineError, MediumChangedError, RefusedError, UnreachableError
@@ -16,6 +15,7 @@ from opu.remote.conversation import Conversation, SessionRecord, Ticket
 
 CONFIG = SessionConfig(n_features=8, n_outputs=2)
 RECONNECT_S = 30.0
+LIMITS = protocol.LinkLimits(max_payload_bytes=2**20, max_sessions=3, max_queued=4, expire_s=15.0)
 
 
 class Talk:
