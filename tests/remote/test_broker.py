@@ -60,3 +60,16 @@ def test_bye_is_the_last_answer_also_while_sessions_are_opened_and_closed(world,
     assert client.left.outcome is None
     world.live(1.0)
     assert [wanted.outcome for wanted in (opened, closed, client.left)] == ["answered"] * 3
+
+
+def test_a_refusal_that_is_repeated_counts_once_in_the_cache(world):
+    client = world.join(role="user")
+    world.live(0.2)
+    client.take_lease(5.0, force=False)
+    connection = client.connection
+    connection.to_server.append(connection.to_server[-1])
+    world.deliver_to_server(connection, 2)
+    world.check()
+    world.live(2.0)
+    (known,) = world.broker._clients.all()
+    assert known.replies.n_bytes == len(known.replies) == 0
