@@ -250,6 +250,8 @@ class Turns:
                     "Grant more time, or send fewer and smaller batches.",
                 )
                 self._projected(client, job, error)
+                if client.gone:
+                    break  # it could not be told, and its other jobs went with it
 
     def _take_job(self, client: Client, now_s: float) -> bool:
         if not client.jobs:

@@ -73,3 +73,17 @@ def test_a_refusal_that_is_repeated_counts_once_in_the_cache(world):
     world.live(2.0)
     (known,) = world.broker._clients.all()
     assert known.replies.n_bytes == len(known.replies) == 0
+
+
+def test_overdue_requests_of_a_client_that_goes_meanwhile_harm_nobody(world, client):
+    """While the server stops, a client without a connection is forgotten at once: in the middle of its overdue jobs."""
+    for deadline_s in (None, None, 0.5, 0.5):
+        client.project(client.records[0], 3, deadline_s)
+    connection = client.connection
+    world.deliver_to_server(connection, 4)
+    world.stop()
+    connection.lose()
+    world.server_notices(connection)
+    world.advance(1.0)
+    assert world.broker is None, "it has nobody to wait for, and has ended"
+    world.end()
