@@ -11,7 +11,9 @@ abs2
 sklearn
     scikit-learn's GaussianRandomProjection; no camera.
 
-Then the structured medium at 2**20 mirrors and pixels with its camera, and the matrix-free one. Numbers are medians.
+Then small calls: batches of one pattern beside the two products, and a large batch in parts of some milliseconds, as a
+server cuts it, beside the whole. Then the structured medium at 2**20 mirrors and pixels with its camera, and the
+matrix-free one. Numbers are medians.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ from opu.sim.models import preset
 from opu.testing import media_laws
 
 SHAPES = ((512, 1000, 10_000), (128, 10_000, 10_000))
+SMALL = (1000, 1000)
+SMALL_CALLS = 50
+WHOLE, PART = 3000, 350
 SEED = 7
 ROUNDS = 9
 PAUSE_S = 0.3
@@ -105,6 +110,44 @@ def compare(batch, n_features, n_outputs, rounds):
         }
         for name, value in seconds.items()
     ]
+
+
+def small_calls(rounds):
+    """Measure calls with one pattern, in turns with two products, and what cutting a large batch costs."""
+    n_features, n_outputs = SMALL
+    generator = np.random.default_rng(SEED)
+    patterns = generator.integers(0, 2, (WHOLE, n_features), dtype=np.uint8)
+    real = patterns[:1].astype(np.float32)
+    first, second = generator.standard_normal((2, *SMALL), dtype=np.float32)
+    whole, one = opu.pack(patterns), opu.pack(patterns[:1])
+    parts = [opu.pack(patterns[start : start + PART]) for start in range(0, WHOLE, PART)]
+    worker_s, project_s, blas_s, whole_s, parts_s = [], [], [], [], []
+    config = opu.SessionConfig(n_features=n_features, n_outputs=n_outputs)
+    with opu.open(f"sim:?preset=aurora&seed={SEED}") as device, device.open_session(config) as session:
+        for patterns in (whole, one):
+            session.project(patterns)  # kernels are loaded
+        for _ in range(rounds):
+            time.sleep(PAUSE_S)
+            for _ in range(SMALL_CALLS):
+                started = time.perf_counter()
+                provenance = session.project(one).provenance
+                project_s.append(time.perf_counter() - started)
+                worker_s.append(provenance.finished_unix_s - provenance.started_unix_s)
+            blas_s.extend(timed(lambda: (real @ first) ** 2 + (real @ second) ** 2) for _ in range(SMALL_CALLS))
+            time.sleep(PAUSE_S)
+            whole_s.append(timed(lambda: session.project(whole)))
+            parts_s.append(timed(lambda: [session.project(part) for part in parts]))
+    seconds = {
+        name: statistics.median(values)
+        for name, values in (("project", project_s), ("worker", worker_s), ("blas", blas_s))
+    }
+    return {
+        "shape": [1, n_features, n_outputs],
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "ratio_blas": seconds["blas"] / seconds["project"],
+        "part": [PART, WHOLE],
+        "part_overhead": statistics.median(parts_s) / statistics.median(whole_s) - 1,
+    }
 
 
 def replace_outputs(config, n_outputs):
@@ -183,6 +226,7 @@ def measure(rounds):
         "seed": SEED,
         "threads": numba.get_num_threads(),
         "cases": [case for shape in SHAPES for case in compare(*shape, rounds)],
+        "small_calls": small_calls(rounds),
         "structured_frames_per_s": structured,
         "structured_peak_mib": peak_mib,
         "qpsk_entries_per_s": qpsk_entries_per_s(rounds),
@@ -201,6 +245,12 @@ def show(result):
         print(f"{shape:>24}  {case['variant']:8} {case['seconds'] * 1e3:8.1f} {ratios}")
         if "compile_seconds" in case:
             print(f"{'':>24}  opening the session compiled for {case['compile_seconds']:.2f} s")
+    small = result["small_calls"]
+    times_us = [small[f"{name}_seconds"] * 1e6 for name in ("project", "worker", "blas")]
+    print("one pattern of {1} -> {2}: ".format(*small["shape"]), end="")
+    print("{:.0f} us, {:.0f} of them in the device's thread; two products {:.0f} us".format(*times_us))
+    print("    {1} patterns in parts of {0} take ".format(*small["part"]), end="")
+    print(f"{small['part_overhead']:+.0%} beside the whole")
     print(
         f"structured 2**20 -> 2**20: {result['structured_frames_per_s']:.0f} frames/s on {result['threads']} threads,"
     )

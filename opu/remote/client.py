@@ -12,6 +12,7 @@ import ipaddress
 import logging
 import math
 import os
+import select
 import socket
 import sys
 import threading
@@ -52,7 +53,7 @@ from opu.errors import (
 )
 from opu.registry import FoundDevice
 from opu.remote import OPEN_AGAIN, protocol
-from opu.remote.conversation import Conversation, SessionRecord, Ticket
+from opu.remote.conversation import Conversation, Outcome, SessionRecord, Ticket
 from opu.remote.handshake import ConnectionWatch
 from opu.remote.security import ClientKeys
 from opu.remote.waker import Waker
@@ -60,7 +61,9 @@ from opu.remote.workers import Workers
 from opu.uri import Uri, parse_host_port, parse_uri
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
+
+    from opu.patterns import PackedPatterns
 
 
 __all__ = ["RemoteDevice", "RemoteSession", "find_local", "open_remote"]
@@ -73,28 +76,39 @@ _COPY_BYTES = 2**16
 _LEAST_TIME_S, _MOST_TIME_S = 1e-6, 86400.0
 _LINKED_CAPABILITIES = ("repeatable_noise", DeviceControl.name)
 _LEASE_S = 30.0
+_LONGEST_WAIT_MS = 250
 
 ResultT = TypeVar("ResultT")
 
 
 class _LinkFuture(Future[Any]):
-    """A future that can be cancelled as long as its answer has not come."""
+    """A future whose answer comes through a link. It can be cancelled as long as it has not come."""
 
-    def __init__(self, cancel: Callable[[], bool]) -> None:
+    def __init__(self, link: Link, ticket: Ticket) -> None:
         super().__init__()
-        self._tell = cancel
+        self._link = link
+        self._ticket = ticket
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait for the answer, and bring it oneself where one may."""
+        self._link.bring(self._ticket)
+        return super().result(timeout)
 
     def cancel(self) -> bool:
         """Do without the answer. What the device does for it may come to nothing."""
         if not super().cancel():
             return False
-        if self._tell():
+        if self._link.cancel(self._ticket):
             self.set_running_or_notify_cancel()
         return True
 
 
 class Link:
-    """A connection to a server, and the next one when that ends. Its thread owns the sockets, and ends with it.
+    """A connection to a server, and the next one when that ends.
+
+    A thread looks after it: it makes the connection, notices when that ends, and brings the replies. A caller who waits
+    for a reply does the thread's work meanwhile, because handing a request and its reply from thread to thread takes as
+    long as the network does. The lock is held by whoever uses the conversation or the socket.
 
     Parameters
     ----------
@@ -132,6 +146,10 @@ class Link:
         )
         self._ended = False
         self._waker = Waker()
+        self._connection: _Connection | None = None
+        self._attendant: int | None = None  # the thread of a caller who brings the replies
+        self._watching = False  # whether the link's own thread does
+        self._attendant_waker = Waker()
         self._thread = threading.Thread(target=self._run, name=f"opu-link {address}", daemon=True)
 
     def greet(self) -> protocol.Welcome:
@@ -185,9 +203,11 @@ class Link:
         RefusedError
             Called from a callback: the thread that brings the reply would wait for itself.
         """
-        self._check_thread()
         future: Future[ResultT] = Future()
-        self.send(Ticket(make, reply_type, future, _reply_itself, session=session))
+        ticket = Ticket(make, reply_type, future, _reply_itself, session=session)
+        with self.attending():
+            self.send(ticket)
+            self.bring(ticket)
         return future.result()
 
     def request(self, ticket: Ticket) -> Future[Any]:
@@ -198,7 +218,7 @@ class Link:
         OpuError
             The server is gone, or the link is closed.
         """
-        ticket.future = _LinkFuture(lambda: self._cancel(ticket))
+        ticket.future = _LinkFuture(self, ticket)
         self.send(ticket)
         return ticket.future
 
@@ -206,7 +226,55 @@ class Link:
         """Send a request and return at once."""
         with self._lock:
             self._conversation.add(ticket)
-        self._waker.wake()
+            self._transmit()
+            unattended = not self._watching and self._attendant is None
+        if unattended:
+            self._waker.wake()
+
+    @contextlib.contextmanager
+    def attending(self) -> Iterator[None]:
+        """Bring the replies oneself meanwhile, if nobody else does: whoever sends and waits need not wake the thread.
+
+        Raises
+        ------
+        RefusedError
+            Called from a callback: whoever brings the reply would wait for itself.
+        """
+        me = threading.get_ident()
+        if me in {self._thread.ident, self._attendant}:
+            raise RefusedError(
+                "A callback of a future waits for the device whose link runs it.", "Wait in another thread."
+            )
+        with self._lock:
+            attends = self._attendant is None
+            if attends:
+                self._attendant = me
+        try:
+            yield
+        finally:
+            if attends:
+                with self._lock:
+                    self._attendant = None
+                    unattended = self._conversation.waits and not self._watching
+                if unattended:
+                    self._waker.wake()
+
+    def bring(self, ticket: Ticket) -> None:
+        """Bring replies until that to a request is there or the connection has ended, if this thread attends."""
+        connection = self._connection
+        if connection is None or self._attendant != threading.get_ident():
+            return
+        while not ticket.future.done():
+            try:
+                with self._lock:
+                    if self._connection is not connection:
+                        return
+                    self._receive()
+            except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+                self._break(error)
+            self._settle()
+            if not ticket.future.done() and connection.arrivals.poll(_LONGEST_WAIT_MS):
+                self._attendant_waker.clear()
 
     def register(self, record: SessionRecord) -> None:
         """Have a session opened again whenever the server is another one."""
@@ -220,12 +288,14 @@ class Link:
 
     def close(self) -> None:
         """Say bye, when everything that was asked before is answered, and end the thread."""
-        self._check_thread()
         ticket = Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, Future(), _reply_itself)
-        with self._lock:
-            is_over = self._conversation.error is not None
-            if not is_over:
-                self._conversation.leave(ticket)
+        with self.attending():
+            with self._lock:
+                is_over = self._conversation.error is not None
+                if not is_over:
+                    self._conversation.leave(ticket)
+                    self._transmit()
+            self.bring(ticket)
         self._waker.wake()
         if not is_over:
             with contextlib.suppress(LinkError, ClosedError):
@@ -240,17 +310,36 @@ class Link:
         self._ended = True
         self._waker.wake()
 
-    def _check_thread(self) -> None:
-        if threading.current_thread() is self._thread:
-            raise RefusedError(
-                "A callback of a future waits for the device whose link runs it.", "Wait in another thread."
-            )
-
-    def _cancel(self, ticket: Ticket) -> bool:
+    def cancel(self, ticket: Ticket) -> bool:
+        """Do without the answer to a request; see `Conversation.cancel`."""
         with self._lock:
             to_be_told = self._conversation.cancel(ticket)
-        self._waker.wake()
+            self._transmit()
         return to_be_told
+
+    # With the lock
+
+    def _transmit(self) -> None:
+        """Send what is to be sent. Afterwards ZeroMQ tells only whoever asks that something has come."""
+        connection = self._connection
+        if connection is None:
+            return
+        dealer = connection.dealer
+        for message in self._conversation.messages():
+            dealer.send_multipart(message, zmq.NOBLOCK, copy=False)
+        if int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            (self._waker if self._attendant is None else self._attendant_waker).wake()
+
+    def _receive(self) -> None:
+        """Take in what has come, and send what it makes possible."""
+        connection = self._connection
+        if connection is None:
+            return
+        with contextlib.suppress(zmq.Again):
+            while True:
+                frames = connection.dealer.recv_multipart(zmq.NOBLOCK, copy=False)
+                self._conversation.receive([frame.buffer for frame in frames])
+        self._transmit()
 
     # The thread
 
@@ -266,13 +355,13 @@ class Link:
         except zmq.ZMQError as error:
             self._fail(UnreachableError(f"Cannot use {self.address}: {error.strerror}.", "Check the address."))
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-            _log.exception("the link to %s failed", self.address)
-            self._fail(LinkError(f"The link to {self.address} failed: {error!r}.", OPEN_AGAIN))
+            self._break(error)
         finally:
             self._ended = True
             self._fail(ClosedError(f"The link to {self.address} is closed.", "Open the device again."))
             context.term()
             self._waker.close()
+            self._attendant_waker.close()
 
     def _wait_apart(self) -> None:
         poller = zmq.Poller()
@@ -291,58 +380,81 @@ class Link:
             dealer.ipv6 = "[" in self.address
             dealer.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_PAYLOAD_BYTES + _ENCRYPTION_BYTES)
             dealer.rcvhwm = 0  # never stop reading: opu.remote.inbox tells why; no more comes than was asked for
+            dealer.sndhwm = 0  # the server says how much may be asked
             if not self._conversation.is_greeting:
                 dealer.reconnect_ivl = -1  # the conversation says when to try again
             if self._keys is not None:
                 self._keys.apply(dealer)
             dealer.connect(self.address)
             with self._lock:
-                hello = self._conversation.connected()
-            dealer.send_multipart(hello, zmq.NOBLOCK)
-            self._converse(dealer, watch)
+                dealer.send_multipart(self._conversation.connected(), zmq.NOBLOCK)
+                self._connection = _Connection(dealer, self._attendant_waker)
+            self._converse(self._connection, watch)
         finally:
+            with self._lock:
+                self._connection = None
+                self._watching = False
+            self._attendant_waker.wake()
             watch.close()
             dealer.close()
 
-    def _converse(self, dealer: zmq.Socket[bytes], watch: ConnectionWatch) -> None:
-        poller = zmq.Poller()
-        for source in (dealer, watch.receiver, self._waker.receiver):
-            poller.register(source, zmq.POLLIN)
+    def _converse(self, connection: _Connection, watch: ConnectionWatch) -> None:
         conversation = self._conversation
+        idle, working = zmq.Poller(), zmq.Poller()
+        for source in (watch.receiver, self._waker.receiver):
+            idle.register(source, zmq.POLLIN)
+            working.register(source, zmq.POLLIN)
+        working.register(connection.descriptor, zmq.POLLIN)
         while not self._ended and conversation.has_connection:
+            with self._lock:
+                self._watching = self._attendant is None
+            poller = working if self._watching else idle
             ready = dict(poller.poll(max(1, round(1000 * conversation.patience_s()))))
             if self._waker.receiver.fileno() in ready:
                 self._waker.clear()
             failure = watch.find_failure() if watch.receiver in ready or watch.is_suspicious else None
             with self._lock:
-                if dealer in ready or watch.has_ended:
-                    self._receive(dealer)
+                if self._attendant is None or watch.has_ended:
+                    self._receive()
                 if failure is not None:
                     conversation.fail(failure)
                 elif watch.has_ended and not conversation.is_greeting:
                     conversation.hung_up()
-                for message in conversation.messages():
-                    dealer.send_multipart(message, zmq.NOBLOCK, copy=False)
                 conversation.look()
+                self._transmit()
             self._settle()
-
-    def _receive(self, dealer: zmq.Socket[bytes]) -> None:
-        with contextlib.suppress(zmq.Again):
-            while True:
-                frames = dealer.recv_multipart(zmq.NOBLOCK, copy=False)
-                self._conversation.receive([frame.buffer for frame in frames])
 
     def _settle(self) -> None:
         """Set the futures that are due, without the lock: their callbacks may do anything but wait for the link."""
         with self._lock:
             settled = self._conversation.take_settled()
-        for ticket, outcome in settled:
-            ticket.settle(outcome)
+        _settle(settled)
+
+    def _break(self, error: Exception) -> None:
+        """End the link because of a fault of its own."""
+        _log.error("the link to %s failed", self.address, exc_info=error)
+        self._fail(LinkError(f"The link to {self.address} failed: {error!r}.", OPEN_AGAIN))
 
     def _fail(self, error: OpuError) -> None:
         with self._lock:
             self._conversation.fail(error)
         self._settle()
+
+
+class _Connection:
+    """A socket, and what to wait for to know that something has come. ZeroMQ tells that once, and not again."""
+
+    def __init__(self, dealer: zmq.Socket[bytes], attendant_waker: Waker) -> None:
+        self.dealer = dealer
+        self.descriptor: int = dealer.getsockopt(zmq.FD)  # type: ignore[assignment]
+        self.arrivals = select.poll()
+        self.arrivals.register(self.descriptor, select.POLLIN)
+        self.arrivals.register(attendant_waker.receiver, select.POLLIN)
+
+
+def _settle(settled: list[tuple[Ticket, Outcome]]) -> None:
+    for ticket, outcome in settled:
+        ticket.settle(outcome)
 
 
 def name_of_this_program() -> str:
@@ -622,6 +734,18 @@ class RemoteSession(Session):
             is_projection=True,
         )
         return self._link.request(ticket)
+
+    def project(
+        self,
+        patterns: ArrayLike | PackedPatterns,
+        *,
+        first_frame_index: int | None = None,
+        out: NDArray[Any] | None = None,
+        deadline_s: float | None = None,
+    ) -> Projection:
+        """Project a batch and wait for the frames: `submit(...).result()`, by the shortest way."""
+        with self._link.attending():
+            return super().project(patterns, first_frame_index=first_frame_index, out=out, deadline_s=deadline_s)
 
     def _read_frames(
         self, reply: protocol.Frames, payload: memoryview, batch: int, out: NDArray[Any] | None

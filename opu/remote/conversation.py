@@ -383,6 +383,11 @@ class Conversation:
             given_back = self._leaving and ticket.reply_type is protocol.Done
             self._settled.append((ticket, _DONE if given_back else self.error))
 
+    @property
+    def waits(self) -> bool:
+        """Whether any request is not settled yet."""
+        return bool(self._pending or self._outgoing or self._reopening)
+
     def take_settled(self) -> list[tuple[Ticket, Outcome]]:
         """Return the tickets to be settled now, with no lock held: callbacks of their futures may do anything."""
         settled = list(self._settled)

@@ -27,7 +27,7 @@ from numba import get_num_threads, njit, prange
 
 from opu.sim.counters import derive_key, philox, philox_words
 from opu.sim.kernels import address_of, caller
-from opu.sim.threads import numba_lock
+from opu.sim.threads import KernelTurn
 from opu.sim.variates import (
     BLOCK,
     exponential,
@@ -211,6 +211,9 @@ def pixel_maps(model: CameraModel, seed: int, pixels: NDArray[np.int64]) -> Pixe
 
 
 _TASKS_PER_THREAD = 4
+_PIXEL_NS = 5.0
+"""Time of a thread for a value."""
+
 _ONES, _ZEROS = np.ones(BLOCK, _F), np.zeros(BLOCK, _F)
 _NO_BYTES, _NO_WORDS = np.zeros((0, 0), np.uint8), np.zeros((0, 0), np.uint16)
 
@@ -485,7 +488,7 @@ def expose(exposure: Exposure, out: NDArray[Any]) -> int:
     is_8_bit = frames.dtype == np.uint8
     response, offset_e, dark_e = exposure.repeating_maps
     n_blocks = len(frames) * len(maps.runs)
-    with numba_lock:
+    with KernelTurn(_PIXEL_NS * frames.size):
         saturated = np.zeros(min(_TASKS_PER_THREAD * get_num_threads(), n_blocks), np.int64)
         _expose(
             _expose_blocks(),

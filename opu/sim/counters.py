@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +42,7 @@ WORD_MASK = np.uint64(0xFFFFFFFF)
 WORD_BITS = np.uint64(32)
 
 
+@lru_cache(maxsize=256)
 def derive_key(purpose: str, *numbers: int) -> tuple[np.uint64, np.uint64]:
     """Derive a Philox key from what the numbers are for.
 

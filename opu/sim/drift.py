@@ -33,7 +33,7 @@ import numpy as np
 
 from opu.errors import ConfigError
 from opu.sim.counters import derive_key, philox_words
-from opu.sim.media.base import EpochTrack
+from opu.sim.media.base import EpochTrack, never_renewed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -201,7 +201,7 @@ def track(model: DriftModel, seed: int, n_blocks: int, times_s: NDArray[np.float
     """
     n_frames = len(times_s)
     if model.is_still:
-        return EpochTrack.still(n_frames, np.zeros(n_blocks, np.uint32))
+        return EpochTrack.still(n_frames, never_renewed(n_blocks))
     initial = epochs_at(model, seed, n_blocks, float(times_s[0]))
     clock = model.operational_time(np.maximum(times_s, 0.0))
     # Columns: frame, place in operational time, block, epoch.

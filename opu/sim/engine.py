@@ -5,7 +5,8 @@ Arlazarov et al. 1970): for five features at a time a table of the 32 possible s
 adds one table row instead of up to five matrix rows. Entries and partial sums are 16-bit integers, sixteen to a vector
 register; a segment of features ends before a sum could leave their range. The inner loops are explicit vectors (LLVM
 instructions, portable). This takes less than half of the time of the two float32 BLAS products that it replaces, and
-uses no threads but Numba's.
+uses no threads but Numba's. Making the tables costs as much as adding the rows of some twenty patterns, so that smaller
+batches add the rows themselves.
 
 Sums of integers below 2**24 are exact in float32, so the result is the one of any other engine, to the bit.
 """
@@ -22,7 +23,7 @@ from numba import njit, prange, types
 from numba.extending import intrinsic
 
 from opu.sim.light import BLIND, Sight, put_electrons, put_light
-from opu.sim.threads import numba_lock
+from opu.sim.threads import KernelTurn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,9 +37,14 @@ _LANES = 16
 _GROUP = 5
 _TABLES = 4
 _STEP = _GROUP * _TABLES
-_SMALL_BATCH = 12
+_SMALL_BATCH = 20
 _LARGE_BATCH = 512
+_PIECE = 5 * _STEP
+"""Features whose rows are added together: 25 KiB of a block, which stay in the nearest cache for all patterns."""
+
 _LIMIT = np.iinfo(np.int16).max
+_ROW_NS = 4.0
+"""Time of a thread for adding a row of a block or of a table, or making one of a table."""
 
 
 def block_shape(n_features: int, n_outputs: int) -> tuple[int, int, int]:
@@ -57,11 +63,14 @@ class IntegerMatrix:
         the last feature and the last output is 0. 32 bits are slower: a batch does not share work then.
     n_features, n_outputs : int
         The size of the matrix.
+    largest : int, optional
+        No part of an entry is further from 0. A matrix that is used once need not be looked through for it.
     """
 
     blocks: NDArray[np.int16] | NDArray[np.int32]
     n_features: int
     n_outputs: int
+    largest: int | None = None
 
     @property
     def real(self) -> NDArray[np.float32]:
@@ -92,15 +101,15 @@ class IntegerMatrix:
         """
         real = np.empty((len(features), self.n_outputs), dtype=np.float32)
         imag = np.empty_like(real)
-        if self._shares_work(len(features)):
-            self._sum_tables(features, BLIND, real, imag)
+        if self._is_narrow:
+            self._sum(features, BLIND, real, imag)
         else:
-            with numba_lock:
-                _sum_rows(features, self.blocks, real, imag)  # in 32 bits
+            with KernelTurn(_ROW_NS * features.size * len(self.blocks)):
+                _sum_wide_rows(features, self.blocks, real, imag)
         return real, imag
 
     def light_electrons(self, features: NDArray[np.uint8], seen: Sight, out: NDArray[np.float32]) -> None:
-        """Compute the photo-electrons of `features @ matrix`, which large batches need not keep.
+        """Compute the photo-electrons of `features @ matrix`, which need not be kept.
 
         Parameters
         ----------
@@ -111,39 +120,49 @@ class IntegerMatrix:
         out : ndarray of float32, shape (batch, n_outputs)
             Receives the electrons.
         """
-        if self._shares_work(len(features)):
-            self._sum_tables(features, seen, out, out)
+        if self._is_narrow:
+            self._sum(features, seen, out, out)
         else:
             put_light(*self.multiply(features), seen, out)
 
-    def _shares_work(self, batch: int) -> bool:
-        """Whether the patterns of a batch share tables."""
-        return batch > _SMALL_BATCH and self.blocks.dtype == np.int16 and bool(self._bounds.max() <= _LIMIT)
+    @cached_property
+    def _is_narrow(self) -> bool:
+        """Whether 16 bits hold the sums over a step of features."""
+        return self.blocks.dtype == np.int16 and bool(self._bounds.max() <= _LIMIT)
 
-    def _sum_tables(
+    def _sum(
         self, features: NDArray[np.uint8], seen: Sight, first: NDArray[np.float32], second: NDArray[np.float32]
     ) -> None:
         for start in range(0, len(features), _LARGE_BATCH):
             rows = slice(start, start + _LARGE_BATCH)
-            part = seen.of_frames(rows)
-            codes = self._codes(features[rows])
-            with numba_lock:
-                _sum_tables(
-                    codes,
-                    self.blocks,
-                    self._bounds,
-                    self.n_outputs,
-                    part.on,
-                    part.beside,
-                    part.electrons_per_intensity,
-                    first[rows].reshape(-1),
-                    second[rows].reshape(-1),
-                )
+            some, part = features[rows], seen.of_frames(rows)
+            to = part.on, part.beside, part.electrons_per_intensity, first[rows].reshape(-1), second[rows].reshape(-1)
+            if len(some) > _SMALL_BATCH:
+                codes = self._codes(some)
+                n_rows = (1 << _GROUP) * self.blocks.shape[1] // _GROUP + codes.size
+                with KernelTurn(_ROW_NS * n_rows * len(self.blocks)):
+                    _sum_tables(codes, self.blocks, self._bounds, self.n_outputs, *to)
+            else:
+                with KernelTurn(_ROW_NS * some.size / 2 * len(self.blocks)):
+                    _sum_rows(some, self.blocks, self._pieces, self.n_outputs, *to)
+
+    @cached_property
+    def _pieces(self) -> NDArray[np.int64]:
+        """Where to divide the features: sums over a piece fit into 16 bits, shape (n_pieces + 1,)."""
+        stops, reach = [0], 0
+        for step, bound in enumerate(self._bounds):
+            reach += bound
+            if step and (reach > _LIMIT or step * _STEP - stops[-1] == _PIECE):
+                stops.append(step * _STEP)
+                reach = bound
+        return np.array([*stops, self.n_features])
 
     @cached_property
     def _bounds(self) -> NDArray[np.int64]:
         """How far the sums over each step of features can be from 0, whatever the pattern, shape (n_steps,)."""
         n_steps = self.blocks.shape[1] // _STEP
+        if self.largest is not None and _STEP * self.largest <= _LIMIT:
+            return np.full(n_steps, _STEP * self.largest)
         bounds = np.zeros(n_steps, np.int64)
         for block in self.blocks:
             # The size of -2**15 is 2**15 as an unsigned number.
@@ -153,10 +172,13 @@ class IntegerMatrix:
 
     def _codes(self, features: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the table row of each group of five features, shape (n_groups, batch)."""
-        padded = np.zeros((len(features), self.blocks.shape[1]), dtype=np.uint8)
-        padded[:, : self.n_features] = features
-        weights = (1 << np.arange(_GROUP)).astype(np.uint8)
-        return np.ascontiguousarray((padded.reshape(len(features), -1, _GROUP) @ weights).T)
+        lit = np.zeros((self.blocks.shape[1], len(features)), np.uint8)
+        lit[: self.n_features] = features.T
+        codes = np.zeros((len(lit) // _GROUP, len(features)), np.uint8)
+        for place in reversed(range(_GROUP)):  # whole rows at a time
+            codes += codes
+            codes += lit[place::_GROUP]
+        return codes
 
 
 # Compiling a kernel takes much longer than loading one: loops over single numbers, rather than over slices, and no more
@@ -222,7 +244,7 @@ def _row(array: Any, first: Any, second: Any) -> Any:  # pragma: no cover - comp
 
 
 @njit(parallel=True, cache=True)
-def _sum_rows(features: Any, blocks: Any, real: Any, imag: Any) -> None:  # pragma: no cover - compiled
+def _sum_wide_rows(features: Any, blocks: Any, real: Any, imag: Any) -> None:  # pragma: no cover - compiled
     batch, n_features = features.shape
     for block in prange(blocks.shape[0]):
         total = np.empty(2 * OUTPUTS, np.int32)
@@ -250,6 +272,84 @@ def _widen(sums: Any, totals: Any, begins: Any) -> None:  # pragma: no cover - c
             sums[pattern, i] = 0
 
 
+@njit(inline="always", cache=True)
+def _put_totals(
+    totals: Any,
+    block: Any,
+    n_outputs: Any,
+    on: Any,
+    beside: Any,
+    electrons_per_intensity: Any,
+    first: Any,
+    second: Any,
+) -> None:  # pragma: no cover - compiled
+    """Write what the totals of a block are wanted for.
+
+    With negative electrons per intensity the sums themselves are wanted: real parts in `first`, imaginary ones in
+    `second`.
+    """
+    real = totals.reshape(-1)
+    imag = real[OUTPUTS:]
+    start = np.uint64(block * OUTPUTS)
+    size = min(np.uint64(OUTPUTS), np.uint64(n_outputs) - start)
+    for pattern in range(np.uint64(len(totals))):
+        at = pattern * np.uint64(2 * OUTPUTS)
+        target = pattern * np.uint64(n_outputs) + start
+        if electrons_per_intensity >= 0:
+            put_electrons(real, imag, at, size, on, beside, pattern, start, electrons_per_intensity, first, target)
+        else:
+            for i in range(size):
+                first[target + i] = real[at + i]
+                second[target + i] = imag[at + i]
+
+
+@njit(parallel=True, cache=True)
+def _sum_rows(
+    features: Any,
+    blocks: Any,
+    pieces: Any,
+    n_outputs: Any,
+    on: Any,
+    beside: Any,
+    electrons_per_intensity: Any,
+    first: Any,
+    second: Any,
+) -> None:  # pragma: no cover - compiled
+    # pieces: see `IntegerMatrix._pieces`; the rest as of `_put_totals`.
+    batch = len(features)
+    n_pieces = len(pieces) - 1
+    lit = np.empty((n_pieces, batch, 1 + _PIECE), np.uint8)  # how many features of a piece are lit, and which ones
+    for piece in range(n_pieces):
+        for pattern in range(batch):
+            n = 0
+            for feature in range(pieces[piece], pieces[piece + 1]):
+                lit[piece, pattern, 1 + n] = feature - pieces[piece]
+                n += features[pattern, feature]  # no branch, which the processor would guess wrong half of the time
+            lit[piece, pattern, 0] = n
+    for block in prange(blocks.shape[0]):
+        sums = np.zeros((batch, 2 * OUTPUTS), np.int16)
+        totals = np.empty((batch, 2 * OUTPUTS), np.float32)
+        for piece in range(n_pieces):
+            start = pieces[piece]
+            for pattern in range(batch):
+                n_lit = np.int64(lit[piece, pattern, 0])
+                place = np.int64(pattern) * 2 * OUTPUTS
+                for i in range(4, 1 + n_lit, 4):
+                    _add_sums(
+                        blocks,
+                        _row(blocks, block, start + lit[piece, pattern, i - 3]),
+                        _row(blocks, block, start + lit[piece, pattern, i - 2]),
+                        _row(blocks, block, start + lit[piece, pattern, i - 1]),
+                        _row(blocks, block, start + lit[piece, pattern, i]),
+                        sums,
+                        place,
+                    )
+                for i in range(1 + n_lit - n_lit % 4, 1 + n_lit):
+                    _add_feature(blocks, _row(blocks, block, start + lit[piece, pattern, i]), sums, place, place)
+            _widen(sums, totals, piece == 0)
+        _put_totals(totals, block, n_outputs, on, beside, electrons_per_intensity, first, second)
+
+
 @njit(parallel=True, cache=True)
 def _sum_tables(
     codes: Any,
@@ -262,8 +362,6 @@ def _sum_tables(
     first: Any,
     second: Any,
 ) -> None:  # pragma: no cover - compiled
-    # With negative electrons per intensity the sums themselves are wanted: real parts in `first`, imaginary ones in
-    # `second`.
     batch = codes.shape[1]
     n_steps = len(bounds)
     for block in prange(blocks.shape[0]):
@@ -309,16 +407,4 @@ def _sum_tables(
                 _widen(sums, totals, begins)
                 begins = False
                 reach = 0
-        real = totals.reshape(-1)
-        imag = real[OUTPUTS:]
-        start = np.uint64(block * OUTPUTS)
-        size = min(np.uint64(OUTPUTS), np.uint64(n_outputs) - start)
-        for pattern in range(np.uint64(batch)):
-            at = pattern * np.uint64(2 * OUTPUTS)
-            target = pattern * np.uint64(n_outputs) + start
-            if electrons_per_intensity >= 0:
-                put_electrons(real, imag, at, size, on, beside, pattern, start, electrons_per_intensity, first, target)
-            else:
-                for i in range(size):
-                    first[target + i] = real[at + i]
-                    second[target + i] = imag[at + i]
+        _put_totals(totals, block, n_outputs, on, beside, electrons_per_intensity, first, second)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit, prange
 
-from opu.sim.threads import numba_lock
+from opu.sim.threads import KernelTurn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 _F = np.float32
+_POINT_NS = 1.0
+"""Time of a thread for a value."""
 
 
 def off_field(off_amplitude: complex, all_real: Any, all_imag: Any) -> NDArray[np.complex64] | None:
@@ -176,7 +178,7 @@ def light_electrons(
 
 def put_light(real: NDArray[np.float32], imag: NDArray[np.float32], seen: Sight, out: NDArray[np.float32]) -> None:
     """Compute the mean photo-electrons of fields, shape (n_frames, n_points) as `out`."""
-    with numba_lock:
+    with KernelTurn(_POINT_NS * out.size):
         _light_electrons(
             real.reshape(-1),
             imag.reshape(-1),

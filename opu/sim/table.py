@@ -12,7 +12,7 @@ import numpy as np
 from opu.device import NO_REFERENCE, REFERENCE_STEPS
 from opu.errors import ConfigError, DeviceError
 from opu.parts import FrameNumbers
-from opu.patterns import PackedPatterns, unpack
+from opu.patterns import PackedPatterns
 from opu.sim.camera import Exposure, PixelMaps, expose, pixel_maps
 from opu.sim.counters import derive_key
 from opu.sim.dmd import mirror_map
@@ -20,7 +20,7 @@ from opu.sim.drift import track, vibration_angle
 from opu.sim.laser import LaserModel, power_factors
 from opu.sim.light import light_electrons, total_field
 from opu.sim.media import make_medium
-from opu.sim.media.base import EpochTrack, Fields
+from opu.sim.media.base import EpochTrack, Fields, never_renewed
 from opu.sim.memory import Recycler
 from opu.sim.mirrors import STUCK_ON, n_blocks
 from opu.sim.reference import reference_field
@@ -55,10 +55,14 @@ def _frames_at_once(n_points: int, n_features: int, *, in_one: bool) -> int:
     return max(1, min(_GOOD_BATCH, _LARGE_CHUNK_BYTES // n_bytes), _CHUNK_BYTES // n_bytes)
 
 
-def _unpacked(patterns: PackedPatterns, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return some patterns of a sequence: zeros before its beginning, the last one after its end."""
-    rows = np.clip(numbers, 0, len(patterns) - 1)
-    features = unpack(PackedPatterns(np.ascontiguousarray(patterns.bits[rows]), patterns.n_features))
+def _unpacked(patterns: PackedPatterns, rows: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return some patterns of a sequence."""
+    return np.unpackbits(patterns.bits[rows], axis=1, count=patterns.n_features, bitorder="little")
+
+
+def _shown(patterns: PackedPatterns, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return what the mirrors show: nothing before a sequence begins, its last pattern after its end."""
+    features = _unpacked(patterns, np.clip(numbers, 0, len(patterns) - 1))
     features[numbers < 0] = 0
     return features
 
@@ -94,6 +98,8 @@ class LightPath:
         The independent medium that vibration mixes in.
     maps : PixelMaps
         The fixed pattern of the camera.
+    frames_at_once : int
+        How many frames are computed together.
     """
 
     mirrors: MirrorMap
@@ -101,6 +107,7 @@ class LightPath:
     medium: PreparedMedium
     shaken: PreparedMedium | None
     maps: PixelMaps
+    frames_at_once: int
 
 
 class OpticalTable:
@@ -237,17 +244,15 @@ class OpticalTable:
         """Prepare a light path of one's own."""
         mirrors = self.mirrors(layout)
         sampling = self.model.speckle.arrange(pixels, self.model.camera.columns)
+        in_one = self._ends_in_light(self.medium, mirrors, is_plain=sampling.is_plain)
         return LightPath(
             mirrors=mirrors,
             sampling=sampling,
             medium=self.medium.prepare(mirrors, sampling.points),
             shaken=self.shaken_medium.prepare(mirrors, sampling.points) if self._vibrates else None,
             maps=pixel_maps(self.model.camera, self.seed, pixels),
+            frames_at_once=_frames_at_once(max(len(sampling.points), len(pixels)), layout.n_features, in_one=in_one),
         )
-
-    def _frames_at_once(self, path: LightPath, n_features: int) -> int:
-        in_one = self._ends_in_light(self.medium, path.mirrors, is_plain=path.sampling.is_plain)
-        return _frames_at_once(max(len(path.sampling.points), len(path.maps.pixels)), n_features, in_one=in_one)
 
     def _ends_in_light(self, medium: Medium, mirrors: MirrorMap, *, is_plain: bool) -> bool:
         """Whether a medium computes light without writing fields."""
@@ -273,8 +278,8 @@ class OpticalTable:
         arrived = delivery(
             self.model.trigger, self.seed, armed.numbers.noise_key, armed.numbers.first_frame_index, len(patterns)
         )
-        self.n_dropped = arrived.n_dropped
-        if (arrived.sources != np.arange(len(patterns))).any():
+        self.n_dropped = 0 if arrived is None else arrived.n_dropped
+        if arrived is not None:
             armed.out[:] = armed.out[arrived.sources]
             armed.out[arrived.sources == BLANK] = 0
 
@@ -294,13 +299,15 @@ class OpticalTable:
         )
         times_s = (plan.start_us + plan.frame_us * np.arange(n_frames, dtype=np.float64)) * 1e-6
         power = self._power_factors(self.model.laser, numbers, times_s)
-        n_rows = self._frames_at_once(path, layout.n_features)
+        n_rows = path.frames_at_once
         self.n_saturated = 0
-        n_on = np.zeros(layout.n_features, np.uint32)
+        # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
+        n_on = np.zeros(layout.n_features + 2, np.uint32)
+        n_on[STUCK_ON] = n_frames
         for start in range(0, n_frames, n_rows):
             chunk = slice(start, min(start + n_rows, n_frames))
-            features = _unpacked(patterns, np.arange(chunk.start, chunk.stop))
-            _count_ones(features, n_on)
+            features = _unpacked(patterns, chunk)
+            _count_ones(features, n_on[: layout.n_features])
             if windows is None:
                 light_e = self._memory.empty((len(features), armed.out.shape[1]))
                 self._light(path, features, settings, numbers.first_frame_index + start, times_s[chunk], light_e)
@@ -310,7 +317,7 @@ class OpticalTable:
                 light_e *= power[chunk, np.newaxis]
             self.n_saturated += expose(self._exposure(path, settings, numbers, light_e, start), armed.out[chunk])
             del light_e  # its memory is used for the next chunk
-        self._note_duty(layout, n_on, n_frames, plan.frame_us)
+        self._note_duty(layout, n_on, plan.frame_us)
 
     def _power_factors(
         self, laser: LaserModel, numbers: FrameNumbers, times_s: NDArray[np.float64]
@@ -346,15 +353,16 @@ class OpticalTable:
 
         With the drift of medium and laser at that time, without noise and without errors of the trigger.
         """
-        n_rows = self._frames_at_once(path, patterns.n_features)
+        n_rows = path.frames_at_once
         slow = replace(self.model.laser, rin=0.0)
         power = self._power_factors(slow, FrameNumbers(0, 0), np.array([device_time_s]))
         out = np.empty((len(patterns), len(settings.pixels)), np.float32)
         for start in range(0, len(patterns), n_rows):
-            rows = np.arange(start, min(start + n_rows, len(patterns)))
-            times_s = np.full(len(rows), device_time_s)
-            light_e = np.empty((len(rows), out.shape[1]), np.float32)
-            self._light(path, _unpacked(patterns, rows), settings, start, times_s, light_e)
+            rows = slice(start, min(start + n_rows, len(patterns)))
+            features = _unpacked(patterns, rows)
+            times_s = np.full(len(features), device_time_s)
+            light_e = np.empty((len(features), out.shape[1]), np.float32)
+            self._light(path, features, settings, start, times_s, light_e)
             if power is not None:
                 light_e *= power
             out[rows] = self._exposure(path, settings, FrameNumbers(0, 0), light_e, start).mean_electrons()
@@ -372,7 +380,7 @@ class OpticalTable:
         """Return the mean photo-electrons of a chunk of frames, light of neighbouring patterns included."""
         n_frames = chunk.stop - chunk.start
         shown = np.arange(chunk.start - 1, chunk.stop + 1) + windows.shift
-        features = _unpacked(patterns, shown)
+        features = _shown(patterns, shown)
         times_s = (plan.start_us + plan.frame_us * shown) * 1e-6
         first = armed.numbers.first_frame_index + int(shown[0])  # the arm's step belongs to the pattern's trigger
         light_e = np.empty((len(shown), armed.out.shape[1]), np.float32)
@@ -440,7 +448,7 @@ class OpticalTable:
             return fields
         angle = vibration_angle(self.model.drift, self.seed, times_s)[:, np.newaxis]
         cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        never = np.zeros(n_blocks(path.mirrors.n_mirrors), np.uint32)
+        never = never_renewed(n_blocks(path.mirrors.n_mirrors))
         shaken = path.shaken.fields(features, EpochTrack.still(len(features), never))
         return Fields(
             *(
@@ -454,13 +462,12 @@ class OpticalTable:
         per_mirror = self.model.laser.electrons_per_mirror_us * self.model.dmd.efficiency * exposure_us
         return per_mirror / (self.medium.variance * full_level**2)
 
-    def _note_duty(self, layout: MirrorLayout, n_on: NDArray[np.uint32], n_frames: int, frame_us: float) -> None:
+    def _note_duty(self, layout: MirrorLayout, n_on: NDArray[np.uint32], frame_us: float) -> None:
         """Note how many frames of a sequence each feature was on."""
-        # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
-        on = np.append(n_on, np.zeros(2, np.uint32))
-        on[STUCK_ON] = n_frames
+        on_us = n_on.astype(np.float64) * frame_us
         with self._duty_lock:
-            self._on_time_us[layout] = self._on_time_us.get(layout, np.zeros(len(on))) + on * frame_us
+            before_us = self._on_time_us.get(layout)
+            self._on_time_us[layout] = on_us if before_us is None else before_us + on_us
 
     def landed_on_share(self) -> NDArray[np.float64]:
         """Return the share of the pattern time that mirrors were on, shape (rows, columns); NaN before any pattern."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,7 +99,7 @@ class Windows:
     shares: NDArray[np.float32]
 
 
-def delivery(model: TriggerModel, seed: int, noise_key: int, first_frame_index: int, n_frames: int) -> Delivery:
+def delivery(model: TriggerModel, seed: int, noise_key: int, first_frame_index: int, n_frames: int) -> Delivery | None:
     """Say which frames of a sequence arrive, as a function of their numbers.
 
     Parameters
@@ -110,16 +111,15 @@ def delivery(model: TriggerModel, seed: int, noise_key: int, first_frame_index: 
 
     Returns
     -------
-    Delivery
-        In order, as many places as frames.
+    Delivery or None
+        In order, as many places as frames; None where every frame arrives once, always.
     """
-    numbers = np.arange(n_frames, dtype=np.int64)
     if model.dropped_fraction == 0 and model.duplicated_fraction == 0:
-        return Delivery(numbers, 0)
+        return None
     uniform = frame_words(derive_key("trigger", seed, noise_key), first_frame_index, n_frames) * 2.0**-32
     dropped = uniform[_DROP_WORD] < model.dropped_fraction
     copies = np.where(dropped, 0, 1 + (uniform[_DUPLICATE_WORD] < model.duplicated_fraction))
-    arrived = np.repeat(numbers, copies)[:n_frames]
+    arrived = np.repeat(np.arange(n_frames, dtype=np.int64), copies)[:n_frames]
     sources = np.full(n_frames, BLANK, dtype=np.int64)
     sources[: len(arrived)] = arrived
     return Delivery(sources, int(dropped.sum()))
@@ -152,11 +152,25 @@ def window_shares(
     Windows or None
         None where every exposure falls on its own pattern alone.
     """
-    shift = math.floor(model.latency_us / frame_us)
-    start_us = np.full(n_frames, model.latency_us - shift * frame_us)
-    if model.jitter_us > 0:
-        words = frame_words(derive_key("trigger", seed, noise_key), first_frame_index, n_frames)
-        start_us += model.jitter_us * normal_pairs(*words[_JITTER_WORDS])[0].astype(np.float64)
+    if model.jitter_us == 0:
+        steady = _steady_window(model.latency_us, settle_us, frame_us, exposure_us)
+        return steady and Windows(steady.shift, np.broadcast_to(steady.shares, (n_frames, 3)))
+    words = frame_words(derive_key("trigger", seed, noise_key), first_frame_index, n_frames)
+    jitter_us = model.jitter_us * normal_pairs(*words[_JITTER_WORDS])[0].astype(np.float64)
+    return _windows(model.latency_us, jitter_us, settle_us, frame_us, exposure_us)
+
+
+@lru_cache(maxsize=64)
+def _steady_window(latency_us: float, settle_us: float, frame_us: float, exposure_us: float) -> Windows | None:
+    """Return what any exposure sees without jitter: as `window_shares`, for one frame."""
+    return _windows(latency_us, np.zeros(1), settle_us, frame_us, exposure_us)
+
+
+def _windows(
+    latency_us: float, jitter_us: NDArray[np.float64], settle_us: float, frame_us: float, exposure_us: float
+) -> Windows | None:
+    shift = math.floor(latency_us / frame_us)
+    start_us = latency_us - shift * frame_us + jitter_us
     pattern_us = frame_us * np.array([-1.0, 0.0, 1.0])
     opened = np.maximum(start_us[:, np.newaxis], pattern_us + settle_us)
     closed = np.minimum(start_us[:, np.newaxis] + exposure_us, pattern_us + frame_us)

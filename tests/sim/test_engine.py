@@ -1,5 +1,7 @@
 """The engine adds rows exactly, whatever the batch, the size and the range of the entries."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def matrix_of(real, imag):
     return IntegerMatrix(blocks, n_features, n_outputs)
 
 
-@pytest.mark.parametrize("batch", [1, 12, 13, 700])
+@pytest.mark.parametrize("batch", [1, 20, 21, 700])
 @pytest.mark.parametrize(("n_features", "n_outputs"), [(1, 1), (20, 64), (21, 65), (333, 130)])
 def test_products_are_exact(batch, n_features, n_outputs):
     generator = np.random.default_rng(n_features)
@@ -33,22 +35,36 @@ def test_products_are_exact(batch, n_features, n_outputs):
     np.testing.assert_array_equal(found_imag, features.astype(np.int64) @ imag)
 
 
-def test_sums_beyond_sixteen_bits_are_exact():
+@pytest.mark.parametrize("batch", [3, 30])
+def test_sums_beyond_sixteen_bits_are_exact(batch):
     # All entries of a column have one sign: the sums reach 32 times the range of a 16-bit integer.
     real = np.full((400, 70), 2621)
     imag = np.full((400, 70), -2621)
-    features = np.ones((20, 400), dtype=np.uint8)
+    features = np.ones((batch, 400), dtype=np.uint8)
     found_real, found_imag = matrix_of(real, imag).multiply(features)
-    np.testing.assert_array_equal(found_real, np.full((20, 70), 400 * 2621))
-    np.testing.assert_array_equal(found_imag, np.full((20, 70), -400 * 2621))
+    np.testing.assert_array_equal(found_real, np.full((batch, 70), 400 * 2621))
+    np.testing.assert_array_equal(found_imag, np.full((batch, 70), -400 * 2621))
 
 
+@pytest.mark.parametrize("batch", [3, 30])
 @pytest.mark.parametrize("entry", [1638, 1639, 32767, -32768])
-def test_steps_that_fill_sixteen_bits_alone_are_exact(entry):
+def test_steps_that_fill_sixteen_bits_alone_are_exact(entry, batch):
     real = np.full((60, 3), entry)  # 20 * 1638 = 32760 is the most that a step may reach
-    features = np.ones((16, 60), dtype=np.uint8)
+    features = np.ones((batch, 60), dtype=np.uint8)
     found_real, _ = matrix_of(real, np.zeros_like(real)).multiply(features)
-    np.testing.assert_array_equal(found_real, np.full((16, 3), 60 * entry))
+    np.testing.assert_array_equal(found_real, np.full((batch, 3), 60 * entry))
+
+
+@pytest.mark.parametrize("batch", [3, 30])
+@pytest.mark.parametrize("largest", [1638, 2000, 32767])
+def test_entries_of_known_range_are_added_exactly(batch, largest):
+    generator = np.random.default_rng(largest)
+    real, imag = generator.choice([-largest, 0, largest], (2, 240, 70))
+    features = generator.integers(0, 2, (batch, 240), dtype=np.uint8)
+    known = dataclasses.replace(matrix_of(real, imag), largest=largest)
+    found_real, found_imag = known.multiply(features)
+    np.testing.assert_array_equal(found_real, features.astype(np.int64) @ real)
+    np.testing.assert_array_equal(found_imag, features.astype(np.int64) @ imag)
 
 
 @pytest.mark.parametrize("batch", [3, 40, 600])

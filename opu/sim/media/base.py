@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from opu.sim.mirrors import MirrorMap
 
-__all__ = ["EpochTrack", "Fields", "Medium", "PreparedMedium", "first_epochs"]
+__all__ = ["EpochTrack", "Fields", "Medium", "PreparedMedium", "first_epochs", "never_renewed"]
 
 
 def first_epochs(mirrors: NDArray[np.int64]) -> NDArray[np.uint32]:
@@ -38,9 +39,18 @@ def first_epochs(mirrors: NDArray[np.int64]) -> NDArray[np.uint32]:
     return np.zeros(n_blocks(int(mirrors.max(initial=0)) + 1), np.uint32)
 
 
+_NOTHING, _NO_EPOCHS = np.zeros(0, np.int64), np.zeros(0, np.uint32)
+
+
+@lru_cache(maxsize=8)
+def never_renewed(n_blocks: int) -> NDArray[np.uint32]:
+    """Return epochs 0 for all blocks, always the same array."""
+    return np.zeros(n_blocks, np.uint32)
+
+
 @dataclass(frozen=True, eq=False)
 class EpochTrack:
-    """The epochs of all blocks of mirrors during a sequence of frames.
+    """The epochs of all blocks of mirrors during a sequence of frames. Nobody changes its arrays.
 
     Parameters
     ----------
@@ -63,8 +73,11 @@ class EpochTrack:
     @classmethod
     def still(cls, n_frames: int, initial: NDArray[np.uint32]) -> EpochTrack:
         """Return a track without changes."""
-        nothing = np.zeros(0, np.int64)
-        return cls(n_frames, initial, nothing, nothing, np.zeros(0, np.uint32))
+        return cls(n_frames, initial, _NOTHING, _NOTHING, _NO_EPOCHS)
+
+    def stays_at(self, epochs: NDArray[np.uint32]) -> bool:
+        """Tell whether all blocks have these epochs in every frame."""
+        return len(self.frames) == 0 and (self.initial is epochs or np.array_equal(self.initial, epochs))
 
     def by_frame(self) -> Iterator[NDArray[np.uint32]]:
         """Yield the epochs of all blocks for each frame; the array is reused."""

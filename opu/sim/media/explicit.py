@@ -23,7 +23,7 @@ from opu.parts import UNUSED_MIRROR
 from opu.sim.counters import WORD_BITS, WORD_MASK
 from opu.sim.engine import OUTPUTS, IntegerMatrix, block_shape
 from opu.sim.light import off_field, sight
-from opu.sim.media.base import EpochTrack, Fields, PreparedMedium
+from opu.sim.media.base import EpochTrack, Fields, PreparedMedium, never_renewed
 from opu.sim.media.qpsk import QpskMedium, block_words, entries_with_numpy, popcount
 from opu.sim.media.qpsk_vectors import CHUNK, N_SHARED, begin_words, end_words
 from opu.sim.mirrors import BLOCK, STUCK_ON, MirrorMap, n_blocks
@@ -279,7 +279,8 @@ class CompiledMedium(PreparedMedium):
         """Note that matrix and rest belong to these epochs."""
         # A new matrix, because an IntegerMatrix knows the range of its entries.
         self.matrix = IntegerMatrix(self.matrix.blocks, self.mirrors.n_features, len(self.points))
-        self.epochs = epochs.copy()
+        self.epochs = epochs
+        self._off: tuple[complex, NDArray[np.complex64] | None] | None = None
         self._is_valid = True
 
     def fields(self, features: NDArray[np.uint8], track: EpochTrack) -> Fields:
@@ -316,13 +317,17 @@ class CompiledMedium(PreparedMedium):
         out: NDArray[np.float32],
     ) -> None:
         """Compute photo-electrons, see `PreparedMedium.light_electrons`."""
-        is_still = self._is_valid and len(track.frames) == 0 and np.array_equal(track.initial, self.epochs)
-        if not is_still or self.mirrors.has_stuck_on:
+        if not (self._is_valid and track.stays_at(self.epochs)) or self.mirrors.has_stuck_on:
             super().light_electrons(features, track, off_amplitude, arm, electrons_per_intensity, out)
             return
-        off = off_field(off_amplitude, *self._background())
-        seen = sight(off_amplitude, off, arm, electrons_per_intensity)
+        seen = sight(off_amplitude, self._off_field(off_amplitude), arm, electrons_per_intensity)
         self.matrix.light_electrons(features, seen, out)
+
+    def _off_field(self, off_amplitude: complex) -> NDArray[np.complex64] | None:
+        """Return the `off_field`, which stays the same until the epochs change."""
+        if self._off is None or self._off[0] != off_amplitude:
+            self._off = off_amplitude, off_field(off_amplitude, *self._background())
+        return self._off[1]
 
     def _background(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the field of all mirrors, real and imaginary parts, shape (1, n_points)."""
@@ -378,7 +383,7 @@ class CompiledMedium(PreparedMedium):
         blocks = np.zeros(block_shape(n_rows, n_points), dtype)
         last = np.zeros(block_shape(n_frames, n_points), np.int32)
         self._add(changes, row_of_piece, everything, blocks, last)
-        return IntegerMatrix(blocks, n_rows, n_points), IntegerMatrix(last, n_frames, n_points)
+        return IntegerMatrix(blocks, n_rows, n_points, largest), IntegerMatrix(last, n_frames, n_points)
 
     def _add(
         self,
@@ -474,4 +479,4 @@ class ExplicitMedium(QpskMedium):
 
     def prepare(self, mirrors: MirrorMap, points: NDArray[np.int64]) -> CompiledMedium:
         """Compile the medium for a session."""
-        return CompiledMedium(self, mirrors, points, np.zeros(n_blocks(mirrors.n_mirrors), np.uint32))
+        return CompiledMedium(self, mirrors, points, never_renewed(n_blocks(mirrors.n_mirrors)))
