@@ -66,11 +66,11 @@ class _Phase(enum.Enum):
 class SessionRecord:
     """A session as the client knows it.
 
-    `number` is the server's, None while the session has to be opened again; `error` is why that has failed.
+    `number` is the server's, None while the session has to be opened, or opened again; `error` is why that has failed.
     """
 
     config: SessionConfig
-    number: int | None
+    number: int | None = None
     error: OpuError | None = None
 
 
@@ -92,6 +92,9 @@ class Ticket:
         What is sent behind the message.
     session : SessionRecord, optional
         The session that must be open.
+    opens : SessionRecord, optional
+        The session that is open when the reply comes. From then on it is opened again whenever the server is another
+        one, until `Conversation.forget`.
     due_s : float
         When nobody is interested any more.
     is_projection : bool
@@ -106,6 +109,7 @@ class Ticket:
     finish: Finish
     payload: memoryview | None = None
     session: SessionRecord | None = None
+    opens: SessionRecord | None = None
     due_s: float = math.inf
     is_projection: bool = False
     request_id: int | None = None
@@ -182,7 +186,7 @@ class Conversation:
         self._pending: dict[int, Ticket] = {}
         self._projecting = 0
         self._settled: deque[tuple[Ticket, Outcome]] = deque()
-        self._sessions: set[SessionRecord] = set()
+        self._sessions: dict[SessionRecord, None] = {}  # in the order in which they were opened
         self._to_reopen: deque[tuple[int, SessionRecord]] = deque()
         self._reopening: dict[int, SessionRecord] = {}
         self._features: frozenset[str] = frozenset()
@@ -241,13 +245,9 @@ class Conversation:
             self._outgoing.appendleft(cancelling)
         return True
 
-    def register(self, record: SessionRecord) -> None:
-        """Have a session opened again whenever the server is another one."""
-        self._sessions.add(record)
-
     def forget(self, record: SessionRecord) -> None:
         """Note that a session has been closed."""
-        self._sessions.discard(record)
+        self._sessions.pop(record, None)
 
     def leave(self, ticket: Ticket) -> None:
         """Say bye when everything else is answered; at once if there is no connection."""
@@ -427,6 +427,10 @@ class Conversation:
         else:
             ticket = self._take(reply.request_id)
             if ticket is not None:
+                if ticket.opens is not None and isinstance(reply, protocol.SessionOpened):
+                    # At once, not when its caller has learnt of it: the server may be another one by then.
+                    ticket.opens.config, ticket.opens.number = reply.description.config, reply.session
+                    self._sessions[ticket.opens] = None
                 outcome = _as_error(reply) if isinstance(reply, protocol.ErrorReply) else (reply, payload)
                 self._settled.append((ticket, outcome))
 
@@ -507,7 +511,7 @@ class Conversation:
             f"The session could not be opened again when the server at {self._address} was back: {reason}",
             "Open another one with device.open_session().",
         )
-        self._sessions.discard(record)
+        self._sessions.pop(record, None)
         for ticket in [ticket for ticket in self._outgoing if ticket.session is record]:
             self._outgoing.remove(ticket)
             self._settled.append((ticket, record.error))

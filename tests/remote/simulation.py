@@ -338,7 +338,8 @@ class SimulatedClient:
     # What callers do
 
     def ask(self, kind, make, reply_type, **known):
-        ticket = Ticket(make, reply_type, Future(), reply_itself, session=known.get("record"))
+        opens = known.pop("opens", None)
+        ticket = Ticket(make, reply_type, Future(), reply_itself, session=known.get("record"), opens=opens)
         return self._add(kind, ticket, **known)
 
     def _add(self, kind, ticket, **known):
@@ -353,18 +354,17 @@ class SimulatedClient:
 
     def open_session(self, noise_key):
         config = SessionConfig(n_features=N_FEATURES, n_outputs=N_OUTPUTS, noise_key=noise_key)
+        record = SessionRecord(config)
         wanted = self.ask(
-            "open", lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened
+            "open",
+            lambda number: protocol.OpenSession(request_id=number, config=config),
+            protocol.SessionOpened,
+            opens=record,
         )
-        wanted.ticket.future.add_done_callback(self._opened)
+        wanted.ticket.future.add_done_callback(
+            lambda future: None if future.exception() else self.records.append(record)
+        )
         return wanted
-
-    def _opened(self, future):
-        if future.exception() is None:
-            reply = future.result()
-            record = SessionRecord(reply.description.config, reply.session)
-            self.conversation.register(record)
-            self.records.append(record)
 
     def project(self, record, n_frames, deadline_s=None, first=None):
         first = self.world.next_frames(n_frames) if first is None else first

@@ -103,8 +103,14 @@ class Talk:
         )
 
     def open_session(self, number):
-        record = SessionRecord(CONFIG, number)
-        self.conversation.register(record)
+        record = SessionRecord(CONFIG)
+        self.ask(
+            make=lambda number: protocol.OpenSession(request_id=number, config=CONFIG),
+            reply_type=protocol.SessionOpened,
+            opens=record,
+        )
+        (request,) = self.sent()
+        self.tell(opened(request, number))
         return record
 
 
@@ -142,3 +148,17 @@ def test_a_cancel_does_not_hide_what_is_asked_again(talk):
     assert [request.request_id for request in requests[1:]] == [ticket.request_id for ticket in tickets[:2]]
     assert all(request.answered <= tickets[0].request_id for request in requests[1:])
     assert talk.conversation.answered == tickets[0].request_id
+
+
+def test_a_session_is_known_as_soon_as_it_is_open(talk):
+    """However long the caller takes to learn of it."""
+    record = talk.open_session(5)
+    talk.lose()
+    talk.come_back(resumed=False)
+    ticket = talk.project(record)
+    (reopening,) = talk.sent()
+    assert isinstance(reopening, protocol.OpenSession)
+    talk.tell(opened(reopening, 1))
+    (project,) = talk.sent()
+    assert project.session == 1
+    assert not ticket.future.done()
