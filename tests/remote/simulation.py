@@ -13,7 +13,7 @@ import numpy as np
 from link_helpers import TOY_DESCRIPTION, toy_frames
 
 from opu import errors
-from opu.device import Device, Projection, Provenance, Session, SessionConfig, SessionDescription
+from opu.device import Device, DeviceControl, DeviceSettings, Projection, Provenance, Session, SessionConfig, SessionDescription, SettingsChange
 from opu.errors import BusyError, CapacityError, ClosedError, DeviceError, OpuError, UnreachableError
 from opu.patterns import pack, unpack
 from opu.remote import protocol
@@ -41,11 +41,33 @@ class Clock:
         return self.now_s
 
 
+class StagedControl(DeviceControl):
+    """Settings of which the exposure says who changed them."""
+
+    def __init__(self, device, faults):
+        self._device = device
+        self._faults = faults
+        self.changes = []
+
+    def settings(self):
+        return DeviceSettings(revision=len(self.changes), laser_power_mw=None, max_exposure_us=1000.0)
+
+    def limits(self):
+        return {"max_exposure_us": TOY_DESCRIPTION.exposure_us}
+
+    def change(self, change):
+        if self._device.parts:
+            self._faults.append("settings are changed within a batch")
+        self.changes.append(change)
+        return self.settings()
+
+
 class StagedDevice(Device):
     """Begins with nothing by itself: `finish` completes the oldest part that it was given."""
 
-    def __init__(self, begun=lambda session, batch: None, description=TOY_DESCRIPTION):
+    def __init__(self, faults, begun, description=TOY_DESCRIPTION):
         super().__init__("staged:")
+        self.control = StagedControl(self, faults)
         self.parts = deque()
         self.given = Counter()
         self.begun = begun
@@ -54,6 +76,9 @@ class StagedDevice(Device):
 
     def describe(self):
         return self._description
+
+    def _capabilities(self):
+        return {DeviceControl: self.control}
 
     def _open_session(self, config):
         return StagedSession(self, config)
@@ -141,9 +166,15 @@ class StagedKeeper:
         self.waiting.append((Future(), None, session))
         return self.waiting[-1][0]
 
+    def call(self, work, *arguments):
+        self.waiting.append((Future(), lambda: work(*arguments), None))
+        return self.waiting[-1][0]
+
     def finish(self, index=0, error=None):
         future, config, session = self.waiting.pop(index)
-        if session is not None:
+        if callable(config):
+            future.set_result(config())
+        elif session is not None:
             session.close()
             future.set_result(None)
         elif error is not None:
@@ -298,7 +329,7 @@ class SimulatedClient:
         self.wanted = []
         self.records = []
         self.closing = set()
-        self.lease = None
+        self.leases = []
         self.heard_s = self.replied_s = self.began_s = world.clock()
         self.farewell = None
         self.hung_up = False
@@ -431,6 +462,19 @@ class SimulatedClient:
     def return_lease(self, lease):
         return self.ask("return", lambda number: protocol.ReturnLease(request_id=number, lease=lease), protocol.Done)
 
+    def settings(self):
+        return self.ask("settings", lambda number: protocol.GetSettings(request_id=number), protocol.SettingsReply)
+
+    def change_settings(self, lease):
+        change = SettingsChange(max_exposure_us=20.0 + self.world.next_frames(1) * 1e-3)  # another one each time
+        wanted = self.ask(
+            "change",
+            lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change),
+            protocol.SettingsReply,
+        )
+        wanted.first = lease
+        return wanted
+
     def leave(self):
         ticket = Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, Future(), reply_itself)
         self.left = self._want("bye", ticket)
@@ -551,7 +595,7 @@ class World:
         assert self.broker is None
         self._starts += 1
         self.posted = posted = deque()
-        self.device = StagedDevice(self._begun, description)
+        self.device = StagedDevice(self.faults, self._begun, description)
         self.keeper = StagedKeeper(self.device, self.faults)
         self.passed_over = Counter()
         self.stops_s = None
@@ -648,7 +692,7 @@ class World:
         """Fail to open a session, if it is one that waits to be opened."""
         if self.broker is not None and self.keeper.waiting:
             index %= len(self.keeper.waiting)
-            is_opening = self.keeper.waiting[index][2] is None
+            is_opening = isinstance(self.keeper.waiting[index][1], SessionConfig)
             self.finish_session(index, CapacityError("The device is full.", "Wait.") if is_opening else None)
 
     def advance(self, seconds):
@@ -751,6 +795,7 @@ class World:
                 self.passed_over[client] = 0
         if self.limits.max_cached_bytes >= LIMITS.max_cached_bytes:
             assert all(count == 1 for count in self.device.given.values()), "the device is given a request twice"
+            assert len(set(self.device.control.changes)) == len(self.device.control.changes), "a change is made twice"
 
     def _check_client(self, client):
         assert len(client.outbox) <= 1024
@@ -837,7 +882,9 @@ class World:
             assert reply.provenance.n_frames == len(expected)
             assert reply.provenance.config.noise_key == wanted.record.config.noise_key
         elif wanted.kind == "lease":
-            client.lease = answer.lease
+            client.leases.append(answer.lease)
+        elif wanted.kind == "change":
+            assert wanted.first in client.leases, "settings are changed with the lease of another client"
         elif wanted.kind == "renew":
             assert answer.lease == wanted.first
         elif wanted.kind == "bye":
@@ -858,9 +905,9 @@ class World:
             case errors.CancelledError():
                 assert wanted.cancelled
             case errors.LeaseError():
-                assert wanted.kind in {"lease", "renew", "return"}
+                assert wanted.kind in {"lease", "renew", "return", "change"}
             case errors.ForbiddenError():
-                assert wanted.kind in {"lease", "renew", "return"}
+                assert wanted.kind in {"lease", "renew", "return", "change"}
             case DeviceError():
                 frames = range(wanted.first, wanted.first + len(wanted.patterns))
                 assert wanted.kind == "open" or self.failed_frames & set(frames)

@@ -111,14 +111,19 @@ class LinkMachine(RuleBasedStateMachine):
     def take_lease(self, client, ttl_s, force):
         self.choose(client).take_lease(ttl_s, force)
 
-    @rule(client=NUMBER, whose=NUMBER, gives_back=st.booleans())
-    def use_lease(self, client, whose, gives_back):
-        """Renew or return a lease, perhaps one that has ended or is another's."""
-        numbers = [other.lease for other in self.world.clients if other.lease is not None]
+    @rule(client=NUMBER, whose=NUMBER, use=st.sampled_from(["renew", "return", "change", "change"]))
+    def use_lease(self, client, whose, use):
+        """Use a lease, perhaps one that has ended or is another's."""
+        numbers = [number for other in self.world.clients for number in other.leases[-2:]]
         if numbers:
             client = self.choose(client)
             number = numbers[whose % len(numbers)]
-            (client.return_lease if gives_back else client.renew_lease)(number)
+            uses = {"renew": client.renew_lease, "return": client.return_lease, "change": client.change_settings}
+            uses[use](number)
+
+    @rule(client=NUMBER)
+    def settings(self, client):
+        self.choose(client).settings()
 
     @rule(client=NUMBER, really=SELDOM)
     def leave(self, client, really):
@@ -169,7 +174,7 @@ class LinkMachine(RuleBasedStateMachine):
         if (connection := self.connection(number)) is not None:
             connection.full = full
 
-    @rule(number=NUMBER, which=NUMBER)
+    @rule(number=NUMBER, which=st.integers(0, 5))
     def repeat(self, number, which):
         """A client asks once more what it has asked on this connection."""
         connection = self.connection(number)
@@ -243,7 +248,7 @@ logging.getLogger("opu.remote").setLevel(logging.ERROR)
 @pytest.mark.timeout(120 + EXAMPLES)
 class TestLink(LinkMachine.TestCase):
     settings = settings(
-        max_examples=EXAMPLES or 60,
+        max_examples=EXAMPLES or 150,
         stateful_step_count=60,
         derandomize=not EXAMPLES,
         database=None,
