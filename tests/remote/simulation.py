@@ -13,7 +13,17 @@ import numpy as np
 from link_helpers import TOY_DESCRIPTION, toy_frames
 
 from opu import errors
-from opu.device import Device, DeviceControl, DeviceSettings, Projection, Provenance, Session, SessionConfig, SessionDescription, SettingsChange
+from opu.device import (
+    Device,
+    DeviceControl,
+    DeviceSettings,
+    Projection,
+    Provenance,
+    Session,
+    SessionConfig,
+    SessionDescription,
+    SettingsChange,
+)
 from opu.errors import BusyError, CapacityError, ClosedError, DeviceError, OpuError, UnreachableError
 from opu.patterns import pack, unpack
 from opu.remote import protocol
@@ -186,10 +196,12 @@ class StagedKeeper:
 
 
 class OperatorGate(Gate):
-    """Gives everybody the role that they ask for."""
+    """Gives everybody the role that they ask for. `public_key` is that of whoever comes next."""
+
+    public_key = ""
 
     def greet(self, message, name, asked=None):
-        return Peer("", asked or "user", message.read_property("Peer-Address"), asked=asked)
+        return Peer("", asked or "user", message.read_property("Peer-Address"), self.public_key, asked)
 
 
 @dataclass(frozen=True)
@@ -492,9 +504,9 @@ class SimulatedClient:
         if self.gone:
             return
         conversation = self.conversation
-        if self.connection is None and conversation.error is None:
-            if conversation.has_connection or conversation.wants_connection:
-                self._connect()
+        wants_connection = conversation.has_connection or conversation.wants_connection
+        if self.connection is None and wants_connection:
+            self._connect()
         if self.connection is not None and conversation.has_connection:
             for frames in conversation.messages():
                 self._send(frames)
@@ -534,12 +546,16 @@ class SimulatedClient:
         reply, _ = protocol.decode_reply(frames)
         self.heard_s = self.world.clock()
         if isinstance(reply, protocol.Goodbye):
-            assert reply.code in FAREWELLS and reply.problem and reply.remedy
+            assert reply.code in FAREWELLS
+            assert reply.problem
+            assert reply.remedy
             self.farewell = reply.code
         elif reply.request_id != self.conversation._hello_id:
             self.replied_s = self.world.clock()
         if isinstance(reply, protocol.ErrorReply):
-            assert reply.code in CODES and reply.problem and reply.remedy
+            assert reply.code in CODES
+            assert reply.problem
+            assert reply.remedy
         self.conversation.receive(frames)
         self.step()
 
@@ -569,6 +585,7 @@ class World:
         self.clock = Clock()
         self.faults = []  # what was found where an exception would be taken for one of the device
         self.network = Network(self.faults)
+        self.gate = OperatorGate()
         self.clients = []
         self.broker = None
         self.happened = Counter()
@@ -603,7 +620,7 @@ class World:
             device=self.device,
             keeper=self.keeper,
             limits=self.limits,
-            gate=OperatorGate(),
+            gate=self.gate,
             wire=self.network,
             post=lambda function, *arguments: posted.append((function, arguments)),
             clock=self.clock,
@@ -783,12 +800,14 @@ class World:
         if not self.posted:
             assert turns._in_flight == len(self.device.parts)
         assert turns._in_flight >= sum(client.in_flight for client in clients.all())
-        assert set(turns._order) == set(clients.all()) and len(turns._order) == len(clients)
+        assert set(turns._order) == set(clients.all())
+        assert len(turns._order) == len(clients)
         assert clients._by_route == {client.route: client for client in clients.all() if client.route is not None}
         assert set(clients._by_token.values()) == {client for client in clients.all() if client.token is not None}
         sessions = [opened.device_session for client in clients.all() for opened in client.sessions.values()]
         if not self.posted:
-            assert set(sessions) == self.keeper.held and len(sessions) == len(self.keeper.held), "a session is lost"
+            assert set(sessions) == self.keeper.held, "a session is lost"
+            assert len(sessions) == len(self.keeper.held), "a session belongs to two"
         for client in clients.all():
             self._check_client(client)
             if not self._could_have_its_turn(client):
@@ -803,7 +822,8 @@ class World:
         assert set(client.projections) <= client.unanswered
         assert len(client.projections) <= self.limits.max_queued
         assert len(client.sessions) + client.opening <= self.limits.max_sessions
-        assert client.opening >= 0 and client.in_flight >= 0
+        assert client.opening >= 0
+        assert client.in_flight >= 0
         kept = client.replies
         assert kept.n_bytes == sum(parcel.n_bytes for parcel in kept._parcels.values()) <= self.limits.max_cached_bytes
         assert len(kept) <= 2048
@@ -823,12 +843,15 @@ class World:
             if not simulated.is_over and len(self.broker._clients) < self.limits.max_clients:
                 known = self.broker._clients.with_token(simulated.conversation._token)
                 numbers = {record.number for record in simulated.open_records}
-                assert known is not None and set(known.sessions) == numbers, "a session is leaked"
+                assert known is not None, "a client is not known"
+                assert set(known.sessions) == numbers, "a session is leaked"
 
     def check_empty(self):
         """Check that nothing is left of clients that have gone."""
         assert len(self.broker._clients) == 0
-        assert not self.keeper.held and not self.keeper.waiting and not self.device.parts
+        assert not self.keeper.held
+        assert not self.keeper.waiting
+        assert not self.device.parts
         turns = self.broker._turns
         assert turns.queued == turns._waiting_bytes == turns._in_flight == len(turns._order) == 0
         assert self.broker._leases._held is None
@@ -869,7 +892,8 @@ class World:
             error = future.exception()
             wanted.outcome = type(error).__name__
             assert isinstance(error, OpuError), repr(error)
-            assert error.problem and error.remedy
+            assert error.problem
+            assert error.remedy
             self._check_excuse(client, wanted, error)
         self.outcomes[wanted.kind, wanted.outcome] += 1
 
@@ -899,9 +923,11 @@ class World:
         now_s = self.clock()
         match error:
             case errors.DeadlineError():
-                assert wanted.deadline_s is not None and now_s >= wanted.asked_s + wanted.deadline_s - 1e-5
+                assert wanted.deadline_s is not None
+                assert now_s >= wanted.asked_s + wanted.deadline_s - 1e-5
             case errors.CapacityError():
-                assert wanted.kind == "open" and self.happened["not opened"]
+                assert wanted.kind == "open"
+                assert self.happened["not opened"]
             case errors.CancelledError():
                 assert wanted.cancelled
             case errors.LeaseError():
@@ -915,7 +941,9 @@ class World:
                 assert wanted.kind in {"open", "project", "close", "hello"}
                 assert error.retry_s is not None or wanted.kind in {"open", "close"}
             case ClosedError():
-                assert client.conversation._leaving or wanted.record in client.closing or wanted.record.error is not None
+                assert (
+                    client.conversation._leaving or wanted.record in client.closing or wanted.record.error is not None
+                )
             case UnreachableError():
                 assert self.happened["stopped"], "nobody stopped the server"
             case _:
@@ -948,5 +976,3 @@ def no_message(number):
 
 def reply_itself(reply, _):
     return reply
-
-

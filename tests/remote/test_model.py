@@ -1,7 +1,7 @@
-"""Clients, a server and a network that fail in every order that Hypothesis thinks of: nothing is lost, nothing is wrong.
+"""Clients, a server and a network that fail in every order that chance thinks of: nothing is lost, nothing is wrong.
 
-What is checked at each step, and of each outcome, stands in `simulation.World`. For a long search set
-`OPENOPU_MODEL_EXAMPLES` to the number of histories, and give pytest `--hypothesis-seed=random` and a longer `--timeout`.
+What is checked at each step and of each outcome stands in `simulation.World`. `OPENOPU_MODEL_EXAMPLES=5000` has the
+test try so many histories, others each time.
 """
 
 import dataclasses
@@ -41,7 +41,8 @@ class LinkMachine(RuleBasedStateMachine):
             LIMITS, max_cached_bytes=cached_bytes, max_queued_total=max_queued_total, max_clients=max_clients
         )
         self.world = World(limits)
-        clients = [self.world.join(seed=seed) for seed in range(n_clients)]
+        roles = ["operator", "user", "operator"]
+        clients = [self.world.join(seed=seed, role=roles[seed]) for seed in range(n_clients)]
         if in_peace:
             self.world.live(0.2)
             for number, client in enumerate(clients):
@@ -168,6 +169,20 @@ class LinkMachine(RuleBasedStateMachine):
                 self.world.server_notices(connection)
             if client_notices:
                 self.world.client_notices(connection)
+
+    @rule(client=NUMBER, tries=st.integers(1, 3), is_welcome=st.booleans())
+    def come_back(self, client, tries, is_welcome):
+        """A client connects again, perhaps more than once before it hears from the server."""
+        client = self.choose(client)
+        for _ in range(tries):
+            if client.connection is not None:
+                client.connection.lose()
+                self.world.client_notices(client.connection)
+            self.world.advance(1.0)
+            if client.connection is not None:
+                self.world.deliver_to_server(client.connection)
+        if is_welcome and client.connection is not None:
+            self.world.deliver_to_client(client.connection)
 
     @rule(number=NUMBER, full=st.booleans())
     def fill(self, number, full):
