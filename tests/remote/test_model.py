@@ -12,7 +12,7 @@ import sys
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from simulation import LARGEST_BATCH, LIMITS, World
 
 from opu.errors import DeviceError
@@ -61,15 +61,6 @@ class LinkMachine(RuleBasedStateMachine):
 
     # Callers
 
-    @rule(reconnect_s=st.sampled_from([0.0, 5.0, 30.0, 30.0]), seed=NUMBER, role=st.sampled_from(["operator", "user"]))
-    def join(self, reconnect_s, seed, role):
-        if sum(not client.is_over for client in self.world.clients) < MOST_CLIENTS:
-            self.world.join(reconnect_s, seed, role)
-
-    @rule(client=NUMBER, noise_key=st.integers(0, 200))
-    def open_session(self, client, noise_key):
-        self.choose(client).open_session(noise_key)
-
     @rule(
         client=NUMBER,
         session=NUMBER,
@@ -78,24 +69,13 @@ class LinkMachine(RuleBasedStateMachine):
     )
     def project(self, client, session, sizes, deadline_s):
         client = self.choose(client)
+        if not client.open_records:
+            client.open_session(session)
+            self.world.live(0.2)
         for n_frames in sizes:
             records = client.open_records
             if records:
                 client.project(records[session % len(records)], n_frames, deadline_s)
-
-    @rule(client=NUMBER, noise_keys=st.lists(st.integers(0, 200), min_size=1, max_size=2))
-    def get_sessions(self, client, noise_keys):
-        """Open sessions, and wait for them."""
-        client = self.choose(client)
-        for noise_key in noise_keys:
-            client.open_session(noise_key)
-        self.world.live(0.2)
-
-    @rule(client=NUMBER, session=NUMBER)
-    def close_session(self, client, session):
-        client = self.choose(client)
-        if client.open_records:
-            client.close_session(client.open_records[session % len(client.open_records)])
 
     @rule(client=NUMBER, request=NUMBER)
     def cancel(self, client, request):
@@ -104,9 +84,20 @@ class LinkMachine(RuleBasedStateMachine):
         if waiting:
             client.cancel(waiting[request % len(waiting)])
 
-    @rule(client=NUMBER)
-    def status(self, client):
-        self.choose(client).status()
+    @rule(client=NUMBER, noise_key=st.integers(0, 200))
+    def open_session(self, client, noise_key):
+        self.choose(client).open_session(noise_key)
+
+    @rule(client=NUMBER, session=NUMBER)
+    def close_session(self, client, session):
+        client = self.choose(client)
+        if client.open_records:
+            client.close_session(client.open_records[session % len(client.open_records)])
+
+    @rule(client=NUMBER, about_settings=st.booleans())
+    def inquire(self, client, about_settings):
+        client = self.choose(client)
+        (client.settings if about_settings else client.status)()
 
     @rule(client=NUMBER, ttl_s=st.sampled_from([0.5, 5.0, 60.0]), force=st.booleans())
     def take_lease(self, client, ttl_s, force):
@@ -118,35 +109,29 @@ class LinkMachine(RuleBasedStateMachine):
         numbers = [number for other in self.world.clients for number in other.leases[-2:]]
         if numbers:
             client = self.choose(client)
-            number = numbers[whose % len(numbers)]
             uses = {"renew": client.renew_lease, "return": client.return_lease, "change": client.change_settings}
-            uses[use](number)
+            uses[use](numbers[whose % len(numbers)])
 
-    @rule(client=NUMBER)
-    def settings(self, client):
-        self.choose(client).settings()
-
-    @rule(client=NUMBER, really=SELDOM)
-    def leave(self, client, really):
-        if really:
-            self.choose(client).leave()
-
-    @rule(client=NUMBER, really=SELDOM)
-    def vanish(self, client, really):
-        if really:
-            self.choose(client).vanish()
+    @rule(
+        what=st.sampled_from(["join", "join", "leave", "vanish"]),
+        client=NUMBER,
+        reconnect_s=st.sampled_from([0.0, 5.0, 30.0, 30.0]),
+        role=st.sampled_from(["operator", "user"]),
+    )
+    def come_or_go(self, what, client, reconnect_s, role):
+        if what != "join":
+            client = self.choose(client)
+            (client.leave if what == "leave" else client.vanish)()
+        elif sum(not client.is_over for client in self.world.clients) < MOST_CLIENTS:
+            self.world.join(reconnect_s, client, role)
 
     # The network
 
-    @rule(number=NUMBER, n_messages=FEW)
-    def deliver_to_server(self, number, n_messages):
+    @rule(number=NUMBER, n_messages=FEW, to_server=st.booleans())
+    def deliver(self, number, n_messages, to_server):
         if (connection := self.connection(number)) is not None:
-            self.world.deliver_to_server(connection, n_messages)
-
-    @rule(number=NUMBER, n_messages=FEW)
-    def deliver_to_client(self, number, n_messages):
-        if (connection := self.connection(number)) is not None:
-            self.world.deliver_to_client(connection, n_messages)
+            world = self.world
+            (world.deliver_to_server if to_server else world.deliver_to_client)(connection, n_messages)
 
     @rule(to_server=st.booleans(), to_client=st.booleans())
     def deliver_all(self, to_server, to_client):
@@ -156,13 +141,8 @@ class LinkMachine(RuleBasedStateMachine):
             if to_client:
                 self.world.deliver_to_client(connection, len(connection.to_client))
 
-    @rule(number=NUMBER)
-    def cut(self, number):
-        if (connection := self.connection(number)) is not None:
-            connection.lose()
-
     @rule(number=NUMBER, server_notices=st.booleans(), client_notices=st.booleans())
-    def cut_and_notice(self, number, server_notices, client_notices):
+    def cut(self, number, server_notices, client_notices):
         if (connection := self.connection(number)) is not None:
             connection.lose()
             if server_notices:
@@ -184,10 +164,14 @@ class LinkMachine(RuleBasedStateMachine):
         if is_welcome and client.connection is not None:
             self.world.deliver_to_client(client.connection)
 
-    @rule(number=NUMBER, full=st.booleans())
-    def fill(self, number, full):
+    @rule(number=NUMBER, full=st.booleans(), seconds=st.sampled_from([0, 0, 0, 12]))
+    def fill(self, number, full, seconds):
+        """A client does not read, or reads again. It still asks."""
         if (connection := self.connection(number)) is not None:
             connection.full = full
+            for _ in range(seconds):
+                self.world.advance(1.0)
+                self.world.deliver_to_server(connection, len(connection.to_server))
 
     @rule(number=NUMBER, which=st.integers(0, 5))
     def repeat(self, number, which):
@@ -199,41 +183,27 @@ class LinkMachine(RuleBasedStateMachine):
 
     # The server
 
-    @rule(n_parts=FEW)
-    def finish_parts(self, n_parts):
+    @rule(n_parts=FEW, fails=SELDOM)
+    def finish_parts(self, n_parts, fails):
         for _ in range(n_parts):
             self.world.finish_part()
+        if fails:
+            self.world.finish_part(DeviceError("The camera has missed a trigger.", "Try again."))
 
-    @rule()
-    def fail_part(self):
-        self.world.finish_part(DeviceError("The camera has missed a trigger.", "Try again."))
+    @rule(index=NUMBER, refuses=st.booleans())
+    def finish_session(self, index, refuses):
+        (self.world.refuse_session if refuses else self.world.finish_session)(index)
 
-    @rule(index=NUMBER)
-    def finish_session(self, index):
-        self.world.finish_session(index)
-
-    @rule(index=NUMBER)
-    def refuse_session(self, index):
-        self.world.refuse_session(index)
-
-    @precondition(lambda self: self.world.broker is not None)
-    @rule(really=SELDOM, starts_again=st.booleans())
-    def crash(self, really, starts_again):
-        if really:
-            self.world.crash()
-            if starts_again:
-                self.world.start()
-
-    @precondition(lambda self: self.world.broker is not None and self.world.stops_s is None)
-    @rule(really=SELDOM)
-    def stop(self, really):
-        if really:
+    @rule(what=st.sampled_from(["crash", "restart", "stop", "nothing"]))
+    def end_server(self, what):
+        if self.world.broker is None:
+            self.world.start()
+        elif what == "stop" and self.world.stops_s is None:
             self.world.stop()
-
-    @precondition(lambda self: self.world.broker is None)
-    @rule()
-    def start(self):
-        self.world.start()
+        elif what in {"crash", "restart"}:
+            self.world.crash()
+            if what == "restart":
+                self.world.start()
 
     # Time
 
