@@ -241,7 +241,7 @@ class Conversation:
             return False
         if ticket.request_id is not None:
             cancelling = _cancelling(ticket.request_id)
-            cancelling.request_id = self._draw_id()  # as those behind it may have, which are asked again: see `answered`
+            cancelling.request_id = self._draw_id()  # those behind it may have one, too: see `answered`
             self._outgoing.appendleft(cancelling)
         return True
 
