@@ -34,7 +34,7 @@ def use(name, medium):
         model, dmd=replace(model.dmd, rows=64, columns=64), camera=replace(model.camera, rows=64, columns=64)
     )
     moving = DriftModel(correlation_time_s=0.1, vibration_rms_rad=0.1)
-    patterns = np.random.default_rng(0).integers(0, 2, (20, 100))
+    patterns = np.random.default_rng(0).integers(0, 2, (30, 100))
     for drift in (DriftModel(), moving):
         with SimulatedBench(replace(model, drift=drift), seed=7, medium=medium) as bench:
             config = opu.SessionConfig(n_features=100, n_outputs=600)
