@@ -201,7 +201,7 @@ class OperatorGate(Gate):
     public_key = ""
 
     def greet(self, message, name, asked=None):
-        return Peer("", asked or "user", message.read_property("Peer-Address"), self.public_key, asked)
+        return Peer("", asked or "user", message.read_property("Peer-Address"), self.public_key)
 
 
 @dataclass(frozen=True)
