@@ -207,9 +207,9 @@ class Broker:
         self._stopping = True
 
     def say_goodbye_to_all(self) -> None:
-        """Refuse what is left, and part from every client."""
+        """Refuse what is left, and part from every client. Those that come back ask the next server."""
         for client in self._clients.all():
-            for request_id in sorted(client.unanswered):
+            for request_id in sorted(client.unanswered) if not client.returns else ():
                 self._refuse(client, request_id, self._stopped())
             remedy = f"Start it again. {OPEN_AGAIN}"
             goodbye = protocol.Goodbye(code="stopped", problem=self._stopped().problem, remedy=remedy)
@@ -292,6 +292,8 @@ class Broker:
         return True
 
     def _take_up(self, client: Client, request: _NumberedRequest | protocol.Cancel, payload: memoryview | None) -> None:
+        if self._stopping and client.returns and isinstance(request, (protocol.OpenSession, protocol.Project)):
+            return  # it asks the next server: an error would be the end of what a crash is not
         if isinstance(request, protocol.OpenSession):
             self._open_session(client, request)
         elif isinstance(request, protocol.Project):
