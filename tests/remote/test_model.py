@@ -227,9 +227,6 @@ class LinkMachine(RuleBasedStateMachine):
             self.world.end()
 
 
-logging.getLogger("opu.remote").setLevel(logging.ERROR)
-
-
 @pytest.mark.timeout(120 + EXAMPLES)
 class TestLink(LinkMachine.TestCase):
     settings = settings(
@@ -240,3 +237,8 @@ class TestLink(LinkMachine.TestCase):
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
+
+    def setUp(self):
+        log = logging.getLogger("opu.remote")
+        self.addCleanup(log.setLevel, log.level)
+        log.setLevel(logging.ERROR)  # or it would tell of every connection that ends
