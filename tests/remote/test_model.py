@@ -150,12 +150,13 @@ class LinkMachine(RuleBasedStateMachine):
             if client_notices:
                 self.world.client_notices(connection)
 
-    @rule(client=NUMBER, tries=st.integers(1, 3), is_welcome=st.booleans())
-    def come_back(self, client, tries, is_welcome):
-        """A client connects again, perhaps more than once before it hears from the server."""
+    @rule(client=NUMBER, tries=st.integers(1, 3), n_messages=st.integers(0, 9), is_welcome=st.booleans())
+    def come_back(self, client, tries, n_messages, is_welcome):
+        """A client loses the answers to so many messages and connects again, perhaps before it hears of a welcome."""
         client = self.choose(client)
         for _ in range(tries):
             if client.connection is not None:
+                self.world.deliver_to_server(client.connection, n_messages)
                 client.connection.lose()
                 self.world.client_notices(client.connection)
             self.world.advance(1.0)
@@ -173,7 +174,7 @@ class LinkMachine(RuleBasedStateMachine):
                 self.world.advance(1.0)
                 self.world.deliver_to_server(connection, len(connection.to_server))
 
-    @rule(number=NUMBER, which=st.integers(0, 5))
+    @rule(number=NUMBER, which=st.integers(0, 3))
     def repeat(self, number, which):
         """A client asks once more what it has asked on this connection."""
         connection = self.connection(number)
