@@ -19,6 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -256,28 +257,49 @@ class Link:
             yield
         finally:
             if attends:
-                with self._lock:
-                    self._attendant = None
-                    unattended = self._conversation.waits and not self._watching
-                if unattended:
-                    self._waker.wake()
+                self._attend_no_more()
+
+    def _attend_no_more(self) -> None:
+        with self._lock:
+            if self._attendant != threading.get_ident():
+                return
+            self._attendant = None
+            unattended = self._conversation.waits and not self._watching
+        if unattended:
+            self._waker.wake()
 
     def bring(self, ticket: Ticket) -> None:
         """Bring replies until that to a request is there or the connection has ended, if this thread attends."""
-        connection = self._connection
-        if connection is None or self._attendant != threading.get_ident():
+        if self._attendant != threading.get_ident():
             return
+        connection = self._connection
         while not ticket.future.done():
             try:
                 with self._lock:
-                    if self._connection is not connection:
-                        return
-                    self._receive()
+                    is_over = connection is None or self._connection is not connection
+                    if not is_over:
+                        self._receive()
             except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
                 self._break(error)
             self._settle()
+            if connection is None or is_over:
+                self._attend_no_more()  # the thread of the link makes another connection
+                return
             if not ticket.future.done() and connection.arrivals.poll(_LONGEST_WAIT_MS):
                 self._attendant_waker.clear()
+
+    def give_back(self, make: Callable[[int], protocol.Request], session: SessionRecord) -> None:
+        """Close a session, and wait for that as long as there is a connection."""
+        if self._conversation.error is not None:
+            return  # the server has closed it
+        future: Future[Any] = Future()
+        future.add_done_callback(lambda _: self.forget(session))
+        ticket = Ticket(make, protocol.Done, future, _reply_itself, session=session)
+        with self.attending():
+            self.send(ticket)
+            self.bring(ticket)
+        while self._conversation.is_talking and not future.done():
+            futures.wait([future], _LONGEST_WAIT_MS / 1000)
 
     def forget(self, record: SessionRecord) -> None:
         """Note that a session is being closed."""
@@ -784,8 +806,7 @@ class RemoteSession(Session):
             return protocol.CloseSession(request_id=number, session=record.number)
 
         with contextlib.suppress(LinkError, ClosedError):  # a server that is gone has closed it
-            self._link.ask(make, protocol.Done, record)
-        self._link.forget(record)
+            self._link.give_back(make, record)
 
 
 def _time_left_s(due_s: float) -> float | None:

@@ -287,6 +287,11 @@ class Conversation:
         return self._phase is _Phase.APART and self._clock() >= self._next_try_s
 
     @property
+    def is_talking(self) -> bool:
+        """Whether the server answers."""
+        return self._phase is _Phase.TALKING
+
+    @property
     def is_greeting(self) -> bool:
         """Whether the server has not answered yet, ever: then one waits for it, whatever the network says."""
         return self._phase is _Phase.GREETING
