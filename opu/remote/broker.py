@@ -336,6 +336,10 @@ class Broker:
         features = frozenset(hello.features) & frozenset(protocol.FEATURES)
         token = hello.token if "resume" in features else None
         known = self._clients.with_token(token) if token is not None else None
+        if known is not None and hello.request_id < known.hello_id:
+            raise ProtocolError(
+                "This client has said hello on another connection since.", "Number requests upwards, also hello."
+            )
         if known is None and len(self._clients) >= self._limits.max_clients:
             raise BusyError(
                 f"The server has {len(self._clients)} clients, as many as it takes.", "Try again later.", _COME_AGAIN_S
@@ -356,6 +360,7 @@ class Broker:
                 features=features,
             )
             self._admit(client)
+        client.hello_id = hello.request_id
         welcome = protocol.Welcome(
             request_id=hello.request_id,
             version=protocol.agree_on_version(hello.version, "client"),

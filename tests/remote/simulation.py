@@ -957,7 +957,7 @@ class World:
                 assert client.greeting.outcome != "answered"
             case UnreachableError():
                 greeted = client.greeting.outcome == "answered"
-                if client.farewell in {"evicted", "flooded", "replaced"}:
+                if client.farewell in {"evicted", "flooded"}:
                     return
                 if greeted and client.reconnect_s and not client.conversation._leaving:
                     assert now_s - client.replied_s > client.reconnect_s, "it gave up too early"

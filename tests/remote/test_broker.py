@@ -361,3 +361,19 @@ def test_one_client_is_on_one_connection():
     assert client.gone
     assert len(clients) == 0
     assert clients.with_token("t" * 32) is None
+
+
+def test_a_hello_that_comes_late_does_not_replace_a_newer_one(world, client):
+    """The client gave up the connection before the server had heard of it."""
+    lose_connection(world, client)
+    come_back(world, client)
+    left = client.connection
+    client.conversation.hung_up()
+    client._drop_connection()
+    come_back(world, client)
+    world.deliver_to_server(client.connection)
+    world.deliver_to_server(left)
+    assert client.connection.server_has_it
+    assert known_to(world, client).route == client.connection.route
+    assert outcome_of(world, client.project(client.records[0], 2)) == "answered"
+    world.end()
