@@ -77,6 +77,7 @@ __all__ = [
     "check_change",
     "check_frame_numbers",
     "check_out",
+    "check_submission",
     "check_whole",
     "resolve_config",
     "setting_of",
@@ -607,6 +608,40 @@ def _due_s(deadline_s: float | None) -> float:
     return time.monotonic() + float(deadline_s)
 
 
+def check_submission(
+    description: SessionDescription,
+    patterns: ArrayLike | PackedPatterns,
+    out: NDArray[Any] | None,
+    deadline_s: float | None,
+) -> tuple[PackedPatterns, float]:
+    """Check what a session is asked to project.
+
+    Parameters
+    ----------
+    description : SessionDescription
+        Of the session.
+    patterns, out, deadline_s : object
+        As `Session.submit` takes them.
+
+    Returns
+    -------
+    tuple of (PackedPatterns, float)
+        The patterns, which share no memory with what was given, and when the batch is due (`Batch.due_s`).
+
+    Raises
+    ------
+    PatternShapeError, PatternDtypeError, PatternValueError
+        The patterns or the buffer cannot be used.
+    ConfigError
+        The deadline is no positive number.
+    """
+    due_s = _due_s(deadline_s)
+    packed = as_packed(patterns, description.config.n_features)
+    if out is not None:
+        check_out(out, (len(packed), description.config.n_outputs), description.frame_dtype)
+    return packed, due_s
+
+
 class Session(ABC):
     """A configured use of a device. Made by `Device.open_session`; a context manager.
 
@@ -673,10 +708,7 @@ class Session(ABC):
         ClosedError
             The session is closed.
         """
-        due_s = _due_s(deadline_s)
-        packed = as_packed(patterns, self.config.n_features)
-        if out is not None:
-            check_out(out, (len(packed), self.config.n_outputs), self._description.frame_dtype)
+        packed, due_s = check_submission(self._description, patterns, out, deadline_s)
         with self._submit_lock:
             if self._closed:
                 raise ClosedError("The session is closed.", "Open another one with device.open_session().")

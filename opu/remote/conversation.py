@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import opu
 from opu.device import SessionConfig
@@ -38,7 +38,7 @@ from opu.errors import (
 )
 from opu.remote import OPEN_AGAIN, protocol
 
-__all__ = ["Conversation", "Outcome", "SessionRecord", "Ticket", "copy_error"]
+__all__ = ["Conversation", "Outcome", "Promise", "SessionRecord", "Ticket", "copy_error"]
 
 _log = logging.getLogger("opu.remote.client")
 
@@ -60,6 +60,22 @@ class _Phase(enum.Enum):
     APART = enum.auto()  # no connection, and a pause until the next try
     RETURNING = enum.auto()  # another connection, until the server answers
     OVER = enum.auto()
+
+
+class Promise(Protocol):
+    """The side of a future that is told the outcome."""
+
+    def done(self) -> bool:
+        """Return whether it has been told, or nobody wants to know."""
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Return whether somebody still wants the outcome."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Set the result."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Set the reason why there is none."""
 
 
 @dataclass(eq=False)
@@ -84,8 +100,8 @@ class Ticket:
         Makes the message from the number of the request, whenever it is sent.
     reply_type : type
         What the server has to answer.
-    future : Future
-        Gets the outcome.
+    future : Promise
+        Gets the outcome: a future of `concurrent.futures`, or what behaves like one.
     finish : callable
         Makes the result of the reply and its payload.
     payload : memoryview, optional
@@ -105,7 +121,7 @@ class Ticket:
 
     make: Callable[[int], protocol.Request]
     reply_type: type[Any]
-    future: Future[Any]
+    future: Promise
     finish: Finish
     payload: memoryview | None = None
     session: SessionRecord | None = None

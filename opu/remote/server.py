@@ -350,11 +350,13 @@ class OpuServer:
                 handler(*arguments)
             except Exception:  # noqa: BLE001 - a fault of one request must not stop the server
                 _log.exception("%s failed", handler.__name__)
-        for excess in self._inbox.fill():
+        for excess in self._inbox.fill(is_readable=self._router in ready):
             self._broker.cut_off(excess)
         for arrival in self._inbox.take(_ANSWERS_PER_TURN):
             self._broker.handle(arrival)
         self._broker.work(all_read=self._inbox.is_empty)
+        if self._connections.receiver in ready:
+            self._connections.read_events()
         for descriptor in self._connections.find_idle(self._broker.has_client_at):
             shut_down(descriptor)
 
