@@ -147,6 +147,7 @@ class _Link:
         make: Callable[[int], protocol.Request],
         reply_type: type[ResultT],
         session: SessionRecord | None = None,
+        opens: SessionRecord | None = None,
     ) -> asyncio.Future[ResultT]:
         """Send a request. The server carries it out even if its future is cancelled.
 
@@ -158,9 +159,11 @@ class _Link:
             What the server has to answer.
         session : SessionRecord, optional
             The session that must be open.
+        opens : SessionRecord, optional
+            The session that is open when the reply comes.
         """
         answer = _Answer(self._loop)
-        self._send(Ticket(make, reply_type, answer, reply_itself, session=session))
+        self._send(Ticket(make, reply_type, answer, reply_itself, session=session, opens=opens))
         return answer
 
     def request(self, ticket: Ticket) -> asyncio.Future[Any]:
@@ -169,9 +172,9 @@ class _Link:
         self._send(ticket)
         return answer
 
-    def register(self, record: SessionRecord) -> None:
-        """Have a session opened again whenever the server is another one."""
-        self._conversation.register(record)
+    def forget(self, record: SessionRecord) -> None:
+        """Note that a session has been closed."""
+        self._conversation.forget(record)
 
     async def give_back(self, record: SessionRecord) -> None:
         """Close a session, and wait for that as long as there is a connection."""
@@ -179,7 +182,7 @@ class _Link:
             return  # the server has closed it
 
         def forget(done: asyncio.Future[protocol.Done]) -> None:
-            self._conversation.forget(record)
+            self.forget(record)
             if not done.cancelled():
                 done.exception()  # a server that is gone has closed it
 
@@ -372,15 +375,16 @@ class AsyncDevice:
         if self._closed:
             raise ClosedError(f"The device {self._uri} is closed.", "Open it again with opu.remote.aio.open().")
         config = resolve_config(config, self._description)
+        record = SessionRecord(config)
         answer = self._link.ask(
-            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened
+            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened, opens=record
         )
         try:
             opened = await asyncio.shield(answer)
         except asyncio.CancelledError:
-            answer.add_done_callback(self._give_back)
+            answer.add_done_callback(lambda opened: self._give_back(opened, record))
             raise
-        session = AsyncSession(self, self._link, opened.session, opened.description)
+        session = AsyncSession(self, self._link, record, opened.description)
         self._sessions.add(session)
         return session
 
@@ -409,13 +413,13 @@ class AsyncDevice:
     ) -> None:
         await self.close()
 
-    def _give_back(self, answer: asyncio.Future[protocol.SessionOpened]) -> None:
+    def _give_back(self, answer: asyncio.Future[protocol.SessionOpened], record: SessionRecord) -> None:
         """Close a session that has been opened for somebody who does not wait any more."""
         if answer.cancelled() or answer.exception() is not None:
             return
-        record = SessionRecord(answer.result().description.config, answer.result().session)
         with contextlib.suppress(OpuError):  # the link is over, and the session with it
-            self._link.ask(ask_to_close(record), protocol.Done, record)
+            closed = self._link.ask(ask_to_close(record), protocol.Done, record)
+            closed.add_done_callback(lambda _: self._link.forget(record))
 
 
 class AsyncSession:
@@ -429,20 +433,21 @@ class AsyncSession:
         Its device.
     link : _Link
         To the server.
-    number : int
-        The number that the server has given it.
+    record : SessionRecord
+        What the link knows of it.
     description : SessionDescription
         What opening it came to.
     """
 
-    def __init__(self, device: AsyncDevice, link: _Link, number: int, description: SessionDescription) -> None:
+    def __init__(
+        self, device: AsyncDevice, link: _Link, record: SessionRecord, description: SessionDescription
+    ) -> None:
         self._device = device
         self._link = link
         self._description = description
-        self._record = SessionRecord(description.config, number)
+        self._record = record
         self._next_frame_index = 0
         self._closed = False
-        link.register(self._record)
 
     @property
     def config(self) -> SessionConfig:

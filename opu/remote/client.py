@@ -177,6 +177,7 @@ class Link:
         make: Callable[[int], protocol.Request],
         reply_type: type[ResultT],
         session: SessionRecord | None = None,
+        opens: SessionRecord | None = None,
     ) -> ResultT:
         """Send a request and wait for its reply.
 
@@ -188,6 +189,8 @@ class Link:
             What the server has to answer.
         session : SessionRecord, optional
             The session that must be open.
+        opens : SessionRecord, optional
+            The session that is open when the reply comes.
 
         Raises
         ------
@@ -195,7 +198,7 @@ class Link:
             Called from a callback: the thread that brings the reply would wait for itself.
         """
         future: Future[ResultT] = Future()
-        ticket = Ticket(make, reply_type, future, reply_itself, session=session)
+        ticket = Ticket(make, reply_type, future, reply_itself, session=session, opens=opens)
         with self.attending():
             self.send(ticket)
             self.bring(ticket)
@@ -287,11 +290,6 @@ class Link:
             self.bring(ticket)
         while self._conversation.is_talking and not future.done():
             futures.wait([future], _LONGEST_WAIT_MS / 1000)
-
-    def register(self, record: SessionRecord) -> None:
-        """Have a session opened again whenever the server is another one."""
-        with self._lock:
-            self._conversation.register(record)
 
     def forget(self, record: SessionRecord) -> None:
         """Note that a session is being closed."""
@@ -522,10 +520,11 @@ class RemoteDevice(Device):
         return self._link.ask(lambda number: protocol.Status(request_id=number), protocol.StatusReply).status
 
     def _open_session(self, config: SessionConfig) -> RemoteSession:
+        record = SessionRecord(config)
         opened = self._link.ask(
-            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened
+            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened, opens=record
         )
-        session = RemoteSession(self, self._link, opened.session, opened.description)
+        session = RemoteSession(self, self._link, record, opened.description)
         self._sessions.add(session)
         return session
 
@@ -644,12 +643,13 @@ class RemoteControl(DeviceControl):
 class RemoteSession(Session):
     """A session of a device behind a server."""
 
-    def __init__(self, device: RemoteDevice, link: Link, number: int, description: SessionDescription) -> None:
+    def __init__(
+        self, device: RemoteDevice, link: Link, record: SessionRecord, description: SessionDescription
+    ) -> None:
         super().__init__(description)
         self._device = device
         self._link = link
-        self._record = SessionRecord(description.config, number)
-        link.register(self._record)
+        self._record = record
 
     def _submit(self, batch: Batch) -> Future[Projection]:
         return self._link.request(ask_to_project(self._record, self._description, batch, lambda: self._link.answered))

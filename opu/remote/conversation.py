@@ -82,11 +82,11 @@ class Promise(Protocol):
 class SessionRecord:
     """A session as the client knows it.
 
-    `number` is the server's, None while the session has to be opened again; `error` is why that has failed.
+    `number` is the server's, None while the session has to be opened, or opened again; `error` is why that has failed.
     """
 
     config: SessionConfig
-    number: int | None
+    number: int | None = None
     error: OpuError | None = None
 
 
@@ -108,6 +108,9 @@ class Ticket:
         What is sent behind the message.
     session : SessionRecord, optional
         The session that must be open.
+    opens : SessionRecord, optional
+        The session that is open when the reply comes. From then on it is opened again whenever the server is another
+        one, until `Conversation.forget`.
     due_s : float
         When nobody is interested any more.
     is_projection : bool
@@ -122,6 +125,7 @@ class Ticket:
     finish: Finish
     payload: memoryview | None = None
     session: SessionRecord | None = None
+    opens: SessionRecord | None = None
     due_s: float = math.inf
     is_projection: bool = False
     request_id: int | None = None
@@ -198,7 +202,7 @@ class Conversation:
         self._pending: dict[int, Ticket] = {}
         self._projecting = 0
         self._settled: deque[tuple[Ticket, Outcome]] = deque()
-        self._sessions: set[SessionRecord] = set()
+        self._sessions: dict[SessionRecord, None] = {}  # in the order in which they were opened
         self._to_reopen: deque[tuple[int, SessionRecord]] = deque()
         self._reopening: dict[int, SessionRecord] = {}
         self._features: frozenset[str] = frozenset()
@@ -252,16 +256,14 @@ class Conversation:
         else:
             return False
         if ticket.request_id is not None:
-            self._outgoing.appendleft(_cancelling(ticket.request_id))
+            cancelling = _cancelling(ticket.request_id)
+            cancelling.request_id = self._draw_id()  # those behind it may have one, too: see `answered`
+            self._outgoing.appendleft(cancelling)
         return True
-
-    def register(self, record: SessionRecord) -> None:
-        """Have a session opened again whenever the server is another one."""
-        self._sessions.add(record)
 
     def forget(self, record: SessionRecord) -> None:
         """Note that a session has been closed."""
-        self._sessions.discard(record)
+        self._sessions.pop(record, None)
 
     def leave(self, ticket: Ticket) -> None:
         """Say bye when everything else is answered; at once if there is no connection."""
@@ -417,10 +419,10 @@ class Conversation:
     @property
     def answered(self) -> int:
         """The number below which every request is answered."""
-        repeated = itertools.takewhile(lambda ticket: ticket.request_id is not None, self._outgoing)
-        tickets = itertools.chain(itertools.islice(self._pending.values(), 1), repeated)
-        numbers = [ticket.request_id for ticket in tickets if ticket.request_id is not None]
-        return min([*numbers, *self._reopening, *(number for number, _ in self._to_reopen)], default=self._next_id)
+        numbered = itertools.takewhile(lambda ticket: ticket.request_id is not None, self._outgoing)
+        numbers = [ticket.request_id for ticket in numbered if ticket.request_id is not None]
+        to_reopen = (number for number, _ in self._to_reopen)
+        return min([*self._pending, *numbers, *self._reopening, *to_reopen], default=self._next_id)
 
     def _draw_id(self) -> int:
         number = self._next_id
@@ -447,6 +449,10 @@ class Conversation:
         else:
             ticket = self._take(reply.request_id)
             if ticket is not None:
+                if ticket.opens is not None and isinstance(reply, protocol.SessionOpened):
+                    # At once, not when its caller has learnt of it: the server may be another one by then.
+                    ticket.opens.config, ticket.opens.number = reply.description.config, reply.session
+                    self._sessions[ticket.opens] = None
                 outcome = _as_error(reply) if isinstance(reply, protocol.ErrorReply) else (reply, payload)
                 self._settled.append((ticket, outcome))
 
@@ -527,7 +533,7 @@ class Conversation:
             f"The session could not be opened again when the server at {self._address} was back: {reason}",
             "Open another one with device.open_session().",
         )
-        self._sessions.discard(record)
+        self._sessions.pop(record, None)
         for ticket in [ticket for ticket in self._outgoing if ticket.session is record]:
             self._outgoing.remove(ticket)
             self._settled.append((ticket, record.error))
