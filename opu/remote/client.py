@@ -42,7 +42,16 @@ from opu.errors import (
 from opu.registry import FoundDevice
 from opu.remote import protocol
 from opu.remote.conversation import Outcome, SessionRecord, Ticket
-from opu.remote.dealer import connect, explain_fault, has_input, judge_host, look_up, send_message, start_conversation
+from opu.remote.dealer import (
+    connect,
+    explain_fault,
+    has_input,
+    judge_host,
+    look_up,
+    receive_message,
+    send_message,
+    start_conversation,
+)
 from opu.remote.handshake import ConnectionWatch
 from opu.remote.requests import (
     GONE,
@@ -349,7 +358,7 @@ class Link:
             return
         dealer = connection.dealer
         while has_input(dealer):
-            self._conversation.receive([frame.buffer for frame in dealer.recv_multipart(copy=False)])
+            self._conversation.receive(receive_message(dealer))
         self._transmit()
 
     # The thread

