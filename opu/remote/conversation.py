@@ -212,6 +212,7 @@ class Conversation:
         self._silent_since_s: float | None = None
         self._apart_since_s: float | None = None
         self._next_try_s = 0.0
+        self._trouble = ""
         self._tries = 0
         self._leaving = False
         self.refuse_server: str | None = None
@@ -381,6 +382,7 @@ class Conversation:
         now_s = self._clock()
         self._phase = _Phase.APART
         self._silent_since_s = None
+        self._trouble = error.problem
         if self._apart_since_s is None:
             self._apart_since_s = now_s
             _log.warning("%s Trying to come back for %g s.", error.problem, self._reconnect_s)
@@ -547,7 +549,7 @@ class Conversation:
 
     def _gave_up(self) -> UnreachableError:
         return UnreachableError(
-            f"The server at {self._address} was gone for {self._reconnect_s:g} s.",
+            f"There was no coming back to {self._address} for {self._reconnect_s:g} s. The last try: {self._trouble}",
             f"{self._how_to_reach()} {OPEN_AGAIN}",
         )
 
