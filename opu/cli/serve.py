@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 COLUMNS = ("Client", "Name", "Sessions", "Frames", "In queue", "Refused")
+_QUANTUM_MS = 5.0  # that of ServerLimits, which loads the protocol
 _LOOK_S = 0.1
 _LOOKS_PER_PICTURE = 5
 
@@ -84,6 +85,16 @@ def serve(
         str | None,
         typer.Option(metavar="NAME", help="Announce the server on its network under this name (extra: discovery)."),
     ] = None,
+    quantum_ms: Annotated[
+        float,
+        typer.Option(
+            metavar="MILLISECONDS",
+            min=0.1,
+            max=60000.0,
+            help="About how long the device works for a client before another one's turn, while several have sessions. "
+            "Less: small requests wait less. More: large batches are cut into fewer calls.",
+        ),
+    ] = _QUANTUM_MS,
     log: Annotated[
         LogFormat, typer.Option(help="text: lines for people; json: one JSON object a line.")
     ] = LogFormat.text,
@@ -107,6 +118,7 @@ def serve(
         _stop_signals() as received,
     ):
         from opu.remote.gate import open_gate
+        from opu.remote.limits import ServerLimits
         from opu.remote.metrics_server import parse_listen
         from opu.remote.server import OpuServer, parse_bind
 
@@ -115,7 +127,7 @@ def serve(
         parse_bind(bind, gate.beyond_loopback)
         with (
             opu.open(uri) as device,
-            OpuServer(device, bind, gate=gate) as server,
+            OpuServer(device, bind, ServerLimits(quantum_s=quantum_ms / 1000), gate) as server,
             _telling_metrics(server, metrics_at, stuck_after) as metrics_url,
             server_log.collect(),
         ):

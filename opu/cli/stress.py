@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["stress"]
 
 DEFAULT_DEVICE = "sim:?preset=aurora&seed=7"
-ALL_KINDS = "greedy,slow,vanishing,garbage,reconnecting"
+ALL_KINDS = "greedy,slow,vanishing,garbage,reconnecting,severed"
 _TICK_S = 0.1
 _WARM_UP_S = 20.0
 _REST_S = 1.5  # within a second the server has given back the memory of clients that left
@@ -59,8 +59,8 @@ def stress(
 
     Honest clients come, project, and leave. Beside them, greedy ones send more than they may; slow ones ask for much
     and read nothing; vanishing ones end their connection in the middle of a message or while an answer is due; garbage
-    is random bytes and damaged messages; reconnecting ones come in crowds. The device must give the same frames for
-    the same frame numbers.
+    is random bytes and damaged messages; reconnecting ones come in crowds; severed ones are honest, and their
+    connections are cut off again and again. The device must give the same frames for the same frame numbers.
 
     Lost are requests that got neither an answer nor an error, wrong are answers with other bytes than the right ones:
     either makes the exit status 1. A server started here serves sim:?preset=aurora&seed=7, or --device, and its memory
@@ -141,7 +141,7 @@ def _beset(
         "seconds": seconds,
         "clients": clients,
         "seed": seed,
-        "server": {name: getattr(status, name) for name in _SERVER_COUNTS},
+        "server": {name: getattr(status.counters, name) for name in _SERVER_COUNTS},
     }
 
 
@@ -153,7 +153,18 @@ def _memory_at_rest(served: RemoteDevice, pid: int) -> tuple[ServerStatus, float
     return status, resident_mib(pid)
 
 
-_SERVER_COUNTS = ("frames", "clients_total", "refused", "malformed", "evicted", "expired")
+_SERVER_COUNTS = (
+    "frames",
+    "welcomed",
+    "resumed",
+    "repeated",
+    "merged",
+    "refusals",
+    "malformed",
+    "evicted",
+    "cut_off",
+    "expired",
+)
 
 
 def _show(report: Report) -> None:

@@ -328,7 +328,7 @@ class Broker:
     def _welcome(self, message: Incoming, client: Client | None, hello: protocol.Hello) -> None:
         if self._stopping:
             raise self._stopped()
-        if client is not None:
+        if client is not None and (client.token is None or client.token != hello.token):
             raise ProtocolError("This client has said hello before.", "Say it once for each connection.")
         features = frozenset(hello.features) & frozenset(protocol.FEATURES)
         token = hello.token if "resume" in features else None
@@ -391,6 +391,8 @@ class Broker:
         """Have a client go on where its last connection ended."""
         if peer.public_key != client.peer.public_key:
             raise ForbiddenError("The token belongs to a client with another key.", "Draw a token of your own.")
+        if client.route == message.route:
+            return client  # it was not sure that its first hello had arrived
         left, descriptor = client.route, client.descriptor
         self._clients.attach(client, message.route, message.descriptor)
         client.peer = peer

@@ -326,7 +326,7 @@ class Link:
             return
         dealer = connection.dealer
         for message in self._conversation.messages():
-            dealer.send_multipart(message, zmq.NOBLOCK, copy=False)
+            _send(dealer, message)
         if int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             (self._waker if self._attendant is None else self._attendant_waker).wake()
 
@@ -387,7 +387,7 @@ class Link:
                 self._keys.apply(dealer)
             dealer.connect(self.address)
             with self._lock:
-                dealer.send_multipart(self._conversation.connected(), zmq.NOBLOCK)
+                _send(dealer, self._conversation.connected())
                 self._connection = _Connection(dealer, self._attendant_waker)
             self._converse(self._connection, watch)
         finally:
@@ -400,6 +400,7 @@ class Link:
 
     def _converse(self, connection: _Connection, watch: ConnectionWatch) -> None:
         conversation = self._conversation
+        n_dropped = 0
         idle, working = zmq.Poller(), zmq.Poller()
         for source in (watch.receiver, self._waker.receiver):
             idle.register(source, zmq.POLLIN)
@@ -420,6 +421,9 @@ class Link:
                     conversation.fail(failure)
                 elif watch.has_ended and not conversation.is_greeting:
                     conversation.hung_up()
+                elif watch.n_dropped > n_dropped:  # ZeroMQ connects again, and our greeting may have been lost
+                    n_dropped = watch.n_dropped
+                    _send(connection.dealer, conversation.connected())
                 conversation.look()
                 self._transmit()
             self._settle()
@@ -450,6 +454,12 @@ class _Connection:
         self.arrivals = select.poll()
         self.arrivals.register(self.descriptor, select.POLLIN)
         self.arrivals.register(attendant_waker.receiver, select.POLLIN)
+
+
+def _send(dealer: zmq.Socket[bytes], message: list[protocol.RawBytes]) -> None:
+    """Send a message. Without a connection ZeroMQ takes none, and what is not answered is sent through the next one."""
+    with contextlib.suppress(zmq.Again):
+        dealer.send_multipart(message, zmq.NOBLOCK, copy=False)
 
 
 def _settle(settled: list[tuple[Ticket, Outcome]]) -> None:

@@ -41,7 +41,7 @@ class Connections:
         self._note_failure = note_failure
         self._idle_since_s: dict[int, float] = {}
         self._looked_s = time.monotonic()
-        router.monitor(_MONITOR, int(zmq.Event.HANDSHAKE_SUCCEEDED | _ENDS | _FAILURES))
+        router.monitor(_MONITOR, int(zmq.Event.ACCEPTED | _ENDS | _FAILURES))
         self.receiver = router.context.socket(zmq.PAIR)
         self.receiver.linger = 0
         self.receiver.rcvhwm = 0  # a full queue would stop the thread of ZeroMQ that writes the events
@@ -85,5 +85,5 @@ class Connections:
                     self._note_failure(event)
                 elif event["event"] & _ENDS:
                     self._idle_since_s.pop(int(event["value"]), None)
-                else:
+                else:  # accepted; the event of a handshake that succeeded does not name its connection
                     self._idle_since_s[int(event["value"])] = now_s

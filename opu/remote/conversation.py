@@ -257,11 +257,12 @@ class Conversation:
     # What carries it
 
     def connected(self) -> list[protocol.RawBytes]:
-        """Return the first message of a new connection."""
+        """Return the first message of a new connection, or of the first one again."""
         if self._phase is _Phase.APART:
             self._phase = _Phase.RETURNING
-        self._hello_id = self._draw_id()
-        self._silent_since_s = self._clock()
+        if self._phase is not _Phase.GREETING or self._silent_since_s is None:  # or it is the same one, once more
+            self._hello_id = self._draw_id()
+            self._silent_since_s = self._clock()
         hello = protocol.Hello(
             request_id=self._hello_id,
             version=protocol.PROTOCOL_VERSION,

@@ -187,7 +187,7 @@ class Counters:
     >>> counters.answered(waited_s=0.001, took_s=0.004, n_frames=1, n_bytes=2000)
     >>> counters.refused("busy")
     >>> status = counters.snapshot()
-    >>> status.accepted, status.answered, status.counters.refusals
+    >>> status.accepted, status.answered, status.refused
     (1, 1, {'busy': 1})
     """
 

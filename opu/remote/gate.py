@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -88,15 +88,12 @@ class Peer:
         Of its machine.
     public_key : str
         Z85; empty without keys.
-    asked : str or None
-        The role that it asked for.
     """
 
     name: str
     role: Role
     address: str
     public_key: str = ""
-    asked: Role | None = None
 
     def __str__(self) -> str:
         key = f"key {self.name!a} ({self.role})" if self.public_key else "no key"
@@ -213,7 +210,7 @@ class Gate:
         BusyError
             Its key has sent too many requests.
         """
-        peer = Peer("", _grant(_ROLE_OF_ALL, asked), message.read_property("Peer-Address"), asked=asked)
+        peer = self._grant(Peer("", _ROLE_OF_ALL, message.read_property("Peer-Address")), asked)
         self._audit.admitted(peer, f"client {name!a}")
         return peer
 
@@ -239,6 +236,18 @@ class Gate:
         event : mapping
             What ZeroMQ told of it.
         """
+
+    def _grant(self, peer: Peer, asked: Role | None) -> Peer:
+        """Return somebody in the role that it asks for, which may be less than its own and not more."""
+        if asked is None:
+            return peer
+        if _ROLES.index(asked) > _ROLES.index(peer.role):
+            self._audit.refused(peer, f"it asked for the role {asked}")
+            raise ForbiddenError(
+                f"The role {asked!r} was asked for, and this client may be {peer.role!r} at most.",
+                "Leave the role out, or ask the operator of the server for it.",
+            )
+        return replace(peer, role=asked)
 
     def _check_role(self, peer: Peer, role: Role, request: protocol.Request) -> None:
         kind = type(request).__name__
@@ -305,7 +314,7 @@ class KeyGate(Gate):
         key, address = message.read_property("User-Id"), message.read_property("Peer-Address")
         listed = self._allow_list.find(key)
         entry = self._check_key(Peer(listed.name if listed is not None else "?", "observer", address, key))
-        peer = Peer(entry.name, _grant(entry.role, asked), address, key, asked)
+        peer = self._grant(Peer(entry.name, entry.role, address, key), asked)
         self._count(peer, entry.requests_per_s)
         self._audit.admitted(peer, f"client {name!a}")
         return peer
@@ -454,18 +463,6 @@ def how_to_make_keys() -> str:
         "Make keys with: opu keygen server --to keys, and with: opu keygen client --name NAME for each client; put the "
         "NAME.pub of each into keys/allow.toml, and serve with --keys keys. docs/security.md tells more."
     )
-
-
-def _grant(allowed: Role, asked: Role | None) -> Role:
-    """Return the role of somebody who may have one and asks for another."""
-    if asked is None:
-        return allowed
-    if _ROLES.index(asked) > _ROLES.index(allowed):
-        raise ForbiddenError(
-            f"The role {asked!r} was asked for, and this client may be {allowed!r} at most.",
-            "Leave the role out, or ask the operator of the server for it.",
-        )
-    return asked
 
 
 def _name_failure(value: int) -> str:

@@ -54,6 +54,8 @@ class ConnectionWatch:
         self._looks_left = _LOOKS
         self.has_ended = False
         """Whether a connection, or the attempt to make one, has ended."""
+        self.n_dropped = 0
+        """How many connections have ended that had been made."""
         where = f"{_MONITOR}-{next(_numbers)}"
         dealer.monitor(where, int(_FAILURES | _ENDS))
         self.receiver = dealer.context.socket(zmq.PAIR)
@@ -74,6 +76,7 @@ class ConnectionWatch:
                 event = parse_monitor_message(self.receiver.recv_multipart(zmq.NOBLOCK))
                 if event["event"] & _ENDS:
                     self.has_ended = True
+                    self.n_dropped += event["event"] == zmq.Event.DISCONNECTED
                     continue
                 if event["event"] == zmq.Event.HANDSHAKE_FAILED_AUTH:
                     return self._not_admitted()

@@ -431,7 +431,7 @@ def encode(message: Request | Reply, payload: RawBytes | None = None) -> list[Ra
     Examples
     --------
     >>> encode(Ping(request_id=1))
-    [b'\x82\xa4type\xa4ping\xaarequest_id\x01']
+    [b'\x83\xa4type\xa4ping\xaarequest_id\x01\xa8answered\x00']
     """
     header = _encoder.encode(message)
     return [header] if payload is None else [header, payload]

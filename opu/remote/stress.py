@@ -29,6 +29,7 @@ from opu.patterns import PackedPatterns, pack
 from opu.remote import protocol
 from opu.remote.garbage import random_message, request_samples
 from opu.remote.raw import GREETING, READY, RawConnection
+from opu.remote.relay import Relay
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "Answers", "Question", "Storm", "StressCounts", "resident_mib", "wait_until_alone"]
 
-KINDS = ("greedy", "slow", "vanishing", "garbage", "reconnecting")
-"""The ways to misbehave."""
+KINDS = ("greedy", "slow", "vanishing", "garbage", "reconnecting", "severed")
+"""The ways to misbehave, of clients and of the network."""
 
 _ROWS = 256
 _SIZES = ((200, 400), (64, 1000))
@@ -305,8 +306,9 @@ class Storm:
             "vanishing": self._vanish,
             "garbage": self._send_garbage,
             "reconnecting": self._reconnect,
+            "severed": self._be_severed,
         }
-        troop = [self._be_honest] * self._clients
+        troop: list[Callable[[random.Random], None]] = [self._be_honest] * self._clients
         troop += [acts[kind] for kind in self._kinds for _ in range(max(1, self._clients // 4))]
         end_s = time.monotonic() + seconds
         with ThreadPoolExecutor(len(troop), "opu-stress") as threads:
@@ -336,9 +338,9 @@ class Storm:
 
     # Honest clients
 
-    def _be_honest(self, source: random.Random) -> None:
+    def _be_honest(self, source: random.Random, uri: str | None = None) -> None:
         """Come, ask, check, and go, some time or other."""
-        device = self._ask(lambda: opu.open(_patient(self._uri)))
+        device = self._ask(lambda: opu.open(_patient(uri or self._uri)))
         if device is None:
             self._stop.wait(_PAUSE_S)
             return
@@ -512,6 +514,23 @@ class Storm:
                 if source.random() < 0.9:
                     connection.ask(protocol.Bye(request_id=connection.number()))
         self._stop.wait(_PAUSE_S)
+
+    def _be_severed(self, source: random.Random) -> None:
+        """Be honest through a relay that cuts the connection again and again: nothing may be lost by that."""
+        with Relay(self._uri.partition("?")[0]) as relay:
+            ended = threading.Event()
+            cutter = threading.Thread(target=self._cut, args=(relay, ended, random.Random(source.random())))  # noqa: S311
+            cutter.start()
+            try:
+                self._be_honest(source, relay.uri + self._uri[len(self._uri.partition("?")[0]) :])
+            finally:
+                ended.set()
+                cutter.join()
+
+    def _cut(self, relay: Relay, ended: threading.Event, source: random.Random) -> None:
+        while not ended.wait(source.uniform(0.2, 1.0)):
+            relay.cut()
+            self._book.misbehave("severed")
 
     def _open_raw(self, connection: RawConnection, answers: Answers) -> int | None:
         reply = connection.ask(protocol.OpenSession(request_id=connection.number(), config=answers.config))

@@ -1,14 +1,8 @@
 """What the tests of operation share: the status of a server that has worked."""
 
 from opu.device import Provenance, SessionConfig
-from opu.remote.counters import Counters, CountersStatus
+from opu.remote.counters import Counters
 from opu.remote.protocol import ClientStatus, ServerStatus
-
-
-class CountingStatus(ServerStatus, frozen=True, kw_only=True):
-    """The status of a server that counts."""
-
-    counters: CountersStatus | None = None
 
 
 def provenance(started_s=0.0, finished_s=1.0, n_frames=10, saturated=0.0, epoch=0):
@@ -52,15 +46,11 @@ def counted():
 def busy_status(**fields):
     known = {
         "uptime_s": 100.5,
-        "frames": 42,
         "frames_per_s": 7.0,
         "queued": 1,
-        "clients_total": 3,
-        "refused": 3,
-        "malformed": 0,
-        "evicted": 0,
-        "expired": 0,
+        "draining": False,
+        "lease": None,
         "clients": (client_status(),),
         "counters": counted().snapshot(),
     }
-    return CountingStatus(**(known | fields))
+    return ServerStatus(**(known | fields))

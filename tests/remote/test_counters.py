@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from operation_helpers import busy_status, provenance
 
-from opu.remote.counters import BOUNDS_S, Counters, CountersStatus, Histogram, counters_of
+from opu.remote.counters import BOUNDS_S, Counters, CountersStatus, Histogram
 from opu.remote.health import HealthLimits, find_fault
 
 
@@ -56,8 +56,8 @@ def test_requests_frames_and_bytes_add_up():
         counters.refused(code)
     status = counters.snapshot()
     assert (status.accepted, status.answered, status.pattern_bytes) == (3, 3, 375)
-    assert (status.counters.frames, status.frame_bytes) == (6, 12000)
-    assert status.counters.refusals == {"busy": 2, "closed": 1}
+    assert (status.frames, status.frame_bytes) == (6, 12000)
+    assert (status.refused, status.refusals) == ({"busy": 2, "closed": 1}, 3)
     assert status.waited.sum_s == pytest.approx(0.012)
     assert status.took.total == 3
 
@@ -68,7 +68,7 @@ def test_a_snapshot_stays_as_it_is():
     status = counters.snapshot()
     counters.refused("busy")
     counters.answered(waited_s=0, took_s=0, n_frames=1, n_bytes=1)
-    assert status.counters.refusals == {"busy": 1}
+    assert status.refused == {"busy": 1}
     assert status.took.total == 0
 
 
@@ -193,11 +193,6 @@ def test_faults_are_told():
     assert fault(draining=True) == "the server is being stopped"
 
 
-def test_a_server_that_does_not_count_is_well_while_it_answers():
-    assert find_fault(busy_status(counters=None)) is None
-    assert find_fault(busy_status(counters=None, draining=True)) == "the server is being stopped"
-
-
 def test_it_may_be_read_while_it_counts():
     counters = Counters()
     done = threading.Event()
@@ -221,7 +216,3 @@ def test_it_may_be_read_while_it_counts():
         reader.join(60)
     assert faults == []
     assert counters.snapshot().took.total == 5000
-
-
-def test_a_server_that_does_not_count_has_no_counters():
-    assert counters_of(object()) is None

@@ -59,7 +59,7 @@ def test_a_flood_costs_little_memory(served_process):
                 flooder.socket.sendall(HandConnection.frame(b"") * 100_000)
         assert session.project(X).frames.shape == (3, 5)
         assert resident_mib(process.pid) - before_mib < GROWTH_LIMIT_MIB
-        assert device.server_status().counters.evicted == 1
+        assert device.server_status().counters.cut_off == 1
 
 
 def test_a_sender_of_too_many_messages_is_cut_off_and_others_lose_nothing(serve, toy, caplog):
@@ -67,7 +67,7 @@ def test_a_sender_of_too_many_messages_is_cut_off_and_others_lose_nothing(serve,
     with opu.open(server.uri) as remote, remote.open_session(CONFIG) as session:
         with greeted_beside(server) as flooder:
             flooder.socket.sendall(STATUS * 20_000)
-            wait_until(lambda: server.snapshot().counters.evicted == 1)
+            wait_until(lambda: server.snapshot().counters.cut_off == 1)
             for index in range(10):
                 np.testing.assert_array_equal(session.project(X).frames, toy_frames(X, 3 * index, CONFIG))
             flooder.read_to_the_end()

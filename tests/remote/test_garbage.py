@@ -47,7 +47,8 @@ def watched_server(served_process):
         check()
         assert resident_mib(process.pid) - before_mib < GROWTH_LIMIT_MIB
         status = device.server_status()
-        assert len(status.clients) <= 3  # this one, and two that may have said hello by chance
+        # This one, and two that may have said hello by chance. Those that brought a token by chance may be away.
+        assert sum(client.connected for client in status.clients) <= 3
         assert status.queued == 0
 
 
@@ -74,6 +75,19 @@ def damaged(source, frames):
     return [bytes(frame) for frame in frames]
 
 
+def read_the_rest(client):
+    """Say bye until that is answered, and count the errors that still come."""
+    errors = 0
+    for _ in range(12):
+        client.send(protocol.Bye(request_id=2**40))
+        while received := client.receive():
+            if isinstance(received[0], (protocol.Goodbye, protocol.Done)):
+                return errors
+            errors += isinstance(received[0], protocol.ErrorReply)
+        # The other connection has come with the same token by chance, and so ended this one and what was on its way.
+    raise AssertionError("it does not answer")
+
+
 def test_random_messages(watched_server):
     uri, check = watched_server
     source = random.Random(21)
@@ -92,8 +106,5 @@ def test_random_messages(watched_server):
                 errors += isinstance(reply, protocol.ErrorReply)
             if number % 500 == 0:
                 check()
-        for client in (stranger, known):
-            client.send(protocol.Bye(request_id=2**40))
-            while not isinstance(reply := client.receive()[0], (protocol.Goodbye, protocol.Done)):
-                errors += isinstance(reply, protocol.ErrorReply)
+        errors += sum(read_the_rest(client) for client in (stranger, known))
     assert errors > N / 4

@@ -1,4 +1,7 @@
-"""The messages of the link, without any socket. `docs/protocol.md` is the specification."""
+"""The messages of the link, without any socket. `docs/protocol.md` is the specification.
+
+When a message of `MESSAGES` has changed, `python tests/remote/test_protocol.py` writes the golden bytes anew.
+"""
 
 import contextlib
 import json
@@ -25,9 +28,11 @@ from opu.device import (
 from opu.errors import LinkError, PatternValueError, ProtocolError, VersionMismatchError
 from opu.patterns import pack, unpack
 from opu.remote import protocol
+from opu.remote.counters import CountersStatus, Histogram, Vitals
 
 SPECIFICATION = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
-GOLDEN = json.loads((Path(__file__).parent / "golden.json").read_text(encoding="utf-8"))
+GOLDEN_FILE = Path(__file__).parent / "golden.json"
+GOLDEN = json.loads(GOLDEN_FILE.read_text(encoding="utf-8"))
 
 CONFIG = SessionConfig(
     n_features=9,
@@ -59,23 +64,52 @@ PROVENANCE = Provenance(
 )
 LIMITS = protocol.LinkLimits(max_payload_bytes=2**28, max_sessions=16, max_queued=64, expire_s=15.0)
 LEASE = protocol.LeaseStatus(holder="anna", note="aligning", expires_s=29.5)
-STATUS = protocol.ServerStatus(
-    uptime_s=1.5,
-    frames=7,
-    frames_per_s=3.5,
-    queued=1,
-    clients_total=2,
-    refused=3,
+COUNTERS = CountersStatus(
+    accepted=22,
+    answered=21,
+    refused={"busy": 2, "closed": 1},
     malformed=4,
-    evicted=5,
-    expired=6,
-    clients=(protocol.ClientStatus(client_id=1, name="<script>\x1b", sessions=1, frames=7, queued=1, refused=3),),
-    resumed=7,
     repeated=8,
     cancelled=9,
     late=10,
+    welcomed=2,
+    resumed=7,
+    evicted=5,
+    expired=6,
+    cut_off=11,
+    frames=2**40,
+    calls=20,
+    failed_calls=3,
+    merged=12,
+    busy_s=0.75,
+    pattern_bytes=2**41,
+    frame_bytes=2**42,
+    waited=Histogram(bounds_s=(0.001, 0.5), counts=(13, 20, 21), sum_s=1.25),
+    took=Histogram(bounds_s=(0.001, 0.5), counts=(0, 19, 21), sum_s=2.5),
+    medium_epoch=1,
+    saturated_fraction=0.25,
+    resident_bytes=2**27,
+    vitals=Vitals(beat_age_s=0.125, device_s=0.0625),
+)
+STATUS = protocol.ServerStatus(
+    uptime_s=1.5,
+    frames_per_s=3.5,
+    queued=1,
     draining=True,
     lease=LEASE,
+    clients=(
+        protocol.ClientStatus(
+            client_id=1,
+            name="<script>\x1b",
+            sessions=1,
+            frames=7,
+            queued=1,
+            refused=3,
+            role="operator",
+            connected=False,
+        ),
+    ),
+    counters=COUNTERS,
 )
 SESSION = SessionDescription(
     session_id="s1",
@@ -187,10 +221,13 @@ def header_of(**fields):
 # Golden vectors
 
 
+def golden(name):
+    return [bytes(frame).hex() for frame in protocol.encode(*MESSAGES[name])]
+
+
 @pytest.mark.parametrize("name", MESSAGES)
 def test_golden_bytes_are_written(name):
-    message, payload = MESSAGES[name]
-    assert [bytes(frame).hex() for frame in protocol.encode(message, payload)] == GOLDEN[name]
+    assert golden(name) == GOLDEN[name]
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -209,6 +246,13 @@ def test_the_specification_has_every_message_with_every_field(name):
     for field in msgspec.msgpack.decode(bytes.fromhex(GOLDEN[name][0])):
         assert f'"{field}"' in section
     assert f'"type": "{name}"' in section
+
+
+def test_the_specification_has_everything_that_is_counted():
+    section = re.search(r"^### server_status\n(.*?)(?=^##)", SPECIFICATION, re.DOTALL | re.MULTILINE)[1]
+    fields = msgspec.to_builtins(COUNTERS)
+    for field in (*fields, *fields["waited"], *fields["vitals"]):
+        assert f'"{field}"' in section
 
 
 def test_the_specification_has_every_error_code():
@@ -430,3 +474,7 @@ def test_damaged_messages_raise_nothing_but_link_errors(name, data):
     del frames[0][data.draw(st.integers(0, len(frames[0]))) :]
     with contextlib.suppress(LinkError):
         decode(name, [bytes(frame) for frame in frames])
+
+
+if __name__ == "__main__":
+    GOLDEN_FILE.write_text(json.dumps({name: golden(name) for name in MESSAGES}, indent=2) + "\n", encoding="utf-8")

@@ -16,7 +16,7 @@ from link_helpers import HandConnection, toy_frames, wait_until
 from test_link_faults import Impostor, frames_reply, projecting
 
 import opu
-from opu.device import SessionConfig
+from opu.device import SessionConfig, SettingsChange
 from opu.errors import (
     BusyError,
     DataFileError,
@@ -32,7 +32,7 @@ from opu.remote import gate, protocol, security
 from opu.remote.gate import Gate, TokenBucket, open_gate
 from opu.remote.handshake import read_mechanism
 from opu.remote.security import AllowList, ClientKeys, make_key_pair, read_key_pair, read_public_key
-from opu.remote.server import parse_bind
+from opu.remote.server import OpuServer, parse_bind
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
 X = np.eye(3, 10, dtype=np.uint8)
@@ -211,6 +211,51 @@ def _observer(keys, server, **_):
     return caught.value.code, "OpenSession of an observer"
 
 
+@case("user who changes settings")
+def _user_who_changes(keys, server, raw, **_):
+    client = raw(server.uri, keys=keys.keys("anna"))
+    client.hello()
+    change = SettingsChange(laser_power_mw=5.0)
+    return client.ask(protocol.ChangeSettings(request_id=9, lease=1, change=change)).code, "ChangeSettings of a user"
+
+
+@case("role beyond the key's")
+def _role_beyond(keys, server, **_):
+    keys.client("olga", role="observer")
+    with opu.open(server.uri + keys.options("olga") + "&role=observer") as device:
+        assert len(device.server_status().clients) == 1
+    return refused(server.uri + keys.options("olga") + "&role=operator"), "it asked for the role operator"
+
+
+@case("token of another key")
+def _token_of_another_key(keys, server, raw, **_):
+    keys.client("eve")
+    hello = protocol.Hello(
+        request_id=1,
+        version=protocol.PROTOCOL_VERSION,
+        software="test",
+        name="anna",
+        features=("resume",),
+        token="0123456789abcdef" * 2,
+    )
+    owner = raw(server.uri, keys=keys.keys("anna"))
+    assert isinstance(owner.ask(hello), protocol.Welcome)
+    code = raw(server.uri, keys=keys.keys("eve")).ask(hello).code
+    assert isinstance(owner.ask(protocol.Ping(request_id=2)), protocol.Pong)
+    return code, None
+
+
+@case("too many clients of one key")
+def _too_many_clients(keys, serve, raw, **_):
+    server = serve(gate=keys.gate(), max_clients_of_key=1)
+    keys.client("fred")
+    assert isinstance(raw(server.uri, keys=keys.keys("anna")).hello(), protocol.Welcome)
+    refusal = raw(server.uri, keys=keys.keys("anna")).hello()
+    assert refusal.retry_s > 0
+    assert isinstance(raw(server.uri, keys=keys.keys("fred")).hello(), protocol.Welcome)
+    return refusal.code, None
+
+
 @case("too many requests")
 def _too_many_requests(keys, server, **_):
     keys.client("fred", requests_per_s=0.2)
@@ -287,6 +332,31 @@ def _slow_handshake(keys, serve, **_):
         connection.sendall(HandConnection.GREETING[:9])
         read_to_the_end(connection)
     return "connection ends", "its handshake took too long"
+
+
+@case("idle connection")
+def _idle_connection(serve, raw, **_):
+    server = serve(idle_s=0.2, expire_s=60.0)
+    client = raw(server.uri)
+    client.hello()
+    with HandConnection(server.uri) as idle:
+        assert idle.read_to_the_end() == 0
+    assert isinstance(client.ask(protocol.Ping(request_id=2)), protocol.Pong)
+    return "connection ends", None
+
+
+@case("loop of servers")
+def _loop(serve, **_):
+    first = serve()
+    with (
+        opu.open(first.uri) as near,
+        OpuServer(near, "tcp://127.0.0.1:0") as relay,
+        opu.open(relay.uri) as far,
+    ):
+        first.stop()
+        with OpuServer(far, first.uri), pytest.raises(OpuError, match="a loop") as caught:
+            far.open_session(CONFIG)
+    return caught.value.code, None
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -21,6 +21,7 @@ import opu
 from opu.cli.patient import PatientStream
 from opu.device import SessionConfig
 from opu.remote import protocol
+from opu.remote.limits import ServerLimits
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
 X = np.eye(3, 10, dtype=np.uint8)
@@ -44,12 +45,13 @@ def test_it_serves_until_a_signal_and_reports(served_process, number, tmp_path):
     report = json.loads((tmp_path / "end.json").read_text())
     assert (report["schema"], report["ok"], report["error"]) == ("openopu.serve/1", True, None)
     assert (report["uri"], report["device"], report["pid"]) == (uri, "sim:?preset=ideal", process.pid)
-    assert (report["frames"], report["clients_total"], report["refused"]) == (3, 2, 0)
+    assert (report["frames"], report["welcomed"], report["refused"]) == (3, 2, {})
 
 
 def test_what_was_accepted_before_a_signal_is_answered_or_refused(served_process):
     process, uri = served_process()
-    with opu.open(uri) as remote, remote.open_session(SessionConfig(n_features=100, n_outputs=2000)) as session:
+    wide = SessionConfig(n_features=100, n_outputs=2000)
+    with opu.open(f"{uri}?reconnect_s=0") as remote, remote.open_session(wide) as session:
         futures = [session.submit(np.ones((100, 100), np.uint8)) for _ in range(30)]
         futures[0].result()
         process.terminate()
@@ -216,6 +218,26 @@ def test_bad_input_ends_with_its_status(arguments, status, code, words):
     assert (document["ok"], document["error"]["code"]) == (False, code)
     assert words in document["error"]["message"]
     assert words in ended.stderr.replace("\n", "")
+
+
+@pytest.mark.parametrize(("options", "quantum_s"), [([], ServerLimits.quantum_s), (["--quantum-ms", "20"], 0.02)])
+def test_the_quantum_is_chosen(options, quantum_s):
+    source = (
+        "import opu.remote.server\n"
+        "def refuse(device, bind, limits, gate):\n"
+        "    raise opu.errors.RefusedError(f'The quantum is {limits.quantum_s} s.', 'This is a test.')\n"
+        "opu.remote.server.OpuServer = refuse\n"
+        "from opu.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", source, "serve", "sim:?preset=ideal", *options, "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert json.loads(ended.stdout)["error"]["message"] == f"The quantum is {quantum_s} s."
+
+
+@pytest.mark.parametrize("quantum_ms", ["0", "-5", "nan", "1e9"])
+def test_a_quantum_that_cannot_be(opu_command, quantum_ms):
+    assert opu_command("serve", "sim:?preset=ideal", "--quantum-ms", quantum_ms).status == 2
 
 
 def test_a_terminal_shows_clients_queue_and_rate(tmp_path):

@@ -53,7 +53,7 @@ def test_a_server_with_metrics_and_a_log_for_programs():
     assert all(list(line)[:4] == ["time", "level", "logger", "event"] for line in lines)
     assert {line["level"] for line in lines} == {"INFO"}
     assert any("has come" in line["event"] for line in lines)
-    assert (lines[-1]["frames"], lines[-1]["clients_total"]) == (0, 1)
+    assert (lines[-1]["frames"], lines[-1]["clients"]) == (0, 1)
 
 
 @pytest.mark.parametrize(

@@ -581,21 +581,23 @@ def test_stopping_does_not_wait_for_ever_for_sessions_to_close(serve, toy, raw, 
 
 
 def test_while_it_stops_new_requests_are_refused(serve, toy, raw):
-    server = serve(drain_s=1.0)
+    server = serve(drain_s=60.0)
     client = raw(server.uri)
     session = greeted(client)
     toy.gate.clear()
     first = client.project(session, X)
     wait_until(lambda: server.snapshot().queued == 1)
-    server._stopping = True
-    server._waker.wake()
+    stopper = threading.Thread(target=server.stop)
+    stopper.start()
+    wait_until(lambda: server.snapshot().draining)
     error_of(client.ask(protocol.OpenSession(request_id=70, config=CONFIG)), "unreachable")
     client.project(session, X)
     error_of(client.receive()[0], "unreachable")
     error_of(raw(server.uri).hello(), "unreachable")
     toy.gate.set()
     assert client.receive()[0].request_id == first
-    server.stop()
+    stopper.join(60)
+    assert not server.is_running
 
 
 def test_it_serves_in_the_foreground(toy):

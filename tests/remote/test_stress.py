@@ -95,7 +95,7 @@ def test_a_server_that_dies_has_lost_something(served_process, sim_answers):
     process, uri = served_process()
     timer = threading.Timer(0.4, process.send_signal, [signal.SIGKILL])
     timer.start()
-    counts = Storm(f"{uri}?timeout_s=0.5", sim_answers, clients=2, kinds=()).run(1.0)
+    counts = Storm(f"{uri}?timeout_s=0.5&reconnect_s=0", sim_answers, clients=2, kinds=()).run(1.0)
     assert counts.lost > 0
     assert counts.wrong == 0
 
