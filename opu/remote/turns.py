@@ -159,6 +159,7 @@ class Turns:
         limits: ServerLimits,
         counters: Counters,
         post: Callable[..., None],
+        *,
         projected: Callable[[Client, ProjectionJob, Projection | Exception], None],
         reached: Callable[[Client, protocol.CloseSession | protocol.Bye], None],
     ) -> None:
