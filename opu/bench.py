@@ -8,7 +8,7 @@ import uuid
 from bisect import bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -188,9 +188,7 @@ class Bench(Device):
 
     def enqueue(self, session: BenchSession, batch: Batch) -> Future[Projection]:
         """Queue a sequence for the thread that works the parts."""
-        request = _Request(session, batch)
-        self._queue(self._serve, [request])
-        return request.future
+        return self._queue(self._take_alone, session, batch)
 
     def _submit_together(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]]:
         if self.parts.optics.mixes_frames:
@@ -206,7 +204,7 @@ class Bench(Device):
             except OpuError as error:
                 futures.append(failed_future(error))
         if accepted:
-            self._queue(self._serve, accepted)
+            self._queue(self._take_together, accepted)
         return futures
 
     def _queue(self, work: Callable[..., ResultT], *arguments: object) -> Future[ResultT]:
@@ -216,10 +214,14 @@ class Bench(Device):
         except RuntimeError as error:  # the executor's way to say that it was shut down
             raise ClosedError(f"The device {self.uri} is closed.", "Open it again with opu.open().") from error
 
-    def _serve(self, requests: list[_Request]) -> None:
-        """Take the sequence of those batches that are still wanted, and are not too late."""
-        device_settings = self._control.settings()
-        begun = [request for request in requests if request.begins(device_settings)]
+    def _take_alone(self, session: BenchSession, batch: Batch) -> Projection:
+        self._check(session, batch)
+        [projection] = self._take_sequence([(session, batch)])
+        return projection
+
+    def _take_together(self, requests: list[_Request]) -> None:
+        """Take the sequence of those batches that are still wanted, and are not refused."""
+        begun = [request for request in requests if self._begins(request)]
         if not begun:
             return
         try:
@@ -232,13 +234,29 @@ class Bench(Device):
         for request, projection in zip(begun, projections, strict=True):
             request.future.set_result(projection)
 
+    def _begins(self, request: _Request) -> bool:
+        """Whether a batch is projected now: not if it was cancelled, and not if it is refused, as its future tells."""
+        if not request.future.set_running_or_notify_cancel():
+            return False
+        try:
+            self._check(request.session, request.batch)
+        except OpuError as error:
+            request.future.set_exception(error)
+            return False
+        return True
+
+    def _check(self, session: BenchSession, batch: Batch) -> None:
+        """Check that somebody still waits for a batch, and that the settings of the device allow it."""
+        batch.check_deadline()
+        _check_exposure(session.settings.exposure_us, self._control.settings().max_exposure_us)
+
     def _take_sequence(self, requests: list[tuple[BenchSession, Batch]]) -> list[Projection]:
         """Project batches of sessions that differ in nothing but the noise key, in one call."""
         session = requests[0][0]
         description = session.describe()
         config, frame_us = description.config, description.frame_us
         runs = [_run_of(session, batch) for session, batch in requests]
-        n_frames = sum(len(run.out) for run in runs)
+        n_frames = sum([len(run.out) for run in runs])
         lead_us = self._lead_us(config)
         device_us = lead_us + n_frames * frame_us
         if self._realtime:  # time passes between calls, too
@@ -309,21 +327,8 @@ class _Request:
     batch: Batch
     future: Future[Projection] = field(default_factory=Future)
 
-    def begins(self, device_settings: DeviceSettings) -> bool:
-        """Whether it is projected now: not if it was cancelled, and not if it is refused, of which its future tells."""
-        if not self.future.set_running_or_notify_cancel():
-            return False
-        try:
-            self.batch.check_deadline()
-            _check_exposure(self.session.settings.exposure_us, device_settings.max_exposure_us)
-        except OpuError as error:
-            self.future.set_exception(error)
-            return False
-        return True
 
-
-@dataclass(frozen=True)
-class _Call:
+class _Call(NamedTuple):
     """When a call was: on the device's clock, with the time before its first frame, and on the host's."""
 
     device_start_us: float

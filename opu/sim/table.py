@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from opu.sim.reference import reference_field
 from opu.sim.trigger import BLANK, Windows, delivery, window_shares
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -85,21 +85,23 @@ class ArmedCamera:
     @property
     def n_frames(self) -> int:
         """Frames of all runs."""
-        return sum(len(run.out) for run in self.runs)
+        return sum([len(run.out) for run in self.runs])
 
-    def pieces(self, chunk: slice) -> Iterator[Piece]:
-        """Yield what belongs to a chunk of the sequence."""
+    def pieces(self, chunk: slice) -> list[Piece]:
+        """Return what belongs to a chunk of the sequence."""
+        found = []
         first = 0
         for number, run in enumerate(self.runs):
             last = first + len(run.out)
-            start, stop = max(first, chunk.start), min(last, chunk.stop)
-            if start < stop:
-                yield Piece(number, slice(start - first, stop - first), slice(start - chunk.start, stop - chunk.start))
+            if first < chunk.stop and chunk.start < last:
+                start, stop = max(first, chunk.start), min(last, chunk.stop)
+                of_run, of_chunk = slice(start - first, stop - first), slice(start - chunk.start, stop - chunk.start)
+                found.append(Piece(number, of_run, of_chunk))
             first = last
+        return found
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What a chunk of a sequence has of a run: the number of the run, and rows of the run and of the chunk."""
 
     run: int
@@ -154,6 +156,7 @@ class OpticalTable:
     def __init__(self, model: BenchModel, seed: int, medium: str = "explicit") -> None:
         low, high = derive_key("vibration", seed)
         self.model = model
+        self.mixes_frames = model.mixes_frames
         self.seed = seed
         self._medium_name = medium
         self.medium = make_medium(medium, seed, model)
@@ -191,11 +194,6 @@ class OpticalTable:
         twin = OpticalTable(self.model, self.seed, self._medium_name)
         twin.laser_power_mw = self.laser_power_mw
         return twin
-
-    @property
-    def mixes_frames(self) -> bool:
-        """Whether a frame depends on those beside it in its sequence."""
-        return self.model.mixes_frames
 
     def n_points(self, pixels: NDArray[np.int64]) -> int:
         """Return at how many points the field of some pixels is computed."""
@@ -358,7 +356,7 @@ class OpticalTable:
             chunk = slice(start, min(start + n_rows, n_frames))
             features = _unpacked(patterns, chunk)
             _count_ones(features, n_on[: layout.n_features])
-            pieces = list(armed.pieces(chunk))
+            pieces = armed.pieces(chunk)
             if windows is None:
                 light_e = self._memory.empty((len(features), len(armed.settings.pixels)))
                 self._light_of_runs(path, features, armed, pieces, times_s[chunk], light_e)
