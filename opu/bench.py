@@ -106,6 +106,7 @@ class Bench(Device):
         self._device_clock_us = 0.0
         self._opened_s = time.monotonic()
         self._realtime = realtime
+        self.can_share = not parts.optics.mixes_frames
         self._last_setting: SessionConfig | None = None
 
     def describe(self) -> DeviceDescription:
@@ -191,7 +192,7 @@ class Bench(Device):
         return self._queue(self._take_alone, session, batch)
 
     def _submit_together(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]]:
-        if self.parts.optics.mixes_frames:
+        if not self.can_share:
             return super()._submit_together(requests)
         own = [(session, batch) for session, batch in requests if isinstance(session, BenchSession)]
         if len(own) < len(requests) or any(session.bench is not self for session, _ in own):
@@ -428,7 +429,7 @@ class BenchSession(Session):
     @property
     def can_share(self) -> bool:
         """Whether batches of this session and of sessions like it cost one call."""
-        return not self.bench.parts.optics.mixes_frames
+        return self.bench.can_share
 
     def _submit(self, batch: Batch) -> Future[Projection]:
         return self.bench.enqueue(self, batch)

@@ -308,7 +308,7 @@ class Turns:
         call = _Call(job.session.pace, len(requests))
         self._counters.call_began()
         self._in_flight += 1
-        futures = self._submit([self._begin(*request, now_s) for request in requests])
+        futures = self._submit([(its_job, self._begin(sender, its_job, n, now_s)) for sender, its_job, n in requests])
         for (sender, its_job, _), future in zip(requests, futures, strict=True):
             future.add_done_callback(partial(self._post, self._part_done, call, sender, its_job))
 
@@ -332,7 +332,7 @@ class Turns:
         for client in list(self._order):
             first = client.jobs[0] if client.jobs and client is not lead and self._may_begin(client) else None
             if not isinstance(first, ProjectionJob) or first.n_given or first.session.pace is not session.pace:
-                continue  # a pace is that of a setting
+                continue  # there is one pace for each setting
             if first.n_left <= room and len(riders) + 1 < _MOST_REQUESTS:
                 riders.append((client, first, first.n_left))
                 room -= first.n_left
@@ -340,8 +340,8 @@ class Turns:
                 self._order.append(client)
         return riders
 
-    def _begin(self, client: Client, job: ProjectionJob, n_frames: int, now_s: float) -> tuple[Session, Batch]:
-        """Take frames from a client's first job, and return them as a batch for the device."""
+    def _begin(self, client: Client, job: ProjectionJob, n_frames: int, now_s: float) -> slice:
+        """Note that the device is given frames of a client's first job, and return which."""
         client.in_flight += 1
         if job.n_given == 0:
             job.begun_s = now_s
@@ -350,15 +350,13 @@ class Turns:
         if job.n_left == 0:
             client.jobs.popleft()
             self._waiting_bytes -= job.request.payload_bytes
-        patterns = PackedPatterns(job.patterns.bits[rows], job.patterns.n_features)
-        batch = Batch(patterns, job.request.first_frame_index + rows.start, _part_of(job, rows))
-        return job.session.device_session, batch
+        return rows
 
-    def _submit(self, batches: list[tuple[Session, Batch]]) -> list[Future[Projection]]:
+    def _submit(self, parts: list[tuple[ProjectionJob, slice]]) -> list[Future[Projection]]:
         try:
-            return self._device.submit_together(batches)
+            return self._device.submit_together([_as_request(job, rows) for job, rows in parts])
         except Exception as error:  # noqa: BLE001 - whatever it was, the clients must hear of it
-            return [failed_future(error) for _ in batches]
+            return [failed_future(error) for _ in parts]
 
     def _part_done(self, call: _Call, client: Client, job: ProjectionJob, done: Future[Projection]) -> None:
         client.in_flight -= 1
@@ -398,6 +396,13 @@ class Turns:
         if sum(known.n_frames for known in job.parts) < job.request.batch:
             return None
         return Projection(part.frames if job.frames is None else job.frames, merge(job.parts))
+
+
+def _as_request(job: ProjectionJob, rows: slice) -> tuple[Session, Batch]:
+    """Return a part of a batch in the form that the device takes."""
+    patterns = PackedPatterns(job.patterns.bits[rows], job.patterns.n_features)
+    batch = Batch(patterns, job.request.first_frame_index + rows.start, _part_of(job, rows))
+    return job.session.device_session, batch
 
 
 def _part_of(job: ProjectionJob, rows: slice) -> NDArray[Any] | None:
