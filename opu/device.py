@@ -78,6 +78,7 @@ __all__ = [
     "check_change",
     "check_frame_numbers",
     "check_out",
+    "check_submission",
     "check_whole",
     "failed_future",
     "resolve_config",
@@ -609,6 +610,40 @@ def _due_s(deadline_s: float | None) -> float:
     return time.monotonic() + float(deadline_s)
 
 
+def check_submission(
+    description: SessionDescription,
+    patterns: ArrayLike | PackedPatterns,
+    out: NDArray[Any] | None,
+    deadline_s: float | None,
+) -> tuple[PackedPatterns, float]:
+    """Check what a session is asked to project.
+
+    Parameters
+    ----------
+    description : SessionDescription
+        Of the session.
+    patterns, out, deadline_s : object
+        As `Session.submit` takes them.
+
+    Returns
+    -------
+    tuple of (PackedPatterns, float)
+        The patterns, which share no memory with what was given, and when the batch is due (`Batch.due_s`).
+
+    Raises
+    ------
+    PatternShapeError, PatternDtypeError, PatternValueError
+        The patterns or the buffer cannot be used.
+    ConfigError
+        The deadline is no positive number.
+    """
+    due_s = _due_s(deadline_s)
+    packed = as_packed(patterns, description.config.n_features)
+    if out is not None:
+        check_out(out, (len(packed), description.config.n_outputs), description.frame_dtype)
+    return packed, due_s
+
+
 class Session(ABC):
     """A configured use of a device. Made by `Device.open_session`; a context manager.
 
@@ -680,8 +715,7 @@ class Session(ABC):
         ClosedError
             The session is closed.
         """
-        due_s = _due_s(deadline_s)
-        packed = self._copy(patterns, out)
+        packed, due_s = check_submission(self._description, patterns, out, deadline_s)
         with self._submit_lock:
             wanted = self._next_frame_index if first_frame_index is None else first_frame_index
             first = self._check_open(wanted, len(packed))
@@ -694,18 +728,11 @@ class Session(ABC):
 
         For drivers that override `Device._submit_together`, and queue the batch themselves.
         """
-        packed = self._copy(batch.patterns, batch.out)
+        packed, _ = check_submission(self._description, batch.patterns, batch.out, None)
         with self._submit_lock:
             first = self._check_open(batch.first_frame_index, len(packed))
             self._next_frame_index = first + len(packed)
         return Batch(packed, first, batch.out, batch.due_s)
-
-    def _copy(self, patterns: ArrayLike | PackedPatterns, out: NDArray[Any] | None) -> PackedPatterns:
-        """Return a copy of patterns for this session, packed, after a look at the buffer for their frames."""
-        packed = as_packed(patterns, self.config.n_features)
-        if out is not None:
-            check_out(out, (len(packed), self.config.n_outputs), self._description.frame_dtype)
-        return packed
 
     def _check_open(self, first_frame_index: object, n_frames: int) -> int:
         """Return the number of a batch's first frame if the session takes it now. Called under the session's lock."""

@@ -2,6 +2,7 @@
 
 `docs/protocol.md` specifies the messages. `opu.remote.protocol` encodes and checks them and opens no socket,
 `opu.remote.server` serves a device, and `opu.remote.client` is the backend `tcp:`, a device like any other.
+`opu.remote.aio` is the same for programs that run in an event loop.
 """
 
 from __future__ import annotations

@@ -207,9 +207,9 @@ class Broker:
         self._stopping = True
 
     def say_goodbye_to_all(self) -> None:
-        """Refuse what is left, and part from every client."""
+        """Refuse what is left, and part from every client. Those that come back ask the next server."""
         for client in self._clients.all():
-            for request_id in sorted(client.unanswered):
+            for request_id in sorted(client.unanswered) if not client.returns else ():
                 self._refuse(client, request_id, self._stopped())
             remedy = f"Start it again. {OPEN_AGAIN}"
             goodbye = protocol.Goodbye(code="stopped", problem=self._stopped().problem, remedy=remedy)
@@ -261,6 +261,7 @@ class Broker:
     # Requests
 
     def _answer(self, client: Client, request: protocol.Request, payload: memoryview | None) -> None:
+        client.knows_server = True
         if isinstance(request, protocol.Ping):
             self._acknowledge(client, request.answered)
             self._send(client, protocol.Pong(request_id=request.request_id))
@@ -291,6 +292,8 @@ class Broker:
         return True
 
     def _take_up(self, client: Client, request: _NumberedRequest | protocol.Cancel, payload: memoryview | None) -> None:
+        if self._stopping and client.returns and isinstance(request, (protocol.OpenSession, protocol.Project)):
+            return  # it asks the next server: an error would be the end of what a crash is not
         if isinstance(request, protocol.OpenSession):
             self._open_session(client, request)
         elif isinstance(request, protocol.Project):
@@ -333,6 +336,10 @@ class Broker:
         features = frozenset(hello.features) & frozenset(protocol.FEATURES)
         token = hello.token if "resume" in features else None
         known = self._clients.with_token(token) if token is not None else None
+        if known is not None and hello.request_id < known.hello_id:
+            raise ProtocolError(
+                "This client has said hello on another connection since.", "Number requests upwards, also hello."
+            )
         if known is None and len(self._clients) >= self._limits.max_clients:
             raise BusyError(
                 f"The server has {len(self._clients)} clients, as many as it takes.", "Try again later.", _COME_AGAIN_S
@@ -353,6 +360,7 @@ class Broker:
                 features=features,
             )
             self._admit(client)
+        client.hello_id = hello.request_id
         welcome = protocol.Welcome(
             request_id=hello.request_id,
             version=protocol.agree_on_version(hello.version, "client"),
@@ -366,7 +374,8 @@ class Broker:
                 expire_s=self._limits.expire_s,
             ),
             features=tuple(sorted(client.features)),
-            resumed=known is not None,
+            # A client whose first welcome was lost takes another server for the one that it resumes with.
+            resumed=known is not None and known.knows_server,
             role=client.peer.role,
             servers=self._servers,
         )

@@ -8,23 +8,14 @@ Callbacks of futures run in that thread: they may submit, and must not wait for 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
-import logging
-import math
-import os
 import select
-import socket
-import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
-import numpy as np
 import zmq
 
 from opu.device import (
@@ -46,19 +37,34 @@ from opu.errors import (
     LeaseError,
     LinkError,
     OpuError,
-    ProtocolError,
     RefusedError,
-    UnreachableError,
-    UriError,
 )
 from opu.registry import FoundDevice
-from opu.remote import OPEN_AGAIN, protocol
-from opu.remote.conversation import Conversation, Outcome, SessionRecord, Ticket
+from opu.remote import protocol
+from opu.remote.conversation import Outcome, SessionRecord, Ticket
+from opu.remote.dealer import (
+    connect,
+    explain_fault,
+    has_input,
+    judge_host,
+    look_up,
+    receive_message,
+    send_message,
+    start_conversation,
+)
 from opu.remote.handshake import ConnectionWatch
+from opu.remote.requests import (
+    GONE,
+    ask_to_close,
+    ask_to_project,
+    describe_link,
+    read_keys,
+    reply_itself,
+    wait_for_welcome,
+)
 from opu.remote.security import ClientKeys
 from opu.remote.waker import Waker
-from opu.remote.workers import Workers
-from opu.uri import Uri, parse_host_port, parse_uri
+from opu.uri import Uri, parse_uri
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -68,12 +74,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteDevice", "RemoteSession", "find_local", "open_remote"]
 
-_log = logging.getLogger(__name__)
-
 _FIND_TIMEOUT_S = 0.25
-_ENCRYPTION_BYTES = 64  # an encrypted message is a little longer than what it carries
-_COPY_BYTES = 2**16
-_LEAST_TIME_S, _MOST_TIME_S = 1e-6, 86400.0
 _LINKED_CAPABILITIES = ("repeatable_noise", DeviceControl.name)
 _LEASE_S = 30.0
 _LONGEST_WAIT_MS = 250
@@ -87,20 +88,28 @@ class _LinkFuture(Future[Any]):
     def __init__(self, link: Link, ticket: Ticket) -> None:
         super().__init__()
         self._link = link
-        self._ticket = ticket
+        self._ticket: Ticket | None = ticket
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the answer, and bring it oneself where one may."""
-        self._link.bring(self._ticket)
+        ticket = self._ticket
+        if ticket is not None:
+            self._link.bring(ticket)
         return super().result(timeout)
 
     def cancel(self) -> bool:
         """Do without the answer. What the device does for it may come to nothing."""
+        ticket = self._ticket
         if not super().cancel():
             return False
-        if self._link.cancel(self._ticket):
+        if ticket is not None and self._link.cancel(ticket):
             self.set_running_or_notify_cancel()
         return True
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Begin to settle the future."""
+        self._ticket = None  # it knows this future: a cycle would keep the frames for long
+        return super().set_running_or_notify_cancel()
 
 
 class Link:
@@ -135,15 +144,7 @@ class Link:
         self.address = address
         self._keys = keys
         self._lock = threading.Lock()
-        self._conversation = Conversation(
-            address=address,
-            timeout_s=timeout_s,
-            reconnect_s=reconnect_s,
-            how_to_reach=lambda: how_to_reach(address),
-            name=name_of_this_program(),
-            role=role,
-            clock=time.monotonic,
-        )
+        self._conversation = start_conversation(address, timeout_s, reconnect_s, role)
         self._ended = False
         self._waker = Waker()
         self._connection: _Connection | None = None
@@ -154,11 +155,10 @@ class Link:
 
     def greet(self) -> protocol.Welcome:
         """Open the conversation, and keep to what the server grants."""
-        ticket = Ticket(_no_message, protocol.Welcome, Future(), _reply_itself)
-        self._conversation.greet(ticket)
+        greeted: Future[protocol.Welcome] = Future()
+        self._conversation.greet(wait_for_welcome(greeted))
         self._thread.start()
-        welcome: protocol.Welcome = ticket.future.result()
-        return welcome
+        return greeted.result()
 
     @property
     def welcome(self) -> protocol.Welcome:
@@ -186,6 +186,7 @@ class Link:
         make: Callable[[int], protocol.Request],
         reply_type: type[ResultT],
         session: SessionRecord | None = None,
+        opens: SessionRecord | None = None,
     ) -> ResultT:
         """Send a request and wait for its reply.
 
@@ -197,6 +198,8 @@ class Link:
             What the server has to answer.
         session : SessionRecord, optional
             The session that must be open.
+        opens : SessionRecord, optional
+            The session that is open when the reply comes.
 
         Raises
         ------
@@ -204,7 +207,7 @@ class Link:
             Called from a callback: the thread that brings the reply would wait for itself.
         """
         future: Future[ResultT] = Future()
-        ticket = Ticket(make, reply_type, future, _reply_itself, session=session)
+        ticket = Ticket(make, reply_type, future, reply_itself, session=session, opens=opens)
         with self.attending():
             self.send(ticket)
             self.bring(ticket)
@@ -218,9 +221,9 @@ class Link:
         OpuError
             The server is gone, or the link is closed.
         """
-        ticket.future = _LinkFuture(self, ticket)
+        ticket.future = future = _LinkFuture(self, ticket)
         self.send(ticket)
-        return ticket.future
+        return future
 
     def send(self, ticket: Ticket) -> None:
         """Send a request and return at once."""
@@ -253,33 +256,49 @@ class Link:
             yield
         finally:
             if attends:
-                with self._lock:
-                    self._attendant = None
-                    unattended = self._conversation.waits and not self._watching
-                if unattended:
-                    self._waker.wake()
+                self._attend_no_more()
+
+    def _attend_no_more(self) -> None:
+        with self._lock:
+            if self._attendant != threading.get_ident():
+                return
+            self._attendant = None
+            unattended = self._conversation.waits and not self._watching
+        if unattended:
+            self._waker.wake()
 
     def bring(self, ticket: Ticket) -> None:
         """Bring replies until that to a request is there or the connection has ended, if this thread attends."""
-        connection = self._connection
-        if connection is None or self._attendant != threading.get_ident():
+        if self._attendant != threading.get_ident():
             return
+        connection = self._connection
         while not ticket.future.done():
+            if connection is not None:
+                connection.wait_for_arrivals()
             try:
                 with self._lock:
-                    if self._connection is not connection:
-                        return
-                    self._receive()
+                    is_over = connection is None or self._connection is not connection
+                    if not is_over:
+                        self._receive()
             except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
                 self._break(error)
             self._settle()
-            if not ticket.future.done() and connection.arrivals.poll(_LONGEST_WAIT_MS):
-                self._attendant_waker.clear()
+            if is_over:
+                self._attend_no_more()  # the thread of the link makes another connection
+                return
 
-    def register(self, record: SessionRecord) -> None:
-        """Have a session opened again whenever the server is another one."""
-        with self._lock:
-            self._conversation.register(record)
+    def give_back(self, make: Callable[[int], protocol.Request], session: SessionRecord) -> None:
+        """Close a session, and wait for that as long as there is a connection."""
+        if self._conversation.error is not None:
+            return  # the server has closed it
+        future: Future[Any] = Future()
+        future.add_done_callback(lambda _: self.forget(session))
+        ticket = Ticket(make, protocol.Done, future, reply_itself, session=session)
+        with self.attending():
+            self.send(ticket)
+            self.bring(ticket)
+        while self._conversation.is_talking and not future.done():
+            futures.wait([future], _LONGEST_WAIT_MS / 1000)
 
     def forget(self, record: SessionRecord) -> None:
         """Note that a session is being closed."""
@@ -288,18 +307,20 @@ class Link:
 
     def close(self) -> None:
         """Say bye, when everything that was asked before is answered, and end the thread."""
-        ticket = Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, Future(), _reply_itself)
+        done: Future[protocol.Done] = Future()
+        ticket = Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, done, reply_itself)
         with self.attending():
             with self._lock:
                 is_over = self._conversation.error is not None
                 if not is_over:
                     self._conversation.leave(ticket)
                     self._transmit()
-            self.bring(ticket)
+            if not is_over:  # nothing else would end the wait
+                self.bring(ticket)
         self._waker.wake()
         if not is_over:
-            with contextlib.suppress(LinkError, ClosedError):
-                ticket.future.result()
+            with contextlib.suppress(*GONE):
+                done.result()
         self._ended = True
         self._waker.wake()
         if self._thread.is_alive():
@@ -326,8 +347,8 @@ class Link:
             return
         dealer = connection.dealer
         for message in self._conversation.messages():
-            _send(dealer, message)
-        if int(dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            send_message(dealer, message)
+        if has_input(dealer):
             (self._waker if self._attendant is None else self._attendant_waker).wake()
 
     def _receive(self) -> None:
@@ -335,10 +356,9 @@ class Link:
         connection = self._connection
         if connection is None:
             return
-        with contextlib.suppress(zmq.Again):
-            while True:
-                frames = connection.dealer.recv_multipart(zmq.NOBLOCK, copy=False)
-                self._conversation.receive([frame.buffer for frame in frames])
+        dealer = connection.dealer
+        while has_input(dealer):
+            self._conversation.receive(receive_message(dealer))
         self._transmit()
 
     # The thread
@@ -352,8 +372,6 @@ class Link:
                 else:
                     self._wait_apart()
                 self._settle()
-        except zmq.ZMQError as error:
-            self._fail(UnreachableError(f"Cannot use {self.address}: {error.strerror}.", "Check the address."))
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
             self._break(error)
         finally:
@@ -373,30 +391,18 @@ class Link:
 
     def _use_connection(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Make a connection, and use it until it ends."""
-        dealer = context.socket(zmq.DEALER)
-        watch = ConnectionWatch(dealer, *parse_host_port(parse_uri(self.address)), self._keys is not None)
-        try:
-            dealer.linger = 0
-            dealer.ipv6 = "[" in self.address
-            dealer.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_PAYLOAD_BYTES + _ENCRYPTION_BYTES)
-            dealer.rcvhwm = 0  # never stop reading: opu.remote.inbox tells why; no more comes than was asked for
-            dealer.sndhwm = 0  # the server says how much may be asked
-            if not self._conversation.is_greeting:
-                dealer.reconnect_ivl = -1  # the conversation says when to try again
-            if self._keys is not None:
-                self._keys.apply(dealer)
-            dealer.connect(self.address)
-            with self._lock:
-                _send(dealer, self._conversation.connected())
-                self._connection = _Connection(dealer, self._attendant_waker)
-            self._converse(self._connection, watch)
-        finally:
-            with self._lock:
-                self._connection = None
-                self._watching = False
-            self._attendant_waker.wake()
-            watch.close()
-            dealer.close()
+        first = self._conversation.is_greeting  # later, the conversation says when to try again
+        with connect(context, self.address, self._keys, tries_by_itself=first) as (dealer, watch):
+            try:
+                with self._lock:
+                    send_message(dealer, self._conversation.connected())
+                    self._connection = _Connection(dealer, self._attendant_waker)
+                self._converse(self._connection, watch)
+            finally:
+                with self._lock:
+                    self._connection = None
+                    self._watching = False
+                self._attendant_waker.wake()
 
     def _converse(self, connection: _Connection, watch: ConnectionWatch) -> None:
         conversation = self._conversation
@@ -419,11 +425,11 @@ class Link:
                     self._receive()
                 if failure is not None:
                     conversation.fail(failure)
-                elif watch.has_ended and not conversation.is_greeting:
+                elif (watch.has_ended or watch.n_dropped > n_dropped) and not conversation.is_greeting:
                     conversation.hung_up()
                 elif watch.n_dropped > n_dropped:  # ZeroMQ connects again, and our greeting may have been lost
                     n_dropped = watch.n_dropped
-                    _send(connection.dealer, conversation.connected())
+                    send_message(connection.dealer, conversation.connected())
                 conversation.look()
                 self._transmit()
             self._settle()
@@ -436,8 +442,7 @@ class Link:
 
     def _break(self, error: Exception) -> None:
         """End the link because of a fault of its own."""
-        _log.error("the link to %s failed", self.address, exc_info=error)
-        self._fail(LinkError(f"The link to {self.address} failed: {error!r}.", OPEN_AGAIN))
+        self._fail(explain_fault(self.address, error))
 
     def _fail(self, error: OpuError) -> None:
         with self._lock:
@@ -451,82 +456,21 @@ class _Connection:
     def __init__(self, dealer: zmq.Socket[bytes], attendant_waker: Waker) -> None:
         self.dealer = dealer
         self.descriptor: int = dealer.getsockopt(zmq.FD)  # type: ignore[assignment]
-        self.arrivals = select.poll()
-        self.arrivals.register(self.descriptor, select.POLLIN)
-        self.arrivals.register(attendant_waker.receiver, select.POLLIN)
+        self._waker = attendant_waker
+        self._arrivals = select.poll()
+        self._arrivals.register(self.descriptor, select.POLLIN)
+        self._arrivals.register(attendant_waker.receiver, select.POLLIN)
 
-
-def _send(dealer: zmq.Socket[bytes], message: list[protocol.RawBytes]) -> None:
-    """Send a message. Without a connection ZeroMQ takes none, and what is not answered is sent through the next one."""
-    with contextlib.suppress(zmq.Again):
-        dealer.send_multipart(message, zmq.NOBLOCK, copy=False)
+    def wait_for_arrivals(self) -> None:
+        """Wait until something may have come, or the caller who waits is woken, but not long."""
+        for descriptor, _ in self._arrivals.poll(_LONGEST_WAIT_MS):
+            if descriptor != self.descriptor:
+                self._waker.clear()
 
 
 def _settle(settled: list[tuple[Ticket, Outcome]]) -> None:
     for ticket, outcome in settled:
         ticket.settle(outcome)
-
-
-def name_of_this_program() -> str:
-    """Return what the operator of a server sees of this client."""
-    return protocol.shorten(f"{Path(sys.argv[0]).name or 'python'} {os.getpid()}", protocol.MAX_NAME)
-
-
-def _no_message(number: int) -> protocol.Request:
-    raise AssertionError(number)  # the conversation greets by itself
-
-
-def how_to_reach(address: str) -> str:
-    """Tell what to do when nobody answers at an address.
-
-    Parameters
-    ----------
-    address : str
-        `tcp://HOST:PORT`.
-    """
-    host, port = parse_host_port(parse_uri(address))
-    if _is_loopback(host):
-        return f"Start it with: opu serve URI --bind {address}, or check the address."
-    return (
-        f"Check the address. A server without keys listens on its own machine alone: forward a port to it with "
-        f"ssh -N -L {port}:127.0.0.1:{port} {host}, and open tcp://127.0.0.1:{port}."
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_host(uri: Uri, timeout_s: float) -> None:
-    """Tell a host that is unknown from one where nobody answers."""
-    host, port = parse_host_port(uri)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    resolver = Workers(1, "opu-resolver")  # nothing else ends a look-up before the system gives up
-    lookup = resolver.submit(socket.getaddrinfo, host, port, family, socket.SOCK_STREAM)
-    if resolver.stop(timeout_s):
-        raise _no_lookup(uri, f"no answer within {timeout_s:g} s")
-    error = lookup.exception()
-    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
-        raise _no_lookup(uri, str(error.strerror)) from error
-    if error is not None:
-        reason = error.strerror if isinstance(error, OSError) else "no host has such a name"
-        raise UnreachableError(
-            f"The host {host!r} of {uri.text!r} cannot be found: {reason}.", "Check its name, or write its number."
-        ) from error
-
-
-def _no_lookup(uri: Uri, reason: str) -> UnreachableError:
-    return UnreachableError(
-        f"The host {parse_host_port(uri)[0]!r} of {uri.text!r} cannot be looked up: {reason}.",
-        "Check the network of this machine and try again, or write the number of the host.",
-    )
-
-
-def _reply_itself(reply: Any, _: memoryview | None) -> Any:
-    return reply
 
 
 class RemoteDevice(Device):
@@ -551,7 +495,7 @@ class RemoteDevice(Device):
     def __init__(self, uri: str, link: Link, welcome: protocol.Welcome) -> None:
         super().__init__(uri)
         self._link = link
-        self._description = _describe_link(welcome.description)
+        self._description = describe_link(welcome.description, _LINKED_CAPABILITIES)
         self._sessions: set[RemoteSession] = set()
         self._control = RemoteControl(link)
         weakref.finalize(self, link.abandon)  # a device that nobody closed
@@ -585,10 +529,11 @@ class RemoteDevice(Device):
         return self._link.ask(lambda number: protocol.Status(request_id=number), protocol.StatusReply).status
 
     def _open_session(self, config: SessionConfig) -> RemoteSession:
+        record = SessionRecord(config)
         opened = self._link.ask(
-            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened
+            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened, opens=record
         )
-        session = RemoteSession(self, self._link, opened.session, opened.description)
+        session = RemoteSession(self, self._link, record, opened.description)
         self._sessions.add(session)
         return session
 
@@ -707,43 +652,16 @@ class RemoteControl(DeviceControl):
 class RemoteSession(Session):
     """A session of a device behind a server."""
 
-    def __init__(self, device: RemoteDevice, link: Link, number: int, description: SessionDescription) -> None:
+    def __init__(
+        self, device: RemoteDevice, link: Link, record: SessionRecord, description: SessionDescription
+    ) -> None:
         super().__init__(description)
         self._device = device
         self._link = link
-        self._record = SessionRecord(description.config, number)
-        link.register(self._record)
+        self._record = record
 
     def _submit(self, batch: Batch) -> Future[Projection]:
-        record, packed = self._record, batch.patterns
-
-        def make(number: int) -> protocol.Project:
-            assert record.number is not None  # noqa: S101 - the conversation waits until it is open
-            return protocol.Project(
-                request_id=number,
-                session=record.number,
-                first_frame_index=batch.first_frame_index,
-                n_features=packed.n_features,
-                batch=len(packed),
-                answered=self._link.answered,
-                deadline_s=_time_left_s(batch.due_s),
-            )
-
-        def finish(reply: protocol.Frames, payload: memoryview | None) -> Projection:
-            assert payload is not None  # noqa: S101 - decode_reply has checked it
-            return self._read_frames(reply, payload, len(packed), batch.out)
-
-        ticket = Ticket(
-            make,
-            protocol.Frames,
-            Future(),
-            finish,
-            payload=packed.bits.data.cast("B"),
-            session=record,
-            due_s=batch.due_s,
-            is_projection=True,
-        )
-        return self._link.request(ticket)
+        return self._link.request(ask_to_project(self._record, self._description, batch, lambda: self._link.answered))
 
     def project(
         self,
@@ -757,45 +675,10 @@ class RemoteSession(Session):
         with self._link.attending():
             return super().project(patterns, first_frame_index=first_frame_index, out=out, deadline_s=deadline_s)
 
-    def _read_frames(
-        self, reply: protocol.Frames, payload: memoryview, batch: int, out: NDArray[Any] | None
-    ) -> Projection:
-        expected = (batch, self.config.n_outputs, self._description.frame_dtype)
-        found = (reply.batch, reply.n_outputs, reply.dtype)
-        if found != expected:
-            raise ProtocolError(
-                f"The server sent frames (batch, n_outputs, dtype) = {found} where {expected} were due.",
-                "The server does not follow docs/protocol.md.",
-            )
-        frames = protocol.read_frames(reply, payload)
-        if out is not None:
-            np.copyto(out, frames)
-            frames = out
-        elif payload.nbytes < _COPY_BYTES or not frames.flags.aligned:
-            frames = frames.copy()  # ZeroMQ keeps small messages in a buffer that they share
-        return Projection(frames, reply.provenance)
-
     def _close(self) -> None:
         self._device.forget(self)
-        record = self._record
-
-        def make(number: int) -> protocol.CloseSession:
-            assert record.number is not None  # noqa: S101 - the conversation waits until it is open
-            return protocol.CloseSession(request_id=number, session=record.number)
-
-        with contextlib.suppress(LinkError, ClosedError):  # a server that is gone has closed it
-            self._link.ask(make, protocol.Done, record)
-        self._link.forget(record)
-
-
-def _time_left_s(due_s: float) -> float | None:
-    """Return what is left of a deadline, as the message has it: at least a little, for the server to say no."""
-    return None if due_s == math.inf else min(max(due_s - time.monotonic(), _LEAST_TIME_S), _MOST_TIME_S)
-
-
-def _describe_link(description: DeviceDescription) -> DeviceDescription:
-    passing = tuple(name for name in description.capabilities if name in _LINKED_CAPABILITIES)
-    return msgspec.structs.replace(description, backend="tcp", capabilities=passing)
+        with contextlib.suppress(*GONE):  # and has closed it
+            self._link.give_back(ask_to_close(self._record), self._record)
 
 
 def open_remote(
@@ -844,13 +727,10 @@ def open_remote(
     ForbiddenError
         The role is more than the server grants.
     """
-    if (key is None) != (server_key is None):
-        raise UriError(
-            f"The address {uri.text!r} has one of the options key and server_key.",
-            "Give both, or none: a client needs to know the server as much as the server the client.",
-        )
-    keys = ClientKeys.read(key, server_key) if key is not None and server_key is not None else None
-    _check_host(uri, timeout_s)
+    keys = read_keys(uri, key, server_key)
+    lookup = look_up(uri)
+    futures.wait([lookup], timeout_s)
+    judge_host(uri, lookup, timeout_s)
     link = Link(f"tcp:{uri.rest}", timeout_s, reconnect_s, keys, role)
     try:
         welcome = link.greet()

@@ -63,7 +63,8 @@ class Client:
 
     `route` and `descriptor` name its connection; without one the route is None. `unanswered` has the numbers of the
     requests that are being worked at, `projections` the jobs of those that are projections, and `answered` is the
-    number below which the client has all its answers.
+    number below which the client has all its answers. `knows_server` tells whether it has heard that it is welcome: it
+    has asked for something. `hello_id` is the number of its last hello.
     """
 
     client_id: int
@@ -80,6 +81,8 @@ class Client:
     unanswered: set[int] = field(default_factory=set)
     projections: dict[int, ProjectionJob] = field(default_factory=dict)
     answered: int = 0
+    knows_server: bool = False
+    hello_id: int = 0
     in_flight: int = 0
     outbox: Outbox = field(default_factory=Outbox)
     replies: ReplyCache = field(default_factory=ReplyCache)

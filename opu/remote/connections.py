@@ -48,7 +48,7 @@ class Connections:
         self.receiver.connect(_MONITOR)
 
     def find_idle(self, has_client: Callable[[int], bool]) -> Iterator[int]:
-        """Read what has happened, and look from time to time for connections that nobody uses.
+        """Look from time to time for connections that nobody uses.
 
         Parameters
         ----------
@@ -61,7 +61,6 @@ class Connections:
             The file descriptor of a connection to be ended.
         """
         now_s = time.monotonic()
-        self._read_events(now_s)
         if now_s - self._looked_s < min(_LOOK_S, self._idle_s):
             return
         self._looked_s = now_s
@@ -72,12 +71,9 @@ class Connections:
                 del self._idle_since_s[descriptor]
                 yield descriptor
 
-    def close(self) -> None:
-        """Stop listening to events, before the socket is closed."""
-        self._router.disable_monitor()
-        self.receiver.close()
-
-    def _read_events(self, now_s: float) -> None:
+    def read_events(self) -> None:
+        """Take note of what has happened, when `receiver` says that something has."""
+        now_s = time.monotonic()
         with contextlib.suppress(zmq.Again):
             while True:
                 event = parse_monitor_message(self.receiver.recv_multipart(zmq.NOBLOCK))
@@ -87,3 +83,8 @@ class Connections:
                     self._idle_since_s.pop(int(event["value"]), None)
                 else:  # accepted; the event of a handshake that succeeded does not name its connection
                     self._idle_since_s[int(event["value"])] = now_s
+
+    def close(self) -> None:
+        """Stop listening to events, before the socket is closed."""
+        self._router.disable_monitor()
+        self.receiver.close()

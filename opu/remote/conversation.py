@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import opu
 from opu.device import SessionConfig
@@ -38,7 +38,7 @@ from opu.errors import (
 )
 from opu.remote import OPEN_AGAIN, protocol
 
-__all__ = ["Conversation", "Outcome", "SessionRecord", "Ticket", "copy_error"]
+__all__ = ["Conversation", "Outcome", "Promise", "SessionRecord", "Ticket", "copy_error"]
 
 _log = logging.getLogger("opu.remote.client")
 
@@ -62,15 +62,31 @@ class _Phase(enum.Enum):
     OVER = enum.auto()
 
 
+class Promise(Protocol):
+    """The side of a future that is told the outcome."""
+
+    def done(self) -> bool:
+        """Return whether it has been told, or nobody wants to know."""
+
+    def set_running_or_notify_cancel(self) -> bool:
+        """Return whether somebody still wants the outcome."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Set the result."""
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        """Set the reason why there is none."""
+
+
 @dataclass(eq=False)
 class SessionRecord:
     """A session as the client knows it.
 
-    `number` is the server's, None while the session has to be opened again; `error` is why that has failed.
+    `number` is the server's, None while the session has to be opened, or opened again; `error` is why that has failed.
     """
 
     config: SessionConfig
-    number: int | None
+    number: int | None = None
     error: OpuError | None = None
 
 
@@ -84,14 +100,17 @@ class Ticket:
         Makes the message from the number of the request, whenever it is sent.
     reply_type : type
         What the server has to answer.
-    future : Future
-        Gets the outcome.
+    future : Promise
+        Gets the outcome: a future of `concurrent.futures`, or what behaves like one.
     finish : callable
         Makes the result of the reply and its payload.
     payload : memoryview, optional
         What is sent behind the message.
     session : SessionRecord, optional
         The session that must be open.
+    opens : SessionRecord, optional
+        The session that is open when the reply comes. From then on it is opened again whenever the server is another
+        one, until `Conversation.forget`.
     due_s : float
         When nobody is interested any more.
     is_projection : bool
@@ -102,10 +121,11 @@ class Ticket:
 
     make: Callable[[int], protocol.Request]
     reply_type: type[Any]
-    future: Future[Any]
+    future: Promise
     finish: Finish
     payload: memoryview | None = None
     session: SessionRecord | None = None
+    opens: SessionRecord | None = None
     due_s: float = math.inf
     is_projection: bool = False
     request_id: int | None = None
@@ -182,7 +202,7 @@ class Conversation:
         self._pending: dict[int, Ticket] = {}
         self._projecting = 0
         self._settled: deque[tuple[Ticket, Outcome]] = deque()
-        self._sessions: set[SessionRecord] = set()
+        self._sessions: dict[SessionRecord, None] = {}  # in the order in which they were opened
         self._to_reopen: deque[tuple[int, SessionRecord]] = deque()
         self._reopening: dict[int, SessionRecord] = {}
         self._features: frozenset[str] = frozenset()
@@ -236,16 +256,14 @@ class Conversation:
         else:
             return False
         if ticket.request_id is not None:
-            self._outgoing.appendleft(_cancelling(ticket.request_id))
+            cancelling = _cancelling(ticket.request_id)
+            cancelling.request_id = self._draw_id()  # those behind it may have one, too: see `answered`
+            self._outgoing.appendleft(cancelling)
         return True
-
-    def register(self, record: SessionRecord) -> None:
-        """Have a session opened again whenever the server is another one."""
-        self._sessions.add(record)
 
     def forget(self, record: SessionRecord) -> None:
         """Note that a session has been closed."""
-        self._sessions.discard(record)
+        self._sessions.pop(record, None)
 
     def leave(self, ticket: Ticket) -> None:
         """Say bye when everything else is answered; at once if there is no connection."""
@@ -277,12 +295,17 @@ class Conversation:
     @property
     def has_connection(self) -> bool:
         """Whether there is one, or one is being made."""
-        return self._phase in {_Phase.GREETING, _Phase.TALKING, _Phase.RETURNING}
+        return self._phase is not _Phase.APART and self._phase is not _Phase.OVER
 
     @property
     def wants_connection(self) -> bool:
         """Whether it is time to connect again."""
         return self._phase is _Phase.APART and self._clock() >= self._next_try_s
+
+    @property
+    def is_talking(self) -> bool:
+        """Whether the server answers."""
+        return self._phase is _Phase.TALKING
 
     @property
     def is_greeting(self) -> bool:
@@ -396,10 +419,10 @@ class Conversation:
     @property
     def answered(self) -> int:
         """The number below which every request is answered."""
-        repeated = itertools.takewhile(lambda ticket: ticket.request_id is not None, self._outgoing)
-        tickets = itertools.chain(itertools.islice(self._pending.values(), 1), repeated)
-        numbers = [ticket.request_id for ticket in tickets if ticket.request_id is not None]
-        return min([*numbers, *self._reopening, *(number for number, _ in self._to_reopen)], default=self._next_id)
+        numbered = itertools.takewhile(lambda ticket: ticket.request_id is not None, self._outgoing)
+        numbers = [ticket.request_id for ticket in numbered if ticket.request_id is not None]
+        to_reopen = (number for number, _ in self._to_reopen)
+        return min([*self._pending, *numbers, *self._reopening, *to_reopen], default=self._next_id)
 
     def _draw_id(self) -> int:
         number = self._next_id
@@ -426,6 +449,10 @@ class Conversation:
         else:
             ticket = self._take(reply.request_id)
             if ticket is not None:
+                if ticket.opens is not None and isinstance(reply, protocol.SessionOpened):
+                    # At once, not when its caller has learnt of it: the server may be another one by then.
+                    ticket.opens.config, ticket.opens.number = reply.description.config, reply.session
+                    self._sessions[ticket.opens] = None
                 outcome = _as_error(reply) if isinstance(reply, protocol.ErrorReply) else (reply, payload)
                 self._settled.append((ticket, outcome))
 
@@ -506,7 +533,7 @@ class Conversation:
             f"The session could not be opened again when the server at {self._address} was back: {reason}",
             "Open another one with device.open_session().",
         )
-        self._sessions.discard(record)
+        self._sessions.pop(record, None)
         for ticket in [ticket for ticket in self._outgoing if ticket.session is record]:
             self._outgoing.remove(ticket)
             self._settled.append((ticket, record.error))

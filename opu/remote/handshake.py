@@ -8,6 +8,7 @@ anything secret passes (https://rfc.zeromq.org/spec/23/).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import socket
@@ -18,15 +19,17 @@ from zmq.utils.monitor import parse_monitor_message
 
 from opu.errors import AuthenticationError
 
-__all__ = ["ConnectionWatch", "read_mechanism"]
+__all__ = ["ConnectionWatch", "read_mechanism", "read_mechanism_async"]
 
 _MONITOR = "inproc://openopu-handshake"
 _FAILURES = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_AUTH
 _ENDS = zmq.Event.DISCONNECTED | zmq.Event.CLOSED
+_SUCCESS = zmq.Event.HANDSHAKE_SUCCEEDED
 _TRIES = 2  # one failure may be a server that is just being stopped
 _LOOK_S = 1.0
 _LOOKS = 10
 _SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"
+_OPENING = _SIGNATURE + b"\x03\x00"  # a version, and no mechanism that the server might object to
 _GREETING_BYTES = 64
 _MECHANISM = slice(12, 32)
 
@@ -53,23 +56,43 @@ class ConnectionWatch:
         self._failures = 0
         self._looks_left = _LOOKS
         self.has_ended = False
-        """Whether a connection, or the attempt to make one, has ended."""
+        """Whether the last connection, or the last attempt to make one, has ended."""
         self.n_dropped = 0
         """How many connections have ended that had been made."""
         where = f"{_MONITOR}-{next(_numbers)}"
-        dealer.monitor(where, int(_FAILURES | _ENDS))
+        dealer.monitor(where, int(_FAILURES | _ENDS | _SUCCESS))
         self.receiver = dealer.context.socket(zmq.PAIR)
         self.receiver.linger = 0
         self.receiver.rcvhwm = 0  # a full queue would stop the thread of ZeroMQ that writes the events
         self.receiver.connect(where)
 
     def find_failure(self) -> AuthenticationError | None:
-        """Read the events that have come.
+        """Read the events that have come, and look at the server if they leave the reason of a failure open.
 
         Returns
         -------
         AuthenticationError or None
             Why there is no hope, if there is none.
+        """
+        failure = self.read_events()
+        if failure is not None or not self.is_suspicious:
+            return failure
+        return self.judge(read_mechanism(self._host, self._port))
+
+    async def find_failure_async(self) -> AuthenticationError | None:
+        """Do as `find_failure`, and leave the event loop to others during the look."""
+        failure = self.read_events()
+        if failure is not None or not self.is_suspicious:
+            return failure
+        return self.judge(await read_mechanism_async(self._host, self._port))
+
+    def read_events(self) -> AuthenticationError | None:
+        """Read the events that have come.
+
+        Returns
+        -------
+        AuthenticationError or None
+            Why there is no hope, if they tell that there is none.
         """
         with contextlib.suppress(zmq.Again):
             while True:
@@ -78,13 +101,24 @@ class ConnectionWatch:
                     self.has_ended = True
                     self.n_dropped += event["event"] == zmq.Event.DISCONNECTED
                     continue
+                if event["event"] == _SUCCESS:
+                    self.has_ended = False  # what ended before were attempts, or is counted
+                    continue
                 if event["event"] == zmq.Event.HANDSHAKE_FAILED_AUTH:
                     return self._not_admitted()
                 # After a fault of the protocol, such as another mechanism, ZeroMQ does not try again.
                 self._failures += _TRIES if event["event"] == zmq.Event.HANDSHAKE_FAILED_PROTOCOL else 1
-        if self._failures < _TRIES:
-            return None
-        error = self._judge(read_mechanism(self._host, self._port))
+        return None
+
+    def judge(self, mechanism: str | None) -> AuthenticationError | None:
+        """Explain the failures by what a look at the server has shown.
+
+        Parameters
+        ----------
+        mechanism : str or None
+            What `read_mechanism` returned.
+        """
+        error = self._compare(mechanism)
         # Who did not answer the look in time is looked at again: ZeroMQ may not try any more, and tell nothing new.
         self._looks_left -= 1
         if error is not None or self._looks_left == 0:
@@ -105,7 +139,7 @@ class ConnectionWatch:
     def _where(self) -> str:
         return f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
 
-    def _judge(self, mechanism: str | None) -> AuthenticationError | None:
+    def _compare(self, mechanism: str | None) -> AuthenticationError | None:
         if mechanism == "CURVE" and not self._has_keys:
             return AuthenticationError(
                 f"The server at {self._where} talks to clients with keys alone, and this one has none.",
@@ -147,7 +181,7 @@ def read_mechanism(host: str, port: int) -> str | None:
     greeting = b""
     try:
         with socket.create_connection((host, port), timeout=_LOOK_S) as connection:
-            connection.sendall(_SIGNATURE + b"\x03\x00")  # a version, and no mechanism that it might object to
+            connection.sendall(_OPENING)
             while len(greeting) < _GREETING_BYTES:
                 received = connection.recv(_GREETING_BYTES - len(greeting))
                 if not received:
@@ -155,6 +189,25 @@ def read_mechanism(host: str, port: int) -> str | None:
                 greeting += received
     except OSError:
         return None
+    return _mechanism_of(greeting)
+
+
+async def read_mechanism_async(host: str, port: int) -> str | None:
+    """Do as `read_mechanism`, and leave the event loop to others meanwhile."""
+    writer = None
+    try:
+        async with asyncio.timeout(_LOOK_S):
+            reader, writer = await asyncio.open_connection(host, port)
+            writer.write(_OPENING)
+            return _mechanism_of(await reader.readexactly(_GREETING_BYTES))
+    except (OSError, asyncio.IncompleteReadError):
+        return None
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+
+
+def _mechanism_of(greeting: bytes) -> str | None:
     if greeting[0] != _SIGNATURE[0] or greeting[9] != _SIGNATURE[9]:
         return None
     return greeting[_MECHANISM].rstrip(b"\0").decode("ascii", "replace")

@@ -47,7 +47,7 @@ class Leases:
     """
 
     def __init__(self) -> None:
-        self._last = int(time.time()) * _NUMBERS_PER_S
+        self._last = int(time.time() * _NUMBERS_PER_S)
         self._held: _Held | None = None
 
     def take(self, client_id: int, holder: str, ttl_s: float, note: str, *, force: bool, now_s: float) -> int:

@@ -153,6 +153,8 @@ class ReplyCache:
         room_bytes : int
             How much may be kept altogether.
         """
+        if request_id in self._parcels:
+            self._drop(request_id)  # a request that is refused before anybody looks whether it was answered before
         self._parcels[request_id] = parcel
         self.n_bytes += parcel.n_bytes
         while self._parcels and (self.n_bytes > room_bytes or len(self._parcels) > _MAX_CACHED_REPLIES):

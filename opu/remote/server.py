@@ -44,6 +44,8 @@ _TICK_MS = 250
 _RETRY_MS = 1
 _ANSWERS_PER_TURN = 64
 _ZERO_COPY_BYTES = 2**16
+_NOBLOCK = int(zmq.NOBLOCK)  # enumerations are slow
+_MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
 _MAX_SERVERS = 4
 _ROUTER_OPTIONS = {
     zmq.ROUTER_MANDATORY: 1,  # without it a full queue drops replies without a word
@@ -113,20 +115,20 @@ class _RouterWire:
 
     def send(self, route: bytes, parcel: Parcel) -> Tracker | None:
         """Send a reply; see `opu.remote.post.Wire`."""
-        frames: list[Any] = [route, parcel.header]
-        tracker: Tracker | None = None
-        if parcel.payload is not None:
-            large = parcel.payload.nbytes >= _ZERO_COPY_BYTES
-            payload = zmq.Frame(parcel.payload, track=large, copy=not large)
-            tracker = payload.tracker  # the frame itself would hold its memory
-            frames.append(payload)
+        send, payload = self._router.send, parcel.payload
         try:
-            self._router.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            send(route, _MORE)
+            if payload is None:
+                send(parcel.header, _NOBLOCK)
+                return None
+            send(parcel.header, _MORE)
+            large = payload.nbytes >= _ZERO_COPY_BYTES
+            tracker = send(payload, _NOBLOCK, copy=not large, track=large)
         except zmq.Again as error:
             raise WireFullError from error
         except zmq.ZMQError as error:
             raise WireGoneError(error.strerror) from error
-        return tracker
+        return tracker if large else None
 
     def hang_up(self, route: bytes, descriptor: int, parcel: Parcel) -> None:
         """End a connection, so that ZeroMQ frees what it keeps for it."""
@@ -350,11 +352,13 @@ class OpuServer:
                 handler(*arguments)
             except Exception:  # noqa: BLE001 - a fault of one request must not stop the server
                 _log.exception("%s failed", handler.__name__)
-        for excess in self._inbox.fill():
+        for excess in self._inbox.fill(is_readable=self._router in ready):
             self._broker.cut_off(excess)
         for arrival in self._inbox.take(_ANSWERS_PER_TURN):
             self._broker.handle(arrival)
         self._broker.work(all_read=self._inbox.is_empty)
+        if self._connections.receiver in ready:
+            self._connections.read_events()
         for descriptor in self._connections.find_idle(self._broker.has_client_at):
             shut_down(descriptor)
 

@@ -278,6 +278,8 @@ class Turns:
                     "Grant more time, or send fewer and smaller batches.",
                 )
                 self._projected(client, job, error)
+                if client.gone:
+                    break  # it could not be told, and its other jobs went with it
 
     def _take_job(self, client: Client, now_s: float) -> bool:
         if not client.jobs:
@@ -291,7 +293,7 @@ class Turns:
             return True
         if client.in_flight:
             return False
-        if isinstance(job, protocol.Bye) and client.outbox.count_on_the_way():
+        if isinstance(job, protocol.Bye) and (len(client.unanswered) > 1 or client.outbox.count_on_the_way()):
             return False  # a client that leaves counts as one until it has read what it asked for
         client.jobs.popleft()
         self._reached(client, job)

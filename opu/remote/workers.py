@@ -78,8 +78,9 @@ class Workers:
     def _work(self) -> None:
         while (queued := self._jobs.get()) is not None:
             future, job, arguments = queued
-            try:
-                future.set_result(job(*arguments))
-            except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
-                future.set_exception(error)
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job(*arguments))
+                except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
+                    future.set_exception(error)
             del future, job, arguments, queued  # what they hold is not the thread's

@@ -48,9 +48,10 @@ def node_client(tmp_path_factory):
 
 
 def test_a_client_written_from_the_specification_gets_the_same_bytes(node_client):
+    """Also when it loses its connection. The device takes its time, so that there is something to cancel."""
     row, feature = np.ogrid[:BATCH, : CONFIG.n_features]
     patterns = ((7 * row + feature**2) % 5 < 2).astype(np.uint8)
-    with opu.open("sim:?preset=aurora&seed=7") as device:
+    with opu.open("sim:?preset=aurora&seed=7&realtime=1") as device:
         with device.open_session(CONFIG) as session:
             expected = session.project(patterns, first_frame_index=FIRST).frames
         with OpuServer(device, "tcp://127.0.0.1:0") as server:
@@ -60,9 +61,15 @@ def test_a_client_written_from_the_specification_gets_the_same_bytes(node_client
     assert json.loads(answer.stdout) == {
         "sha256": hashlib.sha256(expected.astype(expected.dtype.newbyteorder("<")).tobytes()).hexdigest(),
         "same_in_one_request": True,
+        "same_from_memory": True,
         "dtype": expected.dtype.name,
         "bytes": expected.nbytes,
         "device_id": "sim-aurora-7",
+        "role": "user",
         "frames_of_server": 2 * BATCH,
+        "resumed": 1,
+        "answered_from_memory": True,
+        "cancelled_of_server": 1,
+        "cancelled": "cancelled",
         "refused": "closed",
     }

@@ -51,7 +51,8 @@ class ToyDevice(Device):
     """Frame `i`, pixel `j` is `(lit features * (j + 1) + i + noise_key) % 251`.
 
     `delay_s` is the time of a batch, `open_delay_s` and `close_delay_s` those of opening and closing a session, `error`
-    is what a batch raises, `compiled_bytes` what a session holds, and `gate` lets batches pass while it is set.
+    is what a batch raises, `compiled_bytes` what a session holds, and `gate` lets batches pass while it is set;
+    `waiting` counts those that stand before it.
     """
 
     def __init__(self, description=TOY_DESCRIPTION):
@@ -63,6 +64,7 @@ class ToyDevice(Device):
         self.compiled_bytes = 0
         self.gate = threading.Event()
         self.gate.set()
+        self.waiting = 0
         self.opened = 0
         self.open_sessions = 0
         self.projected = []
@@ -105,7 +107,9 @@ class ToySession(Session):
     def _project(self, batch):
         packed, first, out = batch.patterns, batch.first_frame_index, batch.out
         device = self._device
+        device.waiting += 1
         assert device.gate.wait(60)
+        device.waiting -= 1
         batch.check_deadline()
         time.sleep(device.delay_s)
         if device.error is not None:

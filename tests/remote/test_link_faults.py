@@ -5,7 +5,7 @@ import signal
 import socket
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -26,6 +26,7 @@ from opu.errors import (
 )
 from opu.remote import BACKEND, client, protocol
 from opu.remote.conversation import Conversation
+from opu.remote.dealer import how_to_reach
 from opu.remote.server import parse_bind
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
@@ -95,13 +96,13 @@ def test_a_resolver_that_does_not_answer_is_waited_for_no_longer_than_told(monke
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "[::1]"])
 def test_a_server_is_to_be_started_where_one_may_listen(host):
     address = f"tcp://{host}:5755"
-    assert f"opu serve URI --bind {address}" in client.how_to_reach(address)
+    assert f"opu serve URI --bind {address}" in how_to_reach(address)
     assert parse_bind(address)
 
 
 @pytest.mark.parametrize("host", ["192.0.2.7", "optics.example", "[2001:db8::1]"])
 def test_elsewhere_a_server_is_reached_through_a_tunnel(host):
-    remedy = client.how_to_reach(f"tcp://{host}:5755")
+    remedy = how_to_reach(f"tcp://{host}:5755")
     assert "opu serve" not in remedy
     assert f"ssh -N -L 5755:127.0.0.1:5755 {host.strip('[]')}" in remedy
 
@@ -135,10 +136,13 @@ def test_malformed_addresses_fail_at_once(uri):
 
 
 def test_a_server_that_starts_late_is_found(serve):
+    """And not taken for one that has gone, because nobody listened at first."""
     port = free_port()
     threading.Timer(0.5, serve, [f"tcp://127.0.0.1:{port}"]).start()
-    with opu.open(f"tcp://127.0.0.1:{port}?timeout_s=10") as remote:
+    with opu.open(f"tcp://127.0.0.1:{port}?timeout_s=10&reconnect_s=0") as remote:
         assert remote.describe().device_id == "toy"
+        assert remote.server_status().clients[0].connected
+        assert remote.reconnections == 0
 
 
 def test_find_tells_what_answers(serve):
@@ -197,6 +201,23 @@ def test_a_restarted_server_is_come_back_to(served_process):
         np.testing.assert_array_equal(future.result(timeout=60).frames, before)
         assert (session.next_frame_index, remote.reconnections) == (8, 1)
         assert remote.servers != servers
+
+
+def test_a_caller_who_waits_comes_back_to_a_restarted_server(served_process):
+    """Who brings the replies of the link gives that up when the connection ends, and who comes then does not begin."""
+    process, uri = served_process("sim:?preset=ideal&seed=7&realtime=1")
+    with opu.open(uri) as remote, remote.open_session(CONFIG) as session, ThreadPoolExecutor(2) as pool:
+        x = np.ones((2000, 10), np.uint8)
+        waiting = pool.submit(session.project, x, first_frame_index=5)
+        wait_until(lambda: remote.server_status().queued == 1)
+        process.kill()
+        process.wait()
+        wait_until(lambda: not remote._link._conversation.has_connection)
+        coming = pool.submit(session.project, X, first_frame_index=7)
+        served_process("sim:?preset=ideal&seed=7", uri)
+        np.testing.assert_array_equal(coming.result(timeout=60).frames, session.project(X, first_frame_index=7).frames)
+        assert waiting.result(timeout=60).frames.shape == (2000, 5)
+        assert remote.reconnections == 1
 
 
 def test_a_server_that_stops_says_so(serve, toy):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,6 +83,18 @@ def test_frames_belong_to_the_caller(remote, n_outputs):
         np.testing.assert_array_equal(first, before)
         assert first.flags.c_contiguous
         assert first.flags.aligned
+
+
+def test_frames_do_not_wait_for_the_garbage_collector(remote):
+    with remote.open_session(SMALL) as session:
+        gc.collect()
+        gc.disable()
+        try:
+            frames = weakref.ref(session.project(patterns(1, 10)).frames)
+            remote.server_status()  # the thread of the link has gone on to something else
+            assert frames() is None
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize("n_outputs", [50, 4000])

@@ -444,16 +444,24 @@ def test_a_client_that_vanishes_leaves_nothing(serve, toy, raw):
 
 
 def test_a_session_that_opens_for_a_client_that_has_gone_is_closed(serve, toy, raw):
+    server = serve(expire_s=0.1)
+    toy.open_delay_s = 1.0
+    client = raw(server.uri)
+    client.hello()
+    client.send(protocol.OpenSession(request_id=2, config=CONFIG))
+    wait_until(lambda: server.snapshot().clients == (), 60)
+    wait_until(lambda: toy.opened == 1 and toy.open_sessions == 0, 60)
+
+
+def test_bye_is_answered_after_a_session_that_is_being_opened(serve, toy, raw):
     server = serve()
-    toy.open_delay_s = 0.3
+    toy.open_delay_s = 0.1
     client = raw(server.uri)
     client.hello()
     client.send(protocol.OpenSession(request_id=2, config=CONFIG))
     client.send(protocol.Bye(request_id=3))
-    assert isinstance(client.receive()[0], protocol.Done)
-    wait_until(lambda: server.snapshot().clients == ())
-    time.sleep(0.4)
-    wait_until(lambda: toy.open_sessions == 0)
+    assert [type(client.receive(60)[0]) for _ in range(2)] == [protocol.SessionOpened, protocol.Done]
+    wait_until(lambda: toy.open_sessions == 0, 60)
 
 
 def test_a_client_that_never_reads_is_evicted_and_others_lose_nothing(serve, raw, caplog):

@@ -19,6 +19,18 @@ def test_jobs_have_outcomes():
     assert workers.stop(5) == 0
 
 
+def test_a_job_that_is_cancelled_in_time_is_left_out():
+    gate, done = threading.Event(), []
+    workers = Workers(1, "test")
+    first, second, third = workers.submit(gate.wait, 30), workers.submit(done.append, 2), workers.submit(done.append, 3)
+    assert second.cancel()
+    gate.set()
+    third.result(timeout=30)
+    assert not first.cancel()
+    assert done == [3]
+    assert workers.stop(30) == 0
+
+
 def test_what_is_queued_is_finished():
     workers = Workers(1, "test")
     futures = [workers.submit(time.sleep, 0.01) for _ in range(20)]

@@ -1,0 +1,633 @@
+"""A device behind a server, for programs that run in an event loop of asyncio.
+
+It carries the same conversation as the backend `tcp:` (`opu.remote.conversation`), takes the same addresses and raises
+the same errors. One task of the loop owns the sockets, so there is neither a thread nor a lock; only the name of a host
+is looked up in a thread. Devices, sessions and futures belong to the loop in which the device was opened. The loop has
+to come round: a coroutine that computes for seconds keeps the link from telling the server that it is alive.
+
+The sockets are plain ones of ZeroMQ whose file descriptors the loop watches, instead of those of `zmq.asyncio`: these
+make a future for each message, and one that is cancelled at the wrong moment takes its message along
+(https://github.com/zeromq/pyzmq/issues/1925).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+
+import zmq
+
+from opu.device import (
+    Batch,
+    DeviceDescription,
+    Projection,
+    SessionConfig,
+    SessionDescription,
+    check_frame_numbers,
+    check_submission,
+    check_whole,
+    resolve_config,
+)
+from opu.errors import ClosedError, OpuError, UriError
+from opu.remote import BACKEND, protocol
+from opu.remote.conversation import SessionRecord, Ticket
+from opu.remote.dealer import connect, explain_fault, judge_host, look_up, send_message, start_conversation
+from opu.remote.handshake import ConnectionWatch
+from opu.remote.requests import (
+    GONE,
+    ask_to_close,
+    ask_to_project,
+    describe_link,
+    read_keys,
+    reply_itself,
+    wait_for_welcome,
+)
+from opu.remote.security import ClientKeys
+from opu.uri import Uri, parse_uri
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from opu.patterns import PackedPatterns
+
+__all__ = ["AsyncDevice", "AsyncSession", "open"]
+
+_LINKED_CAPABILITIES = ("repeatable_noise",)
+_MESSAGES_PER_TURN = 64
+_MOST_AHEAD = 2**16
+_LONGEST_WAIT_S = 0.25
+
+ResultT = TypeVar("ResultT")
+
+
+class _Answer(asyncio.Future[Any]):
+    """A future that says when it is cancelled, and that a ticket can settle."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, withdraw: Callable[[], object] | None = None) -> None:
+        super().__init__(loop=loop)
+        self._withdraw = withdraw
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if not super().cancel(msg):
+            return False
+        if self._withdraw is not None:
+            self._withdraw()
+        return True
+
+    def set_running_or_notify_cancel(self) -> bool:
+        self._withdraw = None  # it knows the ticket, which knows this future: a cycle would keep the frames for long
+        return not self.done()
+
+
+class _Link:
+    """A connection to a server, and the next one when that ends. Its task owns the sockets, and ends with it.
+
+    Parameters
+    ----------
+    address : str
+        `tcp://HOST:PORT`.
+    timeout_s : float
+        How long the server may give no sign of life.
+    reconnect_s : float
+        How long to try to come back.
+    keys : ClientKeys, optional
+        Of the client.
+    role : str, optional
+        What the client wants to be at most.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        timeout_s: float,
+        reconnect_s: float,
+        keys: ClientKeys | None = None,
+        role: protocol.Role | None = None,
+    ) -> None:
+        self.address = address
+        self._keys = keys
+        self._conversation = start_conversation(address, timeout_s, reconnect_s, role)
+        self._ended = False
+        self._loop = asyncio.get_running_loop()
+        self._awake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def greet(self) -> protocol.Welcome:
+        """Open the conversation, and keep to what the server grants."""
+        greeted = _Answer(self._loop)
+        self._conversation.greet(wait_for_welcome(greeted))
+        self._task = self._loop.create_task(self._run(), name=f"opu-link {self.address}")
+        welcome: protocol.Welcome = await greeted
+        return welcome
+
+    @property
+    def welcome(self) -> protocol.Welcome:
+        """What the server said last time it was greeted."""
+        welcome = self._conversation.welcome
+        assert welcome is not None  # noqa: S101 - `greet` has returned
+        return welcome
+
+    @property
+    def answered(self) -> int:
+        """The number below which every request is answered."""
+        return self._conversation.answered
+
+    @property
+    def reconnections(self) -> int:
+        """How often the link has come back."""
+        return self._conversation.reconnections
+
+    def ask(
+        self,
+        make: Callable[[int], protocol.Request],
+        reply_type: type[ResultT],
+        session: SessionRecord | None = None,
+        opens: SessionRecord | None = None,
+    ) -> asyncio.Future[ResultT]:
+        """Send a request. The server carries it out even if its future is cancelled.
+
+        Parameters
+        ----------
+        make : callable
+            Makes the message from its number.
+        reply_type : type
+            What the server has to answer.
+        session : SessionRecord, optional
+            The session that must be open.
+        opens : SessionRecord, optional
+            The session that is open when the reply comes.
+        """
+        answer = _Answer(self._loop)
+        self._send(Ticket(make, reply_type, answer, reply_itself, session=session, opens=opens))
+        return answer
+
+    def request(self, ticket: Ticket) -> asyncio.Future[Any]:
+        """Send a request that is withdrawn when its future is cancelled."""
+        ticket.future = answer = _Answer(self._loop, lambda: self._cancel(ticket))
+        self._send(ticket)
+        return answer
+
+    def forget(self, record: SessionRecord) -> None:
+        """Note that a session has been closed."""
+        self._conversation.forget(record)
+
+    async def give_back(self, record: SessionRecord) -> None:
+        """Close a session, and wait for that as long as there is a connection."""
+        if self._conversation.error is not None:
+            return  # the server has closed it
+
+        def forget(done: asyncio.Future[protocol.Done]) -> None:
+            self.forget(record)
+            if not done.cancelled():
+                done.exception()  # a server that is gone has closed it
+
+        answer = self.ask(ask_to_close(record), protocol.Done, record)
+        answer.add_done_callback(forget)
+        while self._conversation.is_talking and not answer.done():
+            await asyncio.wait({answer}, timeout=_LONGEST_WAIT_S)
+
+    async def close(self) -> None:
+        """Say bye, when everything that was asked before is answered, and end the task."""
+        if self._conversation.error is None:
+            done = _Answer(self._loop)
+            self._conversation.leave(
+                Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, done, reply_itself)
+            )
+            self._awake.set()
+            with contextlib.suppress(*GONE):
+                await done
+        await self.end()
+
+    async def end(self) -> None:
+        """Close the sockets and end the task, whatever is still waiting."""
+        self._ended = True
+        self._awake.set()
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    def abandon(self) -> None:
+        """Have the task end soon, without waiting: the garbage collector may call it in any thread."""
+        self._ended = True
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the task has ended with it
+            self._loop.call_soon_threadsafe(self._awake.set)
+
+    def _send(self, ticket: Ticket) -> None:
+        self._conversation.add(ticket)
+        self._awake.set()
+
+    def _cancel(self, ticket: Ticket) -> None:
+        self._conversation.cancel(ticket)
+        self._awake.set()
+
+    # The task
+
+    async def _run(self) -> None:
+        context = zmq.Context()
+        conversation = self._conversation
+        try:
+            while not self._ended and conversation.error is None:
+                if conversation.has_connection or conversation.wants_connection:
+                    await self._use_connection(context)
+                else:
+                    await self._wait()
+                    conversation.look()
+                self._settle()
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+            self._fail(explain_fault(self.address, error))
+        finally:
+            context.term()
+            self._fail(ClosedError(f"The link to {self.address} is closed.", "Open the device again."))
+
+    async def _use_connection(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        """Make a connection, and use it until it ends."""
+        first = self._conversation.is_greeting  # later, the conversation says when to try again
+        with (
+            connect(context, self.address, self._keys, tries_by_itself=first) as (dealer, watch),
+            self._watching(dealer, watch.receiver),
+        ):
+            send_message(dealer, self._conversation.connected())
+            await self._converse(dealer, watch)
+
+    async def _converse(self, dealer: zmq.Socket[bytes], watch: ConnectionWatch) -> None:
+        conversation = self._conversation
+        n_dropped = 0
+        while not self._ended and conversation.has_connection:
+            self._receive(dealer)
+            failure = await watch.find_failure_async()
+            has_ended = watch.has_ended or watch.n_dropped > n_dropped
+            if failure is not None:
+                conversation.fail(failure)
+            elif has_ended and not conversation.is_greeting and not _is_readable(dealer):
+                conversation.hung_up()
+            elif watch.n_dropped > n_dropped and conversation.is_greeting:
+                n_dropped = watch.n_dropped  # ZeroMQ connects again, and our greeting may have been lost
+                send_message(dealer, conversation.connected())
+            for message in conversation.messages():
+                send_message(dealer, message)
+            conversation.look()
+            self._settle()
+            # The descriptors tell of changes alone: what is there already has to be asked for.
+            if _is_readable(dealer) or _is_readable(watch.receiver):
+                await asyncio.sleep(0)
+            else:
+                await self._wait()
+
+    def _receive(self, dealer: zmq.Socket[bytes]) -> None:
+        with contextlib.suppress(zmq.Again):
+            for _ in range(_MESSAGES_PER_TURN):
+                frames = dealer.recv_multipart(zmq.NOBLOCK, copy=False)
+                self._conversation.receive([frame.buffer for frame in frames])
+
+    async def _wait(self) -> None:
+        """Wait until something has come, is to be sent, or is due."""
+        alarm = self._loop.call_later(self._conversation.patience_s(), self._awake.set)
+        try:
+            await self._awake.wait()
+        finally:
+            alarm.cancel()
+        self._awake.clear()
+
+    @contextlib.contextmanager
+    def _watching(self, *sockets: zmq.Socket[Any]) -> Iterator[None]:
+        descriptors = [socket.fileno() for socket in sockets]
+        try:
+            for descriptor in descriptors:
+                self._loop.add_reader(descriptor, self._awake.set)
+            yield
+        finally:
+            for descriptor in descriptors:
+                self._loop.remove_reader(descriptor)
+
+    def _settle(self) -> None:
+        for ticket, outcome in self._conversation.take_settled():
+            ticket.settle(outcome)
+
+    def _fail(self, error: OpuError) -> None:
+        self._conversation.fail(error)
+        if not self._loop.is_closed():
+            self._settle()
+
+
+def _is_readable(socket: zmq.Socket[Any]) -> bool:
+    return bool(cast("int", socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
+
+class AsyncDevice:
+    """A device behind a server, for one event loop. Made by `open`; an asynchronous context manager.
+
+    It comes back to a server as `opu.remote.client.RemoteDevice` does.
+
+    Parameters
+    ----------
+    uri : str
+        The address under which it was opened.
+    link : _Link
+        A connection that has been greeted.
+    """
+
+    def __init__(self, uri: str, link: _Link) -> None:
+        self._uri = uri
+        self._link = link
+        self._description = describe_link(link.welcome.description, _LINKED_CAPABILITIES)
+        self._sessions: set[AsyncSession] = set()
+        self._closed = False
+        weakref.finalize(self, link.abandon)  # a device that nobody closed
+
+    @property
+    def uri(self) -> str:
+        """The address under which the device was opened."""
+        return self._uri
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The `server_id` of the server, and those of the servers that stand between it and the device."""
+        return self._link.welcome.servers
+
+    @property
+    def reconnections(self) -> int:
+        """How often the link has come back after its connection had ended."""
+        return self._link.reconnections
+
+    def describe(self) -> DeviceDescription:
+        """Return what the device is and offers, as far as it passes the link."""
+        return self._description
+
+    async def server_status(self) -> protocol.ServerStatus:
+        """Ask the server what it is doing. Names of clients are texts from elsewhere: escape them.
+
+        Raises
+        ------
+        UnreachableError
+            The server is gone.
+        ClosedError
+            The device is closed.
+        """
+        reply = await self._link.ask(lambda number: protocol.Status(request_id=number), protocol.StatusReply)
+        return reply.status
+
+    async def open_session(self, config: SessionConfig) -> AsyncSession:
+        """Open a session; see `opu.device.Device.open_session` for what it takes and raises."""
+        if self._closed:
+            raise ClosedError(f"The device {self._uri} is closed.", "Open it again with opu.remote.aio.open().")
+        config = resolve_config(config, self._description)
+        record = SessionRecord(config)
+        answer = self._link.ask(
+            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened, opens=record
+        )
+        try:
+            opened = await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(lambda opened: self._give_back(opened, record))
+            raise
+        session = AsyncSession(self, self._link, record, opened.description)
+        self._sessions.add(session)
+        return session
+
+    def forget(self, session: AsyncSession) -> None:
+        """Note that a session has been closed."""
+        self._sessions.discard(session)
+
+    async def close(self) -> None:
+        """Close the device and all its sessions. Batches that were accepted before are finished.
+
+        When it is cancelled, the device is closed at once, and what was not finished fails.
+        """
+        self._closed = True
+        try:
+            for session in list(self._sessions):
+                await session.close()
+            await self._link.close()
+        finally:
+            await self._link.end()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _give_back(self, answer: asyncio.Future[protocol.SessionOpened], record: SessionRecord) -> None:
+        """Close a session that has been opened for somebody who does not wait any more."""
+        if answer.cancelled() or answer.exception() is not None:
+            return
+        with contextlib.suppress(OpuError):  # the link is over, and the session with it
+            closed = self._link.ask(ask_to_close(record), protocol.Done, record)
+            closed.add_done_callback(lambda _: self._link.forget(record))
+
+
+class AsyncSession:
+    """A session of a device behind a server, for one event loop; an asynchronous context manager.
+
+    Made by `AsyncDevice.open_session`.
+
+    Parameters
+    ----------
+    device : AsyncDevice
+        Its device.
+    link : _Link
+        To the server.
+    record : SessionRecord
+        What the link knows of it.
+    description : SessionDescription
+        What opening it came to.
+    """
+
+    def __init__(
+        self, device: AsyncDevice, link: _Link, record: SessionRecord, description: SessionDescription
+    ) -> None:
+        self._device = device
+        self._link = link
+        self._description = description
+        self._record = record
+        self._next_frame_index = 0
+        self._closed = False
+
+    @property
+    def config(self) -> SessionConfig:
+        """The complete, immutable configuration."""
+        return self._description.config
+
+    @property
+    def next_frame_index(self) -> int:
+        """The number that the next frame gets unless the caller says otherwise."""
+        return self._next_frame_index
+
+    def describe(self) -> SessionDescription:
+        """Return what opening the session came to."""
+        return self._description
+
+    def submit(
+        self,
+        patterns: ArrayLike | PackedPatterns,
+        *,
+        first_frame_index: int | None = None,
+        out: NDArray[Any] | None = None,
+        deadline_s: float | None = None,
+    ) -> asyncio.Future[Projection]:
+        """Queue a batch and return at once.
+
+        To cancel the future, or a task that waits for it, withdraws the batch from the server. Frames that are not
+        taken have used up their numbers.
+
+        Parameters
+        ----------
+        patterns, first_frame_index, out, deadline_s : object
+            As `opu.device.Session.submit` takes them.
+
+        Returns
+        -------
+        asyncio.Future of Projection
+            Done when the frames are there; raises what the device raised, and `DeadlineError` for a batch given up.
+
+        Raises
+        ------
+        PatternShapeError, PatternDtypeError, PatternValueError, ConfigError, CapacityError, ClosedError
+            As `opu.device.Session.submit`.
+        """
+        packed, due_s = check_submission(self._description, patterns, out, deadline_s)
+        if self._closed:
+            raise ClosedError("The session is closed.", "Open another one with device.open_session().")
+        wanted = self._next_frame_index if first_frame_index is None else first_frame_index
+        first = check_frame_numbers(wanted, len(packed), self._description.max_batch)
+        batch = Batch(packed, first, out, due_s)
+        answer = self._link.request(ask_to_project(self._record, self._description, batch, lambda: self._link.answered))
+        self._next_frame_index = first + len(packed)
+        return answer
+
+    async def project(
+        self,
+        patterns: ArrayLike | PackedPatterns,
+        *,
+        first_frame_index: int | None = None,
+        out: NDArray[Any] | None = None,
+        deadline_s: float | None = None,
+    ) -> Projection:
+        """Project a batch and wait for the frames: `await submit(...)`."""
+        return await self.submit(patterns, first_frame_index=first_frame_index, out=out, deadline_s=deadline_s)
+
+    async def stream(
+        self, batches: Iterable[ArrayLike | PackedPatterns], *, ahead: int = 4, deadline_s: float | None = None
+    ) -> AsyncIterator[Projection]:
+        """Project one batch after another, with some on their way while the caller works.
+
+        Parameters
+        ----------
+        batches : iterable of array_like or PackedPatterns, shape (batch, n_features)
+            Binary patterns. The next batch is taken when there is room for it.
+        ahead : int
+            How many batches are on their way at most.
+        deadline_s : float, optional
+            For each batch, from when it is sent.
+
+        Yields
+        ------
+        Projection
+            In the order of the batches. Those that are not taken are cancelled.
+
+        Raises
+        ------
+        OpuError
+            As `project`, at the first batch that fails.
+        """
+        check_whole("ahead", ahead, 1, _MOST_AHEAD)
+        answers: deque[asyncio.Future[Projection]] = deque()
+        try:
+            for patterns in batches:
+                if len(answers) == ahead:
+                    yield await answers.popleft()
+                answers.append(self.submit(patterns, deadline_s=deadline_s))
+            while answers:
+                yield await answers.popleft()
+        finally:
+            for answer in answers:
+                if not answer.cancel():
+                    answer.exception()  # nobody else will look at it
+
+    async def close(self) -> None:
+        """Close the session. Batches that were accepted before are finished."""
+        if self._closed:
+            return
+        self._closed = True
+        self._device.forget(self)
+        with contextlib.suppress(*GONE):  # and has closed it
+            await self._link.give_back(self._record)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def open(uri: str) -> AsyncDevice:
+    """Open the device behind a server.
+
+    Parameters
+    ----------
+    uri : str
+        `tcp://HOST:PORT`, with the options of the backend `tcp:`.
+
+    Returns
+    -------
+    AsyncDevice
+        Open; close it, or use it in an `async with` statement.
+
+    Raises
+    ------
+    UriError
+        The address is malformed, of another scheme, or names one key of the two.
+    OpuError
+        As `opu.remote.client.open_remote`.
+
+    Examples
+    --------
+    >>> import asyncio, opu, opu.remote.aio
+    >>> from opu.remote.server import OpuServer
+    >>> async def project(uri):
+    ...     async with await opu.remote.aio.open(uri) as device:
+    ...         async with await device.open_session(opu.SessionConfig(n_features=4, n_outputs=3)) as session:
+    ...             return await session.project([[1, 0, 1, 0]])
+    >>> with opu.open("sim:?preset=ideal") as device, OpuServer(device, "tcp://127.0.0.1:0") as server:
+    ...     asyncio.run(project(server.uri)).frames.shape
+    (1, 3)
+    """
+    parsed = parse_uri(uri)
+    if parsed.scheme != BACKEND.scheme:
+        raise UriError(
+            f"The address {uri!r} is not that of a server.",
+            f"Use one like {BACKEND.syntax}. Other devices have no version for asyncio: serve them (opu serve), or "
+            f"call opu.open and asyncio.wrap_future(session.submit(...)).",
+        )
+    return await _open(parsed, **parsed.read_options(BACKEND.options))
+
+
+async def _open(
+    uri: Uri,
+    *,
+    timeout_s: float,
+    reconnect_s: float,
+    key: str | None,
+    server_key: str | None,
+    role: protocol.Role | None,
+) -> AsyncDevice:
+    keys = read_keys(uri, key, server_key)
+    lookup = look_up(uri)
+    with contextlib.suppress(OSError, UnicodeError):  # judged in the next line
+        await asyncio.wait_for(asyncio.wrap_future(lookup), timeout_s)
+    judge_host(uri, lookup, timeout_s)
+    link = _Link(f"tcp:{uri.rest}", timeout_s, reconnect_s, keys, role)
+    try:
+        await link.greet()
+    except (Exception, asyncio.CancelledError):
+        await link.end()
+        raise
+    return AsyncDevice(uri.text, link)
