@@ -256,25 +256,25 @@ class Bench(Device):
         session = requests[0][0]
         description = session.describe()
         config, frame_us = description.config, description.frame_us
+        patterns = join([batch.patterns for _, batch in requests])
         runs = [_run_of(session, batch) for session, batch in requests]
-        n_frames = sum([len(run.out) for run in runs])
         lead_us = self._lead_us(config)
-        device_us = lead_us + n_frames * frame_us
+        device_us = lead_us + len(patterns) * frame_us
         if self._realtime:  # time passes between calls, too
             self._device_clock_us = max(self._device_clock_us, (time.monotonic() - self._opened_s) * 1e6)
         device_start_us = self._device_clock_us
         started_unix_s, started_s = time.time(), time.monotonic()
         self.parts.laser.switch(config.light == "on")
         self.parts.laser.set_reference(config.reference)
-        self.parts.dmd.load(join([batch.patterns for _, batch in requests]), session.layout)
+        self.parts.dmd.load(patterns, session.layout)
         self.parts.camera.arm(session.settings, runs)
-        self.parts.controller.run(TriggerPlan(n_frames, frame_us, device_start_us + lead_us))
+        self.parts.controller.run(TriggerPlan(len(patterns), frame_us, device_start_us + lead_us))
         reports = self.parts.camera.collect()
         self._device_clock_us += device_us
         if self._realtime:
             time.sleep(max(0.0, started_s + device_us * 1e-6 - time.monotonic()))
         call = _Call(device_start_us, lead_us, started_unix_s, time.time())
-        return self._word(call, [session for session, _ in requests], runs, reports)
+        return self._word(call, requests, runs, reports)
 
     def _lead_us(self, config: SessionConfig) -> float:
         """Return the device time of a call before its first frame, and remember its setting."""
@@ -285,13 +285,17 @@ class Bench(Device):
         return timing.call_overhead_us + (timing.reconfigure_us if changes else 0.0)
 
     def _word(
-        self, call: _Call, sessions: list[BenchSession], runs: list[FrameRun], reports: list[CameraReport]
+        self,
+        call: _Call,
+        requests: list[tuple[BenchSession, Batch]],
+        runs: list[FrameRun],
+        reports: list[CameraReport],
     ) -> list[Projection]:
         """Say where the frames of each run come from. The device time before the first frame is the first run's."""
         projections = []
         laser_power_mw = self._control.settings().laser_power_mw
         start_us, lead_us = call.device_start_us, call.lead_us
-        for session, run, report in zip(sessions, runs, reports, strict=True):
+        for (session, _), run, report in zip(requests, runs, reports, strict=True):
             description = session.describe()
             device_us = lead_us + len(run.out) * description.frame_us
             provenance = Provenance(

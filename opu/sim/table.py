@@ -71,6 +71,9 @@ def _shown(patterns: PackedPatterns, numbers: NDArray[np.int64]) -> NDArray[np.u
 
 def _count_ones(features: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
     """Add to each feature's count how many frames it is on."""
+    if len(features) == 1:  # a small call should cost little
+        counts += features[0]
+        return
     for start in range(0, len(features), 255):  # sums of so many fit into a byte, which is quick
         counts += features[start : start + 255].sum(axis=0, dtype=np.uint8)
 
