@@ -28,9 +28,9 @@ class MeasuredTable:
         """Upload a sequence (DMD)."""
         self.mirrors = layout.expand(patterns).astype(np.float32)
 
-    def arm(self, settings, numbers, out):
-        """Stand ready for `len(out)` triggers (camera). Frame numbers would name the noise; here is none."""
-        self.settings, self.out = settings, out
+    def arm(self, settings, runs):
+        """Stand ready for the triggers of all runs (camera). Their numbers would name the noise; here is none."""
+        self.settings, self.runs = settings, runs
 
     def switch(self, on):
         """Switch the light (laser)."""
@@ -43,11 +43,17 @@ class MeasuredTable:
         """Trigger DMD and camera (controller)."""
         field = self.mirrors @ self.matrix[:, self.settings.pixels]
         gain = 10 ** (self.settings.gain_db / 20) * self.dn_per_intensity_us * self.settings.exposure_us
-        self.out[:] = np.clip(np.rint(self.light * gain * np.abs(field) ** 2), 0, 255)
+        counts = np.clip(np.rint(self.light * gain * np.abs(field) ** 2), 0, 255)
+        start = 0
+        for run in self.runs:
+            run.out[:] = counts[start : start + len(run.out)]
+            start += len(run.out)
 
     def collect(self):
-        """Wait for the frames, and say how they went (camera)."""
-        return CameraReport(saturated_fraction=float(np.mean(self.out == 255)), skipped_frames=0)
+        """Wait for the frames, and say how each run went (camera)."""
+        return [CameraReport(saturated_fraction=float(np.mean(run.out == 255)), skipped_frames=0) for run in self.runs]
+
+    mixes_frames = False  # (medium) a frame sees its own pattern alone, so that batches may share a sequence
 
     def compiled_bytes(self, layout, pixels):
         """Return the memory that a session holds (medium): light does the work."""

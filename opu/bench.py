@@ -7,8 +7,8 @@ import time
 import uuid
 from bisect import bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -27,17 +27,27 @@ from opu.device import (
     SessionDescription,
     SettingsChange,
     check_change,
+    failed_future,
     setting_of,
 )
-from opu.errors import CapacityError, ClosedError, RefusedError
-from opu.parts import AdjustableLaser, CameraSettings, FrameNumbers, MirrorLayout, TriggerPlan, selected_pixels
+from opu.errors import CapacityError, ClosedError, ConfigError, OpuError, RefusedError
+from opu.parts import (
+    AdjustableLaser,
+    CameraSettings,
+    FrameNumbers,
+    FrameRun,
+    MirrorLayout,
+    TriggerPlan,
+    selected_pixels,
+)
+from opu.patterns import join
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from opu.parts import Camera, Controller, Dmd, Laser, Optics
+    from opu.parts import Camera, CameraReport, Controller, Dmd, Laser, Optics
 
 __all__ = ["Bench", "BenchControl", "BenchParts"]
 
@@ -96,7 +106,8 @@ class Bench(Device):
         self._device_clock_us = 0.0
         self._opened_s = time.monotonic()
         self._realtime = realtime
-        self._last_config: SessionConfig | None = None
+        self.can_share = not parts.optics.mixes_frames
+        self._last_setting: SessionConfig | None = None
 
     def describe(self) -> DeviceDescription:
         """Return what the bench is and offers, with the exposures that its settings allow."""
@@ -178,7 +189,24 @@ class Bench(Device):
 
     def enqueue(self, session: BenchSession, batch: Batch) -> Future[Projection]:
         """Queue a sequence for the thread that works the parts."""
-        return self._queue(self._take_sequence, session, batch)
+        return self._queue(self._take_alone, session, batch)
+
+    def _submit_together(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]]:
+        if not self.can_share:
+            return super()._submit_together(requests)
+        own = [(session, batch) for session, batch in requests if isinstance(session, BenchSession)]
+        if len(own) < len(requests) or any(session.bench is not self for session, _ in own):
+            raise ConfigError("A session belongs to another device.", "Use sessions of one device.")
+        accepted, futures = [], []
+        for session, batch in own:
+            try:
+                accepted.append(_Request(session, session.accept(batch)))
+                futures.append(accepted[-1].future)
+            except OpuError as error:
+                futures.append(failed_future(error))
+        if accepted:
+            self._queue(self._take_together, accepted)
+        return futures
 
     def _queue(self, work: Callable[..., ResultT], *arguments: object) -> Future[ResultT]:
         """Queue work for the thread that works the parts."""
@@ -187,22 +215,51 @@ class Bench(Device):
         except RuntimeError as error:  # the executor's way to say that it was shut down
             raise ClosedError(f"The device {self.uri} is closed.", "Open it again with opu.open().") from error
 
-    def _take_sequence(self, session: BenchSession, batch: Batch) -> Projection:
+    def _take_alone(self, session: BenchSession, batch: Batch) -> Projection:
+        self._check(session, batch)
+        [projection] = self._take_sequence([(session, batch)])
+        return projection
+
+    def _take_together(self, requests: list[_Request]) -> None:
+        """Take the sequence of those batches that are still wanted, and are not refused."""
+        begun = [request for request in requests if self._begins(request)]
+        if not begun:
+            return
+        try:
+            projections = self._take_sequence([(request.session, request.batch) for request in begun])
+        except BaseException as error:  # noqa: BLE001 - whatever it was, the callers must hear of it
+            for request in begun:
+                request.future.set_exception(error)
+            del request, begun, requests  # or the error would hold the futures that hold it
+            return
+        for request, projection in zip(begun, projections, strict=True):
+            request.future.set_result(projection)
+
+    def _begins(self, request: _Request) -> bool:
+        """Whether a batch is projected now: not if it was cancelled, and not if it is refused, as its future tells."""
+        if not request.future.set_running_or_notify_cancel():
+            return False
+        try:
+            self._check(request.session, request.batch)
+        except OpuError as error:
+            request.future.set_exception(error)
+            return False
+        return True
+
+    def _check(self, session: BenchSession, batch: Batch) -> None:
+        """Check that somebody still waits for a batch, and that the settings of the device allow it."""
         batch.check_deadline()
-        patterns, first_frame_index, out = batch.patterns, batch.first_frame_index, batch.out
+        _check_exposure(session.settings.exposure_us, self._control.settings().max_exposure_us)
+
+    def _take_sequence(self, requests: list[tuple[BenchSession, Batch]]) -> list[Projection]:
+        """Project batches of sessions that differ in nothing but the noise key, in one call."""
+        session = requests[0][0]
         description = session.describe()
-        config = description.config
-        device_settings = self._control.settings()
-        _check_exposure(session.settings.exposure_us, device_settings.max_exposure_us)
-        n_frames = len(patterns)
-        frames = np.empty((n_frames, config.n_outputs), description.frame_dtype) if out is None else out
-        timing = self._description.timing
-        lead_us = timing.call_overhead_us
-        setting = setting_of(config)
-        if self._last_config is not None and setting != self._last_config:
-            lead_us += timing.reconfigure_us
-        self._last_config = setting
-        device_us = lead_us + n_frames * description.frame_us
+        config, frame_us = description.config, description.frame_us
+        patterns = join([batch.patterns for _, batch in requests])
+        runs = [_run_of(session, batch) for session, batch in requests]
+        lead_us = self._lead_us(config)
+        device_us = lead_us + len(patterns) * frame_us
         if self._realtime:  # time passes between calls, too
             self._device_clock_us = max(self._device_clock_us, (time.monotonic() - self._opened_s) * 1e6)
         device_start_us = self._device_clock_us
@@ -210,34 +267,89 @@ class Bench(Device):
         self.parts.laser.switch(config.light == "on")
         self.parts.laser.set_reference(config.reference)
         self.parts.dmd.load(patterns, session.layout)
-        self.parts.camera.arm(session.settings, FrameNumbers(config.noise_key, first_frame_index), frames)
-        self.parts.controller.run(TriggerPlan(n_frames, description.frame_us, device_start_us + lead_us))
-        report = self.parts.camera.collect()
+        self.parts.camera.arm(session.settings, runs)
+        self.parts.controller.run(TriggerPlan(len(patterns), frame_us, device_start_us + lead_us))
+        reports = self.parts.camera.collect()
         self._device_clock_us += device_us
         if self._realtime:
             time.sleep(max(0.0, started_s + device_us * 1e-6 - time.monotonic()))
-        provenance = Provenance(
-            device_id=self._description.device_id,
-            medium_id=self._description.medium.medium_id,
-            medium_epoch=self._medium_epoch(device_start_us + device_us),
-            session_id=description.session_id,
-            config=config,
-            calibration_id=self._description.calibration_id,
-            first_frame_index=first_frame_index,
-            n_frames=n_frames,
-            frame_us=description.frame_us,
-            device_start_us=device_start_us,
-            device_us=device_us,
-            started_unix_s=started_unix_s,
-            finished_unix_s=time.time(),
-            saturated_fraction=report.saturated_fraction,
-            skipped_frames=report.skipped_frames,
-            laser_power_mw=device_settings.laser_power_mw,
-        )
-        return Projection(frames, provenance)
+        call = _Call(device_start_us, lead_us, started_unix_s, time.time())
+        return self._word(call, requests, runs, reports)
+
+    def _lead_us(self, config: SessionConfig) -> float:
+        """Return the device time of a call before its first frame, and remember its setting."""
+        timing = self._description.timing
+        setting = setting_of(config)
+        changes = self._last_setting is not None and setting != self._last_setting
+        self._last_setting = setting
+        return timing.call_overhead_us + (timing.reconfigure_us if changes else 0.0)
+
+    def _word(
+        self,
+        call: _Call,
+        requests: list[tuple[BenchSession, Batch]],
+        runs: list[FrameRun],
+        reports: list[CameraReport],
+    ) -> list[Projection]:
+        """Say where the frames of each run come from. The device time before the first frame is the first run's."""
+        projections = []
+        laser_power_mw = self._control.settings().laser_power_mw
+        start_us, lead_us = call.device_start_us, call.lead_us
+        for (session, _), run, report in zip(requests, runs, reports, strict=True):
+            description = session.describe()
+            device_us = lead_us + len(run.out) * description.frame_us
+            provenance = Provenance(
+                device_id=self._description.device_id,
+                medium_id=self._description.medium.medium_id,
+                medium_epoch=self._medium_epoch(start_us + device_us),
+                session_id=description.session_id,
+                config=description.config,
+                calibration_id=self._description.calibration_id,
+                first_frame_index=run.numbers.first_frame_index,
+                n_frames=len(run.out),
+                frame_us=description.frame_us,
+                device_start_us=start_us,
+                device_us=device_us,
+                started_unix_s=call.started_unix_s,
+                finished_unix_s=call.finished_unix_s,
+                saturated_fraction=report.saturated_fraction,
+                skipped_frames=report.skipped_frames,
+                laser_power_mw=laser_power_mw,
+            )
+            projections.append(Projection(run.out, provenance))
+            start_us, lead_us = start_us + device_us, 0.0
+        return projections
 
     def _close(self) -> None:
         self._worker.shutdown(wait=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """A batch that waits for the thread that works the parts."""
+
+    session: BenchSession
+    batch: Batch
+    future: Future[Projection] = field(default_factory=Future)
+
+
+class _Call(NamedTuple):
+    """When a call was: on the device's clock, with the time before its first frame, and on the host's."""
+
+    device_start_us: float
+    lead_us: float
+    started_unix_s: float
+    finished_unix_s: float
+
+
+def _run_of(session: BenchSession, batch: Batch) -> FrameRun:
+    """Return which frames a batch has, and where they go."""
+    description = session.describe()
+    config = description.config
+    out = batch.out
+    if out is None:
+        out = np.empty((len(batch.patterns), config.n_outputs), description.frame_dtype)
+    return FrameRun(FrameNumbers(config.noise_key, batch.first_frame_index), out)
 
 
 def _rows_read(pixels: NDArray[np.int64], columns: int) -> int:
@@ -316,10 +428,15 @@ class BenchSession(Session):
         self.layout = layout
         self.settings = settings
         self.prepared = prepared
-        self._bench = bench
+        self.bench = bench
+
+    @property
+    def can_share(self) -> bool:
+        """Whether batches of this session and of sessions like it cost one call."""
+        return self.bench.can_share
 
     def _submit(self, batch: Batch) -> Future[Projection]:
-        return self._bench.enqueue(self, batch)
+        return self.bench.enqueue(self, batch)
 
     def _close(self) -> None:
         pass

@@ -9,7 +9,7 @@ Promises
 --------
 Threads
     Every public method of a device and of a session may be called from any thread. Batches submitted to one
-    session are projected in the order of submission; between sessions there is no order.
+    session are projected in the order of submission; between sessions there is no order but that of `submit_together`.
 Buffers
     `submit` has copied the patterns when it returns. Frames that it returns belong to the caller. A buffer given
     as `out` is written until the future is done and must not be touched before; then it *is* the result.
@@ -29,7 +29,7 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
@@ -43,6 +43,7 @@ from opu.errors import (
     ClosedError,
     ConfigError,
     DeadlineError,
+    OpuError,
     PatternDtypeError,
     PatternShapeError,
     UnsupportedError,
@@ -79,6 +80,7 @@ __all__ = [
     "check_out",
     "check_submission",
     "check_whole",
+    "failed_future",
     "resolve_config",
     "setting_of",
 ]
@@ -350,7 +352,7 @@ class Projection:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A checked batch on its way to a driver.
+    """A batch on its way to a driver.
 
     Parameters
     ----------
@@ -660,6 +662,11 @@ class Session(ABC):
         return self._description.config
 
     @property
+    def can_share(self) -> bool:
+        """Whether batches of this session and of sessions like it cost one call: see `Device.submit_together`."""
+        return False
+
+    @property
     def next_frame_index(self) -> int:
         """The number that the next frame gets unless the caller says otherwise."""
         return self._next_frame_index
@@ -710,13 +717,28 @@ class Session(ABC):
         """
         packed, due_s = check_submission(self._description, patterns, out, deadline_s)
         with self._submit_lock:
-            if self._closed:
-                raise ClosedError("The session is closed.", "Open another one with device.open_session().")
             wanted = self._next_frame_index if first_frame_index is None else first_frame_index
-            first = check_frame_numbers(wanted, len(packed), self._description.max_batch)
+            first = self._check_open(wanted, len(packed))
             future = self._submit(Batch(packed, first, out, due_s))
             self._next_frame_index = first + len(packed)
         return future
+
+    def accept(self, batch: Batch) -> Batch:
+        """Check a batch as `submit` does, count its frames and return it with a copy of its patterns.
+
+        For drivers that override `Device._submit_together`, and queue the batch themselves.
+        """
+        packed, _ = check_submission(self._description, batch.patterns, batch.out, None)
+        with self._submit_lock:
+            first = self._check_open(batch.first_frame_index, len(packed))
+            self._next_frame_index = first + len(packed)
+        return Batch(packed, first, batch.out, batch.due_s)
+
+    def _check_open(self, first_frame_index: object, n_frames: int) -> int:
+        """Return the number of a batch's first frame if the session takes it now. Called under the session's lock."""
+        if self._closed:
+            raise ClosedError("The session is closed.", "Open another one with device.open_session().")
+        return check_frame_numbers(first_frame_index, n_frames, self._description.max_batch)
 
     def project(
         self,
@@ -755,6 +777,39 @@ class Session(ABC):
     @abstractmethod
     def _close(self) -> None:
         """Give back what the session holds. Called once."""
+
+
+def _check_shared_call(requests: Sequence[tuple[Session, Batch]]) -> None:
+    """Check that one call can take batches of several sessions."""
+    if len({setting_of(session.config) for session, _ in requests}) > 1:
+        raise ConfigError(
+            f"The configurations of {len(requests)} batches for one call differ.",
+            "Use sessions that differ in nothing but the noise key.",
+        )
+    n_frames = sum(len(batch.patterns) for _, batch in requests)
+    limit = min((session.describe().max_batch for session, _ in requests), default=0)
+    if n_frames > limit:
+        raise CapacityError(
+            f"The batches for one call have {n_frames} patterns.", f"Send at most {limit} patterns at a time."
+        )
+
+
+def _submit_alone(session: Session, batch: Batch) -> Future[Projection]:
+    # A deadline that has passed is the device's to find out, as it would be a moment later.
+    deadline_s = None if math.isinf(batch.due_s) else max(batch.due_s - time.monotonic(), 1e-9)
+    try:
+        return session.submit(
+            batch.patterns, first_frame_index=batch.first_frame_index, out=batch.out, deadline_s=deadline_s
+        )
+    except OpuError as error:
+        return failed_future(error)
+
+
+def failed_future(error: Exception) -> Future[Projection]:
+    """Return the future of a batch that cannot be taken."""
+    future: Future[Projection] = Future()
+    future.set_exception(error)
+    return future
 
 
 class GroundTruth(ABC):
@@ -884,6 +939,42 @@ class Device(ABC):
         if self._closed:
             raise ClosedError(f"The device {self._uri} is closed.", "Open it again with opu.open().")
         return self._open_session(resolve_config(config, self.describe()))
+
+    def submit_together(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]]:
+        """Queue batches of several sessions that differ in nothing but the noise key, and return at once.
+
+        A device on which the sessions can share (`Session.can_share`) takes them as one sequence, in this order, and
+        books one call; others take them one by one. Each batch has the frames that it has alone at that device time,
+        and a provenance of its own: the call's cost is the first one's, so that the sum of `device_us` is that of the
+        call.
+
+        Parameters
+        ----------
+        requests : sequence of (Session, Batch)
+            Sessions of this device, and what to project in each; a session may occur more than once. Together no more
+            frames than any of the sessions takes at once.
+
+        Returns
+        -------
+        list of concurrent.futures.Future of Projection
+            One for each batch. A batch that is malformed, late or cancelled, or whose session is closed, fails alone,
+            with the errors of `Session.submit`; where the device itself fails, all fail that it had begun with.
+
+        Raises
+        ------
+        ConfigError
+            The sessions differ in more than the noise key, or one is another device's; nothing was queued.
+        CapacityError
+            There are too many frames for one call; nothing was queued.
+        ClosedError
+            The device is closed.
+        """
+        _check_shared_call(requests)
+        return self._submit_together(requests)
+
+    def _submit_together(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]]:
+        """Queue batches that one call could take. Drivers whose sessions can share override this."""
+        return [_submit_alone(session, batch) for session, batch in requests]
 
     def capability(self, kind: Callable[..., CapabilityT]) -> CapabilityT:
         """Return the capability object of a class such as `GroundTruth`.

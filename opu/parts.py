@@ -1,8 +1,8 @@
 """The parts of a bench, as small contracts with sequence semantics.
 
 A whole sequence passes at once, as in real parts: load the patterns into the DMD, arm the camera for as many frames,
-run the controller, collect. Real drivers and simulated parts implement the same four contracts, and `opu.bench.Bench`
-assembles either into a device.
+run the controller, collect. A sequence has one run of frames for each batch that it serves. Real drivers and simulated
+parts implement the same four contracts, and `opu.bench.Bench` assembles either into a device.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import numpy as np
 from opu.patterns import unpack
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from opu.device import Limits, SessionConfig
@@ -32,6 +34,7 @@ __all__ = [
     "Controller",
     "Dmd",
     "FrameNumbers",
+    "FrameRun",
     "Laser",
     "MirrorLayout",
     "Optics",
@@ -157,10 +160,26 @@ def selected_pixels(config: SessionConfig, sensor: tuple[int, int]) -> NDArray[n
 
 @dataclass(frozen=True)
 class FrameNumbers:
-    """The identity of a sequence of frames: the noise key and the number of the first one."""
+    """The identity of frames that follow one another: the noise key and the number of the first one."""
 
     noise_key: int
     first_frame_index: int
+
+
+@dataclass(frozen=True, eq=False)
+class FrameRun:
+    """Frames of one batch, side by side in a sequence.
+
+    Parameters
+    ----------
+    numbers : FrameNumbers
+        Which frames they are.
+    out : ndarray of uint8 or uint16, shape (n_frames, n_outputs)
+        Where they go.
+    """
+
+    numbers: FrameNumbers
+    out: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -197,7 +216,7 @@ class CameraSettings:
 
 @dataclass(frozen=True)
 class CameraReport:
-    """What became of a sequence: the fraction of pixel values at full scale, and how many frames are missing."""
+    """What became of a run: the fraction of pixel values at full scale, and how many frames are missing."""
 
     saturated_fraction: float
     skipped_frames: int
@@ -213,11 +232,11 @@ class Dmd(Protocol):
 class Camera(Protocol):
     """A camera that takes a frame for each trigger."""
 
-    def arm(self, settings: CameraSettings, numbers: FrameNumbers, out: NDArray[Any]) -> None:
-        """Stand ready for `len(out)` triggers; the frames go to `out`, shape (n_frames, n_outputs)."""
+    def arm(self, settings: CameraSettings, runs: Sequence[FrameRun]) -> None:
+        """Stand ready for as many triggers as the runs have frames, one run after the other."""
 
-    def collect(self) -> CameraReport:
-        """Wait until all frames are in `out`."""
+    def collect(self) -> list[CameraReport]:
+        """Wait until all frames are where they go, and return a report for each run."""
 
 
 class Laser(Protocol):
@@ -251,6 +270,10 @@ class Controller(Protocol):
 
 class Optics(Protocol):
     """What stands between DMD and camera, as far as it must be prepared for a session."""
+
+    @property
+    def mixes_frames(self) -> bool:
+        """Whether a frame depends on those beside it in its sequence. Then every batch has a sequence of its own."""
 
     def compiled_bytes(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> int:
         """Memory that such a session holds while it is open, in bytes; 0 where light does the work."""

@@ -15,9 +15,11 @@ import numpy as np
 from opu.errors import PatternDtypeError, PatternShapeError, PatternValueError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["PackedPatterns", "as_array", "as_packed", "pack", "unpack"]
+__all__ = ["PackedPatterns", "as_array", "as_packed", "join", "pack", "unpack"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +167,19 @@ def unpack(packed: PackedPatterns) -> NDArray[np.uint8]:
         Values 0 and 1, C-contiguous.
     """
     return np.unpackbits(packed.bits, axis=1, count=packed.n_features, bitorder="little")
+
+
+def join(batches: Sequence[PackedPatterns]) -> PackedPatterns:
+    """Return several batches of one width as one, in this order; a single one itself.
+
+    Examples
+    --------
+    >>> len(join([pack([[0, 1]]), pack([[1, 1], [0, 0]])]))
+    3
+    """
+    if len(batches) == 1:
+        return batches[0]
+    return PackedPatterns(np.concatenate([batch.bits for batch in batches]), batches[0].n_features)
 
 
 def as_packed(patterns: ArrayLike | PackedPatterns, n_features: int) -> PackedPatterns:

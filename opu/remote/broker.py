@@ -137,7 +137,7 @@ class Broker:
         self._uri = uri
         self._clients = Clients()
         self._counters = Counters(clock)
-        self._turns = Turns(limits, self._counters, post, self._projected, self._reached)
+        self._turns = Turns(device, limits, self._counters, post, projected=self._projected, reached=self._reached)
         self._paces: weakref.WeakValueDictionary[SessionConfig, Pace] = weakref.WeakValueDictionary()
         self._leases = Leases()
         self._n_sessions = 0

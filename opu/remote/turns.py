@@ -3,6 +3,9 @@
 Requests wait in a queue for each client. The device is kept busy with two at a time, taken from the clients in turns. A
 frame has an identity, so a batch may be projected in parts: while several clients have sessions, the device is given
 parts that take about a *quantum*; a client alone keeps its batches whole, which a device does fastest.
+
+For the same reason small batches of several clients may share a call. The client whose turn it is *leads*, and others
+*ride along* whose sessions differ in nothing but the noise: a call costs more than some frames do.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
-from opu.device import Projection
+from opu.device import Batch, Projection, failed_future
 from opu.errors import BusyError, DeadlineError, ServerFailureError
 from opu.patterns import PackedPatterns
 from opu.remote import protocol
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from opu.device import Provenance, Timing
+    from opu.device import Device, Provenance, Session, Timing
     from opu.remote.counters import Counters
     from opu.remote.limits import ServerLimits
 
@@ -39,6 +44,8 @@ _LONGEST_WAIT_S = 10.0
 _FIRST_FRAMES = 16
 _SMOOTHING = 0.3
 _LARGEST_OVERHEAD = 0.1
+_MOST_REQUESTS = 64
+_RIDERS_SHARE = 0.25
 
 
 class Pace:
@@ -67,7 +74,7 @@ class Pace:
         self._least = 1
 
     def learn(self, provenance: Provenance) -> None:
-        """Note how long a call took, all of whose frames the provenance is of."""
+        """Note how long a call took, whose frames the provenance is of, whichever sessions had them."""
         taken_s = max(provenance.finished_unix_s - provenance.started_unix_s, 0.0)
         # Sums, because a mean of ratios would take short calls, which cost more for each frame, for the rule.
         self._taken_s += taken_s - _SMOOTHING * self._taken_s
@@ -82,23 +89,30 @@ class Pace:
 
         At least so many that calls do not cost more than a tenth, and so that the parts of a batch are of one size.
         """
+        within = self.frames_within(quantum_s)
+        return n_frames if n_frames <= within else math.ceil(n_frames / max(1, round(n_frames / within)))
+
+    def frames_within(self, quantum_s: float) -> float:
+        """Return how many frames take about a time; infinite where frames take none."""
         if not self._frames:
-            within = _FIRST_FRAMES
-        elif self._taken_s * n_frames <= quantum_s * self._frames:
-            return n_frames
-        else:
-            within = max(self._least, int(quantum_s * self._frames / self._taken_s), 1)
-        return math.ceil(n_frames / max(1, round(n_frames / within)))
+            return _FIRST_FRAMES
+        if self._taken_s <= 0:
+            return math.inf
+        return max(self._least, int(quantum_s * self._frames / self._taken_s), 1)
 
 
 def merge(parts: Sequence[Provenance]) -> Provenance:
-    """Return where the frames of a batch come from that was projected in parts.
+    """Return where the frames of a batch come from that was projected in parts."""
+    return _add(sorted(parts, key=lambda part: part.first_frame_index))
+
+
+def _add(parts: Sequence[Provenance]) -> Provenance:
+    """Return where all frames come from that were projected one part after the other.
 
     The epoch of the medium is the last one, so that who relies on an earlier one notices.
     """
     if len(parts) == 1:
         return parts[0]
-    parts = sorted(parts, key=lambda part: part.first_frame_index)
     n_frames = sum(part.n_frames for part in parts)
     return msgspec.structs.replace(
         parts[0],
@@ -111,11 +125,22 @@ def merge(parts: Sequence[Provenance]) -> Provenance:
     )
 
 
+@dataclass(eq=False)
+class _Call:
+    """A call of the device: how many requests have no outcome yet, and where the frames of the others come from."""
+
+    pace: Pace
+    n_left: int
+    parts: list[Provenance] = field(default_factory=list)
+
+
 class Turns:
     """Gives the device work, one client after the other.
 
     Parameters
     ----------
+    device : Device
+        Projects.
     limits : ServerLimits
         How much may wait.
     counters : Counters
@@ -130,12 +155,15 @@ class Turns:
 
     def __init__(
         self,
+        device: Device,
         limits: ServerLimits,
         counters: Counters,
         post: Callable[..., None],
+        *,
         projected: Callable[[Client, ProjectionJob, Projection | Exception], None],
         reached: Callable[[Client, protocol.CloseSession | protocol.Bye], None],
     ) -> None:
+        self._device = device
         self._limits = limits
         self._counters = counters
         self._post = post
@@ -258,7 +286,7 @@ class Turns:
             return False
         job = client.jobs[0]
         is_begun = isinstance(job, ProjectionJob) and job.n_given > 0
-        if not is_begun and (client.outbox or client.route is None or self._interludes):
+        if not is_begun and not self._may_begin(client):
             return False
         if isinstance(job, ProjectionJob):
             self._project(client, job, now_s)
@@ -271,26 +299,20 @@ class Turns:
         self._reached(client, job)
         return True
 
+    def _may_begin(self, client: Client) -> bool:
+        """Whether a job of a client may be begun: it is there, reads its answers, and nobody wants an interlude."""
+        return not (client.outbox or client.route is None or self._interludes)
+
     def _project(self, client: Client, job: ProjectionJob, now_s: float) -> None:
-        """Give the device a batch, or the next part of one, which is the client's first job."""
+        """Give the device a call: a batch, or the next part of one, and what rides along."""
+        n_frames = self._frames_in_turn(client, job)
+        requests = [(client, job, n_frames), *self._riders(client, job, n_frames)]
+        call = _Call(job.session.pace, len(requests))
         self._counters.call_began()
         self._in_flight += 1
-        client.in_flight += 1
-        if job.n_given == 0:
-            job.begun_s = now_s
-        rows = slice(job.n_given, job.n_given + self._frames_in_turn(client, job))
-        job.n_given = rows.stop
-        if job.n_left == 0:
-            client.jobs.popleft()
-            self._waiting_bytes -= job.request.payload_bytes
-        first = job.request.first_frame_index + rows.start
-        patterns = PackedPatterns(job.patterns.bits[rows], job.patterns.n_features)
-        try:
-            future = job.session.device_session.submit(patterns, first_frame_index=first, out=_part_of(job, rows))
-        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
-            future = Future()
-            future.set_exception(error)
-        future.add_done_callback(lambda done: self._post(self._part_done, client, job, done))
+        futures = self._submit([(its_job, self._begin(sender, its_job, n, now_s)) for sender, its_job, n in requests])
+        for (sender, its_job, _), future in zip(requests, futures, strict=True):
+            future.add_done_callback(partial(self._post, self._part_done, call, sender, its_job))
 
     def _frames_in_turn(self, client: Client, job: ProjectionJob) -> int:
         """Return how many frames of a batch the device is given now: all, unless others could want their turn."""
@@ -298,13 +320,53 @@ class Turns:
             return job.n_left
         return job.session.pace.part_of(job.n_left, self._limits.quantum_s)
 
-    def _part_done(self, client: Client, job: ProjectionJob, done: Future[Projection]) -> None:
-        self._in_flight -= 1
+    def _riders(self, lead: Client, job: ProjectionJob, n_frames: int) -> list[tuple[Client, ProjectionJob, int]]:
+        """Return the batches of others that ride along with frames of a job, which uses up the turns of their clients.
+
+        They come in turn order, and together fill up a quantum, or a quarter of one where the frames do that already.
+        """
+        session = job.session
+        if not session.device_session.can_share:
+            return []
+        within = session.pace.frames_within(self._limits.quantum_s)
+        room = min(max(within - n_frames, _RIDERS_SHARE * within), session.description.max_batch - n_frames)
+        riders: list[tuple[Client, ProjectionJob, int]] = []
+        for client in list(self._order):
+            first = client.jobs[0] if client.jobs and client is not lead and self._may_begin(client) else None
+            if not isinstance(first, ProjectionJob) or first.n_given or first.session.pace is not session.pace:
+                continue  # there is one pace for each setting
+            if first.n_left <= room and len(riders) + 1 < _MOST_REQUESTS:
+                riders.append((client, first, first.n_left))
+                room -= first.n_left
+                self._order.remove(client)
+                self._order.append(client)
+        return riders
+
+    def _begin(self, client: Client, job: ProjectionJob, n_frames: int, now_s: float) -> slice:
+        """Note that the device is given frames of a client's first job, and return which."""
+        client.in_flight += 1
+        if job.n_given == 0:
+            job.begun_s = now_s
+        rows = slice(job.n_given, job.n_given + n_frames)
+        job.n_given = rows.stop
+        if job.n_left == 0:
+            client.jobs.popleft()
+            self._waiting_bytes -= job.request.payload_bytes
+        return rows
+
+    def _submit(self, parts: list[tuple[ProjectionJob, slice]]) -> list[Future[Projection]]:
+        try:
+            return self._device.submit_together([_as_request(job, rows) for job, rows in parts])
+        except Exception as error:  # noqa: BLE001 - whatever it was, the clients must hear of it
+            return [failed_future(error) for _ in parts]
+
+    def _part_done(self, call: _Call, client: Client, job: ProjectionJob, done: Future[Projection]) -> None:
         client.in_flight -= 1
+        call.n_left -= 1
         if done.exception() is None:
-            self._counters.called(done.result().provenance)
-        else:
-            self._counters.call_failed()
+            call.parts.append(done.result().provenance)
+        if call.n_left == 0:
+            self._call_done(call)
         if client.projections.get(job.request.request_id) is not job:
             return  # it has been cancelled or has failed before, or the client has gone
         outcome: Projection | Exception | None
@@ -316,17 +378,33 @@ class Turns:
             self.withdraw(client, job)
             self._projected(client, job, outcome)
 
+    def _call_done(self, call: _Call) -> None:
+        """Learn from a call of which every request has an outcome."""
+        self._in_flight -= 1
+        if not call.parts:
+            self._counters.call_failed()
+            return
+        whole = _add(call.parts)
+        self._counters.called(whole, len(call.parts))
+        call.pace.learn(whole)
+        taken_s = max(whole.finished_unix_s - whole.started_unix_s, 0.0)
+        self._call_s += _SMOOTHING * (taken_s / len(call.parts) - self._call_s)
+
     def _join_parts(self, job: ProjectionJob, part: Projection) -> Projection | None:
         """Note a part, and return the whole when it was the last one."""
-        job.session.pace.learn(part.provenance)
-        taken_s = part.provenance.finished_unix_s - part.provenance.started_unix_s
-        self._call_s += _SMOOTHING * (max(taken_s, 0.0) - self._call_s)
         job.parts.append(part.provenance)
         if job.frames is not None and not np.may_share_memory(part.frames, job.frames):
             raise ServerFailureError("The device left the buffer that it was given empty.", "Its driver is at fault.")
         if sum(known.n_frames for known in job.parts) < job.request.batch:
             return None
         return Projection(part.frames if job.frames is None else job.frames, merge(job.parts))
+
+
+def _as_request(job: ProjectionJob, rows: slice) -> tuple[Session, Batch]:
+    """Return a part of a batch in the form that the device takes."""
+    patterns = PackedPatterns(job.patterns.bits[rows], job.patterns.n_features)
+    batch = Batch(patterns, job.request.first_frame_index + rows.start, _part_of(job, rows))
+    return job.session.device_session, batch
 
 
 def _part_of(job: ProjectionJob, rows: slice) -> NDArray[Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -27,7 +27,7 @@ from opu.parts import (
     LAYOUTS,
     CameraReport,
     CameraSettings,
-    FrameNumbers,
+    FrameRun,
     MirrorLayout,
     TriggerPlan,
     selected_pixels,
@@ -40,6 +40,8 @@ from opu.sim.mirrors import n_blocks
 from opu.sim.table import MAX_BATCH, ArmedCamera, LightPath, OpticalTable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import ArrayLike, NDArray
 
     from opu.sim.models import BenchModel
@@ -67,16 +69,19 @@ class SimulatedCamera:
 
     table: OpticalTable
 
-    def arm(self, settings: CameraSettings, numbers: FrameNumbers, out: NDArray[Any]) -> None:
-        """Stand ready for `len(out)` triggers."""
-        self.table.armed = ArmedCamera(settings, numbers, out)
+    def arm(self, settings: CameraSettings, runs: Sequence[FrameRun]) -> None:
+        """Stand ready for as many triggers as the runs have frames."""
+        self.table.armed = ArmedCamera(settings, runs)
 
-    def collect(self) -> CameraReport:
-        """Report on the sequence; its frames are in the buffer already."""
+    def collect(self) -> list[CameraReport]:
+        """Report on the runs; their frames are in the buffers already."""
         armed, self.table.armed = self.table.armed, None
         if armed is None:
             raise DeviceError("The camera was asked for frames and was not armed.", "Arm it first.")
-        return CameraReport(self.table.n_saturated / armed.out.size, self.table.n_dropped)
+        return [
+            CameraReport(n_saturated / run.out.size, self.table.n_dropped)
+            for run, n_saturated in zip(armed.runs, self.table.n_saturated, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

@@ -66,15 +66,20 @@ class BenchModel:
     @property
     def repeats_frames(self) -> bool:
         """Whether a frame depends on its identity alone, and neither on device time nor on the frames beside it."""
-        trigger = self.trigger
-        early, late = trigger.latency_us - self.dmd.settle_us, self.timing.frame_overhead_us - trigger.latency_us
         return (
-            self.drift.is_still
+            not self.mixes_frames
+            and self.drift.is_still
             and self.drift.vibration_rms_rad == 0
             and self.laser.drift_rms == self.laser.warm_up_share == 0
-            and trigger.dropped_fraction == trigger.duplicated_fraction == 0
-            and min(early, late) >= 8 * trigger.jitter_us  # every exposure within its own pattern
         )
+
+    @property
+    def mixes_frames(self) -> bool:
+        """Whether a frame depends on those beside it: on their light, or on whether they are lost."""
+        trigger = self.trigger
+        early, late = trigger.latency_us - self.dmd.settle_us, self.timing.frame_overhead_us - trigger.latency_us
+        within_own_pattern = min(early, late) >= 8 * trigger.jitter_us
+        return not within_own_pattern or trigger.dropped_fraction > 0 or trigger.duplicated_fraction > 0
 
 
 _AURORA_DMD = DMD_CHIPS["dlp4500"]

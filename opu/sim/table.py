@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from opu.device import NO_REFERENCE, REFERENCE_STEPS
 from opu.errors import ConfigError, DeviceError
-from opu.parts import FrameNumbers
+from opu.parts import FrameNumbers, FrameRun
 from opu.patterns import PackedPatterns
 from opu.sim.camera import Exposure, PixelMaps, expose, pixel_maps
 from opu.sim.counters import derive_key
@@ -27,6 +27,8 @@ from opu.sim.reference import reference_field
 from opu.sim.trigger import BLANK, Windows, delivery, window_shares
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from opu.parts import CameraSettings, MirrorLayout, TriggerPlan
@@ -69,6 +71,9 @@ def _shown(patterns: PackedPatterns, numbers: NDArray[np.int64]) -> NDArray[np.u
 
 def _count_ones(features: NDArray[np.uint8], counts: NDArray[np.uint32]) -> None:
     """Add to each feature's count how many frames it is on."""
+    if len(features) == 1:  # a small call should cost little
+        counts += features[0]
+        return
     for start in range(0, len(features), 255):  # sums of so many fit into a byte, which is quick
         counts += features[start : start + 255].sum(axis=0, dtype=np.uint8)
 
@@ -78,8 +83,33 @@ class ArmedCamera:
     """What the camera was told to do."""
 
     settings: CameraSettings
-    numbers: FrameNumbers
-    out: NDArray[Any]
+    runs: Sequence[FrameRun]
+
+    @property
+    def n_frames(self) -> int:
+        """Frames of all runs."""
+        return sum([len(run.out) for run in self.runs])
+
+    def pieces(self, chunk: slice) -> list[Piece]:
+        """Return what belongs to a chunk of the sequence."""
+        found = []
+        first = 0
+        for number, run in enumerate(self.runs):
+            last = first + len(run.out)
+            if first < chunk.stop and chunk.start < last:
+                start, stop = max(first, chunk.start), min(last, chunk.stop)
+                of_run, of_chunk = slice(start - first, stop - first), slice(start - chunk.start, stop - chunk.start)
+                found.append(Piece(number, of_run, of_chunk))
+            first = last
+        return found
+
+
+class Piece(NamedTuple):
+    """What a chunk of a sequence has of a run: the number of the run, and rows of the run and of the chunk."""
+
+    run: int
+    of_run: slice
+    of_chunk: slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +159,7 @@ class OpticalTable:
     def __init__(self, model: BenchModel, seed: int, medium: str = "explicit") -> None:
         low, high = derive_key("vibration", seed)
         self.model = model
+        self.mixes_frames = model.mixes_frames
         self.seed = seed
         self._medium_name = medium
         self.medium = make_medium(medium, seed, model)
@@ -144,7 +175,7 @@ class OpticalTable:
         self.reference = NO_REFERENCE
         self.loaded: tuple[PackedPatterns, MirrorLayout] | None = None
         self.armed: ArmedCamera | None = None
-        self.n_saturated = 0
+        self.n_saturated: list[int] = []
         self.n_dropped = 0
         self._on_time_us: dict[MirrorLayout, NDArray[np.float64]] = {}
         self._duty_lock = threading.Lock()
@@ -268,39 +299,59 @@ class OpticalTable:
             raise DeviceError("The controller fired before DMD and camera were ready.", "Load and arm them first.")
         patterns, layout = self.loaded
         armed = self.armed
-        if len(armed.out) != len(patterns):
+        if armed.n_frames != len(patterns):
             raise DeviceError(
-                f"The camera is armed for {len(armed.out)} frames and the DMD holds {len(patterns)} patterns.",
+                f"The camera is armed for {armed.n_frames} frames and the DMD holds {len(patterns)} patterns.",
                 "Arm the camera for as many frames as there are patterns.",
             )
         path = self.prepare(layout, armed.settings.pixels)
-        self._expose(path, patterns, layout, armed, plan)
-        arrived = delivery(
-            self.model.trigger, self.seed, armed.numbers.noise_key, armed.numbers.first_frame_index, len(patterns)
-        )
-        self.n_dropped = 0 if arrived is None else arrived.n_dropped
-        if arrived is not None:
-            armed.out[:] = armed.out[arrived.sources]
-            armed.out[arrived.sources == BLANK] = 0
+        if not self.mixes_frames:
+            self._expose(path, patterns, layout, armed, plan, None)
+            return
+        if len(armed.runs) > 1:
+            raise DeviceError(
+                f"The camera is armed for {len(armed.runs)} runs, and frames would not be the same as alone.",
+                "Give each batch a sequence of its own where frames depend on those beside them.",
+            )
+        self._expose_mixed(path, patterns, layout, armed, plan)
 
-    def _expose(
+    def _expose_mixed(
         self, path: LightPath, patterns: PackedPatterns, layout: MirrorLayout, armed: ArmedCamera, plan: TriggerPlan
     ) -> None:
-        numbers, settings, n_frames = armed.numbers, armed.settings, len(patterns)
+        """Expose the frames of one run, each of which may see light of others, and deliver what arrives."""
+        [run] = armed.runs
+        noise_key, first_frame_index = run.numbers.noise_key, run.numbers.first_frame_index
         windows = window_shares(
             self.model.trigger,
             settle_us=self.model.dmd.settle_us,
             frame_us=plan.frame_us,
-            exposure_us=settings.exposure_us,
+            exposure_us=armed.settings.exposure_us,
             seed=self.seed,
-            noise_key=numbers.noise_key,
-            first_frame_index=numbers.first_frame_index,
-            n_frames=n_frames,
+            noise_key=noise_key,
+            first_frame_index=first_frame_index,
+            n_frames=len(patterns),
         )
+        self._expose(path, patterns, layout, armed, plan, windows)
+        arrived = delivery(self.model.trigger, self.seed, noise_key, first_frame_index, len(patterns))
+        self.n_dropped = 0 if arrived is None else arrived.n_dropped
+        if arrived is not None:
+            run.out[:] = run.out[arrived.sources]
+            run.out[arrived.sources == BLANK] = 0
+
+    def _expose(
+        self,
+        path: LightPath,
+        patterns: PackedPatterns,
+        layout: MirrorLayout,
+        armed: ArmedCamera,
+        plan: TriggerPlan,
+        windows: Windows | None,
+    ) -> None:
+        n_frames = len(patterns)
         times_s = (plan.start_us + plan.frame_us * np.arange(n_frames, dtype=np.float64)) * 1e-6
-        power = self._power_factors(self.model.laser, numbers, times_s)
+        power = self._power_of_runs(armed, times_s)
         n_rows = path.frames_at_once
-        self.n_saturated = 0
+        self.n_saturated = [0] * len(armed.runs)
         # Two more than features: stuck mirrors (index -2) are on all the time, others without a feature (-1) never.
         n_on = np.zeros(layout.n_features + 2, np.uint32)
         n_on[STUCK_ON] = n_frames
@@ -308,16 +359,53 @@ class OpticalTable:
             chunk = slice(start, min(start + n_rows, n_frames))
             features = _unpacked(patterns, chunk)
             _count_ones(features, n_on[: layout.n_features])
+            pieces = armed.pieces(chunk)
             if windows is None:
-                light_e = self._memory.empty((len(features), armed.out.shape[1]))
-                self._light(path, features, settings, numbers.first_frame_index + start, times_s[chunk], light_e)
+                light_e = self._memory.empty((len(features), len(armed.settings.pixels)))
+                self._light_of_runs(path, features, armed, pieces, times_s[chunk], light_e)
             else:
                 light_e = self._light_of_windows(path, patterns, armed, plan, windows, chunk)
             if power is not None:
                 light_e *= power[chunk, np.newaxis]
-            self.n_saturated += expose(self._exposure(path, settings, numbers, light_e, start), armed.out[chunk])
+            for piece in pieces:
+                self._take_frames(path, armed, piece, light_e)
             del light_e  # its memory is used for the next chunk
         self._note_duty(layout, n_on, plan.frame_us)
+
+    def _power_of_runs(self, armed: ArmedCamera, times_s: NDArray[np.float64]) -> NDArray[np.float32] | None:
+        """Return the power of every frame of a sequence; as `_power_factors`."""
+        laser = self.model.laser
+        if laser.is_constant:
+            return self._power_factors(laser, armed.runs[0].numbers, times_s)
+        power = np.empty(len(times_s), np.float32)
+        for piece in armed.pieces(slice(0, len(times_s))):
+            numbers = armed.runs[piece.run].numbers
+            power[piece.of_chunk] = self._power_factors(laser, numbers, times_s[piece.of_chunk])
+        return power
+
+    def _light_of_runs(
+        self,
+        path: LightPath,
+        features: NDArray[np.uint8],
+        armed: ArmedCamera,
+        pieces: Sequence[Piece],
+        times_s: NDArray[np.float64],
+        out: NDArray[np.float32],
+    ) -> None:
+        """Compute the mean photo-electrons of a chunk of frames."""
+        if self.reference == NO_REFERENCE:  # only the step of an arm depends on the number of a frame
+            self._light(path, features, armed.settings, 0, times_s, out)
+            return
+        for piece in pieces:
+            first = armed.runs[piece.run].numbers.first_frame_index + piece.of_run.start
+            rows = piece.of_chunk
+            self._light(path, features[rows], armed.settings, first, times_s[rows], out[rows])
+
+    def _take_frames(self, path: LightPath, armed: ArmedCamera, piece: Piece, light_e: NDArray[np.float32]) -> None:
+        """Write the frames of a piece of a run, given the light of the chunk."""
+        run = armed.runs[piece.run]
+        exposure = self._exposure(path, armed.settings, run.numbers, light_e[piece.of_chunk], piece.of_run.start)
+        self.n_saturated[piece.run] += expose(exposure, run.out[piece.of_run])
 
     def _power_factors(
         self, laser: LaserModel, numbers: FrameNumbers, times_s: NDArray[np.float64]
@@ -382,8 +470,9 @@ class OpticalTable:
         shown = np.arange(chunk.start - 1, chunk.stop + 1) + windows.shift
         features = _shown(patterns, shown)
         times_s = (plan.start_us + plan.frame_us * shown) * 1e-6
-        first = armed.numbers.first_frame_index + int(shown[0])  # the arm's step belongs to the pattern's trigger
-        light_e = np.empty((len(shown), armed.out.shape[1]), np.float32)
+        [run] = armed.runs
+        first = run.numbers.first_frame_index + int(shown[0])  # the arm's step belongs to the pattern's trigger
+        light_e = np.empty((len(shown), len(armed.settings.pixels)), np.float32)
         self._light(path, features, armed.settings, first, times_s, light_e)
         shares = windows.shares[chunk]
         # The arm shines while mirrors move, too.

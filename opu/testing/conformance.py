@@ -17,6 +17,7 @@ import numpy as np
 
 from opu.device import (
     CONTRACT_VERSION,
+    Batch,
     DeviceControl,
     DeviceDescription,
     DeviceSettings,
@@ -192,6 +193,26 @@ def submissions_are_pipelined_in_order(device: Device) -> None:
         if _repeats(device):
             alone = session.project(batches[7], first_frame_index=int(starts[7])).frames
             check(np.array_equal(alone, answers[7].frames), "an answer has another batch's frames")
+
+
+def batches_together_are_as_alone(device: Device) -> None:
+    """Batches that are submitted together have the frames and the identity that they have alone."""
+    sizes, first = (1, 3, 2), 2**33
+    configs = [msgspec.structs.replace(_CONFIG, noise_key=11 + i) for i in range(len(sizes))]
+    batches = [Batch(pack(_patterns(size, seed=i)), first + i) for i, size in enumerate(sizes)]
+    with device.open_session(configs[0]) as one, device.open_session(configs[1]) as two:
+        closed = device.open_session(configs[2])
+        closed.close()
+        *taken, refused = device.submit_together(list(zip((one, two, closed), batches, strict=True)))
+        check(isinstance(refused.exception(timeout=60), ClosedError), "a closed session took a batch")
+        for session, batch, future in zip((one, two), batches, taken, strict=False):
+            answer = future.result(timeout=60)
+            provenance = answer.provenance
+            check(answer.frames.shape == (len(batch.patterns), N_OUTPUTS), "an answer has another batch's shape")
+            check(provenance.config == session.config, "an answer has another session's configuration")
+            check(provenance.first_frame_index == batch.first_frame_index, "an answer has another batch's numbers")
+            alone = session.project(batch.patterns, first_frame_index=batch.first_frame_index).frames
+            check(not _repeats(device) or np.array_equal(answer.frames, alone), "other frames than alone")
 
 
 def threads_do_not_disturb_each_other(device: Device) -> None:
@@ -444,6 +465,7 @@ CHECKS: dict[str, Callable[[Device], None]] = {
         inputs_may_be_changed_after_submit,
         frames_have_an_identity,
         submissions_are_pipelined_in_order,
+        batches_together_are_as_alone,
         threads_do_not_disturb_each_other,
         bad_patterns_are_refused,
         bad_configurations_are_refused,
