@@ -197,6 +197,7 @@ def test_a_change_comes_between_the_batches_before_and_after_it(device, control,
         answers = [[future.result(WAIT_S) for future in some] for some in batches]
     for thread in threads:
         thread.join(WAIT_S)
+    made.sort(key=lambda settings: settings.revision)  # the threads may tell in another order
     assert [settings.laser_power_mw for settings in made] == [4.0, 18.0]
     for power_mw, some in zip(powers_mw, answers, strict=True):
         assert {answer.provenance.laser_power_mw for answer in some} == {power_mw}
