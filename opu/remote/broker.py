@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -137,7 +138,9 @@ class Broker:
         self._uri = uri
         self._clients = Clients()
         self._counters = Counters(clock)
-        self._turns = Turns(device, limits, self._counters, post, projected=self._projected, reached=self._reached)
+        self._turns = Turns(
+            device, limits, self._counters, post, clock=clock, projected=self._projected, reached=self._reached
+        )
         self._paces: weakref.WeakValueDictionary[SessionConfig, Pace] = weakref.WeakValueDictionary()
         self._leases = Leases()
         self._n_sessions = 0
@@ -191,6 +194,10 @@ class Broker:
             elif all_read and now_s - client.heard_s > self._limits.expire_s:
                 self._expire(client)
         self._measure_rate(now_s)
+
+    def patience_s(self) -> float:
+        """Return how long there is nothing to do if nothing comes."""
+        return self._turns.wait_s(self._clock()) if self._turns.has_work else math.inf
 
     @property
     def waits_for_network(self) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import math
 import re
 import threading
 import time
@@ -342,8 +343,7 @@ class OpuServer:
         self._broker.say_goodbye_to_all()
 
     def _turn(self) -> None:
-        patience_ms = 0 if not self._inbox.is_empty else _RETRY_MS if self._broker.waits_for_network else _TICK_MS
-        ready = dict(self._poller.poll(patience_ms))
+        ready = dict(self._poller.poll(self._patience_ms()))
         if self._waker.receiver.fileno() in ready:
             self._waker.clear()
         while self._posted:
@@ -361,6 +361,13 @@ class OpuServer:
             self._connections.read_events()
         for descriptor in self._connections.find_idle(self._broker.has_client_at):
             shut_down(descriptor)
+
+    def _patience_ms(self) -> int:
+        if not self._inbox.is_empty:
+            return 0
+        if self._broker.waits_for_network:
+            return _RETRY_MS
+        return math.ceil(min(_TICK_MS, 1000 * self._broker.patience_s()))
 
     def _post(self, handler: Callable[..., None], *arguments: Any) -> None:
         """Have the loop call a handler. The only way into the loop from other threads."""

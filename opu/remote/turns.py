@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Pace", "Turns", "merge"]
 
 _DEVICE_DEPTH = 2
+_AHEAD_S = 0.002
 _SHORTEST_WAIT_S = 0.001
 _LONGEST_WAIT_S = 10.0
 _FIRST_FRAMES = 16
@@ -92,6 +93,10 @@ class Pace:
         within = self.frames_within(quantum_s)
         return n_frames if n_frames <= within else math.ceil(n_frames / max(1, round(n_frames / within)))
 
+    def seconds_of(self, n_frames: int) -> float:
+        """Return about how long frames take; 0 while nothing is known."""
+        return n_frames * self._taken_s / self._frames if self._frames else 0.0
+
     def frames_within(self, quantum_s: float) -> float:
         """Return how many frames take about a time; infinite where frames take none."""
         if not self._frames:
@@ -127,9 +132,15 @@ def _add(parts: Sequence[Provenance]) -> Provenance:
 
 @dataclass(eq=False)
 class _Call:
-    """A call of the device: how many requests have no outcome yet, and where the frames of the others come from."""
+    """A call of the device.
+
+    `expected_s` is about how long it takes, and `is_part` says that it is for a part of a batch. `n_left` counts the
+    requests that have no outcome yet, `parts` tells where the frames of the others come from.
+    """
 
     pace: Pace
+    expected_s: float
+    is_part: bool
     n_left: int
     parts: list[Provenance] = field(default_factory=list)
 
@@ -147,6 +158,8 @@ class Turns:
         Told of the calls of the device.
     post : callable
         Has the server call a function soon, from any thread.
+    clock : callable
+        Returns the time in seconds, and never less than before.
     projected : callable
         Called with a client, its job, and the frames or the error that came of it.
     reached : callable
@@ -160,6 +173,7 @@ class Turns:
         counters: Counters,
         post: Callable[..., None],
         *,
+        clock: Callable[[], float],
         projected: Callable[[Client, ProjectionJob, Projection | Exception], None],
         reached: Callable[[Client, protocol.CloseSession | protocol.Bye], None],
     ) -> None:
@@ -167,10 +181,12 @@ class Turns:
         self._limits = limits
         self._counters = counters
         self._post = post
+        self._clock = clock
         self._projected = projected
         self._reached = reached
         self._order: deque[Client] = deque()
-        self._in_flight = 0
+        self._in_flight: deque[_Call] = deque()
+        self._begun_s = 0.0  # when the device began with the first of them, as far as one knows
         self._waiting_bytes = 0
         self._call_s = 0.0
         self._next_due_s = math.inf
@@ -224,13 +240,32 @@ class Turns:
         if now_s >= self._next_due_s:
             self._give_up_overdue(now_s)
         idle = 0
-        while self._in_flight < _DEVICE_DEPTH and idle < len(self._order):
+        while self.wait_s(now_s) == 0 and idle < len(self._order):
             client = self._order[0]
             self._order.rotate(-1)
             idle = 0 if self._take_job(client, now_s) else idle + 1
         if self._interludes and not self._in_interlude and self._is_between_batches():
             self._in_interlude = True
             self._interludes[0]().add_done_callback(lambda _: self._post(self._end_interlude))
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a client waits for its turn."""
+        return any(client.jobs for client in self._order)
+
+    def wait_s(self, now_s: float) -> float:
+        """Return how long it is until the device is given another call; infinite until it has answered one.
+
+        It has two at a time, so that it need not wait for the next one. Behind a part of a batch the second one is
+        given when that part is nearly done: whoever comes until then is served next.
+        """
+        if not self._in_flight:
+            return 0.0
+        if len(self._in_flight) >= _DEVICE_DEPTH:
+            return math.inf
+        if not self._in_flight[0].is_part:
+            return 0.0
+        return max(0.0, self._begun_s + self._in_flight[0].expected_s - _AHEAD_S - now_s)
 
     def interrupt(self, begin: Callable[[], Future[Any]]) -> None:
         """Have something done between two batches, none of which is half done.
@@ -252,7 +287,7 @@ class Turns:
 
     def _is_between_batches(self) -> bool:
         begun = (isinstance(c.jobs[0], ProjectionJob) and c.jobs[0].n_given > 0 for c in self._order if c.jobs)
-        return self._in_flight == 0 and not any(begun)
+        return not self._in_flight and not any(begun)
 
     def _end_interlude(self) -> None:
         self._interludes.popleft()
@@ -307,9 +342,13 @@ class Turns:
         """Give the device a call: a batch, or the next part of one, and what rides along."""
         n_frames = self._frames_in_turn(client, job)
         requests = [(client, job, n_frames), *self._riders(client, job, n_frames)]
-        call = _Call(job.session.pace, len(requests))
+        pace = job.session.pace
+        expected_s = pace.seconds_of(sum(n for _, _, n in requests))
+        call = _Call(pace, expected_s, n_frames < job.request.batch, len(requests))
         self._counters.call_began()
-        self._in_flight += 1
+        if not self._in_flight:
+            self._begun_s = now_s
+        self._in_flight.append(call)
         futures = self._submit([(its_job, self._begin(sender, its_job, n, now_s)) for sender, its_job, n in requests])
         for (sender, its_job, _), future in zip(requests, futures, strict=True):
             future.add_done_callback(partial(self._post, self._part_done, call, sender, its_job))
@@ -380,7 +419,8 @@ class Turns:
 
     def _call_done(self, call: _Call) -> None:
         """Learn from a call of which every request has an outcome."""
-        self._in_flight -= 1
+        self._in_flight.remove(call)
+        self._begun_s = self._clock()
         if not call.parts:
             self._counters.call_failed()
             return

@@ -796,10 +796,10 @@ class World:
         assert turns.queued == sum(len(client.projections) for client in clients.all())
         jobs = [job for client in clients.all() for job in client.jobs if isinstance(job, ProjectionJob)]
         assert turns._waiting_bytes == sum(job.request.payload_bytes for job in jobs)
-        assert 0 <= turns._in_flight <= 2
+        assert 0 <= len(turns._in_flight) <= 2
         if not self.posted:
-            assert turns._in_flight == len(self.device.parts)
-        assert turns._in_flight >= sum(client.in_flight for client in clients.all())
+            assert len(turns._in_flight) == len(self.device.parts)
+        assert len(turns._in_flight) >= sum(client.in_flight for client in clients.all())
         assert set(turns._order) == set(clients.all())
         assert len(turns._order) == len(clients)
         assert clients._by_route == {client.route: client for client in clients.all() if client.route is not None}
@@ -853,7 +853,7 @@ class World:
         assert not self.keeper.waiting
         assert not self.device.parts
         turns = self.broker._turns
-        assert turns.queued == turns._waiting_bytes == turns._in_flight == len(turns._order) == 0
+        assert turns.queued == turns._waiting_bytes == len(turns._in_flight) == len(turns._order) == 0
         assert self.broker._leases._held is None
 
     def end(self):

@@ -1,11 +1,15 @@
 """How batches are cut: as much as fits a quantum, but no more calls than a device can afford."""
 
+import math
+
 import msgspec
 import pytest
-from link_helpers import TOY_DESCRIPTION
+from link_helpers import TOY_DESCRIPTION, ToyDevice
 from test_protocol import PROVENANCE
 
-from opu.remote.turns import Pace, merge
+from opu.remote.counters import Counters
+from opu.remote.limits import ServerLimits
+from opu.remote.turns import Pace, Turns, _Call, merge
 
 
 def part(n_frames, seconds, **changes):
@@ -80,3 +84,32 @@ def test_merged_parts_count_everything_once():
     assert merged.saturated_fraction == pytest.approx(0.2)
     assert (merged.medium_epoch, merged.finished_unix_s) == (1, 12.0)
     assert merge(parts[:1]) is parts[0]
+
+
+def turns_of(clock):
+    limits = ServerLimits()
+    return Turns(ToyDevice(), limits, Counters(clock), lambda *_: None, clock=clock, projected=None, reached=None)
+
+
+def test_behind_a_part_of_a_batch_the_next_call_is_given_when_that_is_nearly_done():
+    """So that who comes meanwhile need not wait for two parts."""
+    now_s = [100.0]
+    turns = turns_of(lambda: now_s[0])
+    pace = pace_of()
+    pace.learn(part(50, 0.005, device_us=1e9))
+    assert turns.wait_s(100.0) == 0
+    turns._begun_s = 100.0
+    turns._in_flight.append(_Call(pace, pace.seconds_of(50), is_part=True, n_left=1))
+    assert turns.wait_s(100.0) == pytest.approx(0.003)
+    assert turns.wait_s(100.004) == 0
+    turns._in_flight.append(_Call(pace, pace.seconds_of(50), is_part=True, n_left=1))
+    assert turns.wait_s(100.004) == math.inf
+
+
+def test_behind_a_whole_batch_the_next_call_is_given_at_once():
+    turns = turns_of(lambda: 100.0)
+    pace = pace_of()
+    pace.learn(part(50, 0.005, device_us=1e9))
+    turns._begun_s = 100.0
+    turns._in_flight.append(_Call(pace, pace.seconds_of(50), is_part=False, n_left=1))
+    assert turns.wait_s(100.0) == 0
