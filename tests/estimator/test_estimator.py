@@ -283,7 +283,7 @@ def test_closing_is_followed_by_opening_again(samples):
 
 def test_after_a_failure_of_the_link_the_next_use_opens_it_again(bench, samples):
     with OpuServer(bench, "tcp://127.0.0.1:0") as server:
-        features = opu.OPU(20, device=f"{server.uri}?timeout_s=1").fit(samples)
+        features = opu.OPU(20, device=f"{server.uri}?timeout_s=1&reconnect_s=0").fit(samples)
         features.transform(samples)
         features.linear_transform(samples)
         numbers = features._link.next_frame_index, features._link.next_linear_frame_index

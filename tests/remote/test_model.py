@@ -228,10 +228,10 @@ class LinkMachine(RuleBasedStateMachine):
             self.world.end()
 
 
-@pytest.mark.timeout(120 + EXAMPLES)
+@pytest.mark.timeout(600 + EXAMPLES)
 class TestLink(LinkMachine.TestCase):
     settings = settings(
-        max_examples=EXAMPLES or 150,
+        max_examples=EXAMPLES or 40,
         stateful_step_count=60,
         derandomize=not EXAMPLES,
         database=None,
