@@ -178,8 +178,8 @@ def test_a_killed_server_is_reported_and_waited_for(served, tmp_path):
     process, uri = served()
     path = tmp_path / "c.npz"
     client = subprocess.Popen(
-        [*COMMAND, "train", "--opu", f"{uri}?timeout_s=3&reconnect_s=0", *arguments, "--checkpoint", path, "--checkpoint-s", "0",
-         "--wait-s", "30", "--json"],
+        [*COMMAND, "train", "--opu", f"{uri}?timeout_s=3&reconnect_s=0", *arguments, "--checkpoint", path,
+         "--checkpoint-s", "0", "--wait-s", "30", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
