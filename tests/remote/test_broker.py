@@ -377,3 +377,38 @@ def test_a_hello_that_comes_late_does_not_replace_a_newer_one(world, client):
     assert known_to(world, client).route == client.connection.route
     assert outcome_of(world, client.project(client.records[0], 2)) == "answered"
     world.end()
+
+
+def test_a_connection_belongs_to_one_client_also_if_its_hello_changes(world):
+    """A second client on it would be left without a connection when the first one goes, and nobody could forget it."""
+    connection = world.join().connection
+    connection.to_server.clear()
+    for request_id, features in ((1, ("resume",)), (2, ())):
+        hello = protocol.Hello(
+            request_id=request_id,
+            version=protocol.PROTOCOL_VERSION,
+            software="test",
+            name="changing",
+            features=features,
+            token="t" * 32,
+        )
+        connection.to_server.append([memoryview(bytes(frame)) for frame in protocol.encode(hello)])
+    world.deliver_to_server(connection, 2)
+    assert isinstance(reply_of(world, connection), protocol.Welcome)
+    assert reply_of(world, connection).code == "protocol"
+    assert len(world.broker._clients) == 1
+    world.advance(2 * LIMITS.expire_s)
+    assert len(world.broker._clients) == 0
+
+
+def test_a_client_cannot_have_any_number_of_requests_waiting(world, client):
+    """Those for the settings of the device wait in the queue in which sessions of others wait to be opened."""
+    for number in range(1000, 1000 + LIMITS.max_unanswered + 5):
+        message = protocol.encode(protocol.GetSettings(request_id=number))
+        client.connection.to_server.append([memoryview(bytes(frame)) for frame in message])
+    world.deliver_to_server(client.connection, LIMITS.max_unanswered + 5)
+    assert len(known_to(world, client).unanswered) == len(world.keeper.waiting) == LIMITS.max_unanswered
+    assert [reply_of(world, client.connection).code for _ in range(5)] == ["busy"] * 5
+    world.live(1.0)
+    assert outcome_of(world, client.settings()) == "answered"
+    world.end()
