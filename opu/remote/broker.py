@@ -164,7 +164,7 @@ class Broker:
             elif client is None:
                 self._send_to_stranger(message.route, self._do_not_know())
             else:
-                self._gate.authorise(client.peer, request)
+                self._gate.authorise(client.peer, request, is_repeated=client.has_sent(request.request_id))
                 self._answer(client, request, payload)
         except AuthenticationError as error:
             self._turn_out(message, client, error)

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from simulation import LIMITS, TIMEOUT_S, World
 
+from opu.errors import BusyError
 from opu.remote import protocol
 from opu.remote.clients import Client, Clients
 from opu.remote.gate import Peer
@@ -411,4 +412,22 @@ def test_a_client_cannot_have_any_number_of_requests_waiting(world, client):
     assert [reply_of(world, client.connection).code for _ in range(5)] == ["busy"] * 5
     world.live(1.0)
     assert outcome_of(world, client.settings()) == "answered"
+    world.end()
+
+
+def test_what_is_repeated_is_not_too_much(world, client, monkeypatch):
+    """It was counted when it came first: an answer is on its way, or kept, and a refusal would take its place."""
+    wanted = [client.project(client.records[0], n_frames) for n_frames in (3, 5)]
+    world.deliver_to_server(client.connection, 2)
+    world.finish_part()
+
+    def authorise(peer, request, *, is_repeated=False):
+        if isinstance(request, protocol.Project) and not is_repeated:
+            raise BusyError("Too many requests.", "Wait.", 1.0)
+
+    monkeypatch.setattr(world.broker._gate, "authorise", authorise)
+    lose_connection(world, client)
+    assert [outcome_of(world, one) for one in wanted] == ["answered"] * 2
+    assert set(world.device.given.values()) == {1}
+    assert outcome_of(world, client.project(client.records[0], 2)) == "BusyError"
     world.end()
