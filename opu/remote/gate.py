@@ -235,6 +235,7 @@ class Gate:
         BusyError
             Its key has sent too many requests.
         """
+        del is_repeated  # nothing is counted here
         self._check_role(peer, peer.role, request)
 
     def note_failure(self, event: Mapping[str, Any]) -> None:
