@@ -209,10 +209,15 @@ class Link:
         """
         future: Future[ResultT] = Future()
         ticket = Ticket(make, reply_type, future, reply_itself, session=session, opens=opens)
-        with self.attending():
-            self.send(ticket)
-            self.bring(ticket)
-        return future.result()
+        try:
+            with self.attending():
+                self.send(ticket)
+                self.bring(ticket)
+            return future.result()
+        except KeyboardInterrupt:
+            if opens is not None:
+                future.add_done_callback(lambda _: self._close_unwanted(opens))
+            raise
 
     def request(self, ticket: Ticket) -> Future[Any]:
         """Send a request whose future can be cancelled, and return that at once.
@@ -301,6 +306,15 @@ class Link:
             self.bring(ticket)
         while self._conversation.is_talking and not future.done():
             futures.wait([future], _LONGEST_WAIT_MS / 1000)
+
+    def _close_unwanted(self, record: SessionRecord) -> None:
+        """Close a session that has been opened for somebody who does not wait any more."""
+        if record.number is None:
+            return  # it has not been opened, after all
+        closed: Future[protocol.Done] = Future()
+        closed.add_done_callback(lambda _: self.forget(record))
+        with contextlib.suppress(OpuError):  # the link is over, and the session with it
+            self.send(Ticket(ask_to_close(record), protocol.Done, closed, reply_itself, session=record))
 
     def forget(self, record: SessionRecord) -> None:
         """Note that a session is being closed."""

@@ -95,8 +95,8 @@ class SessionKeeper:
     def stop(self, closing_s: float) -> None:
         """Close the sessions that are open, whether anybody has learnt of them or not.
 
-        Sessions that are still being opened get a second, and so do calls. What is left behind then closes itself when it has opened,
-        unless the process has ended.
+        Sessions that are still being opened get a second, and so do calls. What is left behind then closes itself when
+        it has opened, unless the process has ended.
 
         Parameters
         ----------

@@ -1,5 +1,6 @@
 """Ctrl-C comes whenever it likes: nothing that was asked for is lost by it, and the link goes on."""
 
+import os
 import signal
 import threading
 
@@ -106,3 +107,21 @@ def test_a_waker_may_be_cleared_when_it_is_closed():
     waker.wake()
     waker.close()
     waker.clear()
+
+
+def test_a_session_that_nobody_waits_for_any_more_is_closed(serve, toy, monkeypatch):
+    open_session = toy._open_session
+
+    def interrupt_and_open(config):
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(interrupted.is_set, 60)
+        return open_session(config)
+
+    interrupted = threading.Event()
+    with opu.open(serve().uri) as device:
+        monkeypatch.setattr(toy, "_open_session", interrupt_and_open)
+        with pytest.raises(KeyboardInterrupt):
+            device.open_session(SessionConfig(n_features=10, n_outputs=5))
+        interrupted.set()
+        wait_until(lambda: toy.opened == 1 and toy.open_sessions == 0, 60)
+        assert [client.sessions for client in device.server_status().clients] == [0]
