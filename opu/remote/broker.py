@@ -167,7 +167,7 @@ class Broker:
             elif client is None:
                 self._send_to_stranger(message.route, self._do_not_know())
             else:
-                self._gate.authorise(client.peer, request)
+                self._gate.authorise(client.peer, request, is_repeated=client.has_sent(request.request_id))
                 self._answer(client, request, payload)
         except AuthenticationError as error:
             self._turn_out(message, client, error)
@@ -301,6 +301,8 @@ class Broker:
     def _take_up(self, client: Client, request: _NumberedRequest | protocol.Cancel, payload: memoryview | None) -> None:
         if self._stopping and client.returns and isinstance(request, (protocol.OpenSession, protocol.Project)):
             return  # it asks the next server: an error would be the end of what a crash is not
+        if len(client.unanswered) >= self._limits.max_unanswered and not isinstance(request, protocol.Cancel):
+            raise BusyError(f"{len(client.unanswered)} requests of this client wait.", "Wait for an answer.")
         if isinstance(request, protocol.OpenSession):
             self._open_session(client, request)
         elif isinstance(request, protocol.Project):
@@ -314,8 +316,6 @@ class Broker:
         elif isinstance(request, (protocol.TakeLease, protocol.RenewLease, protocol.ReturnLease)):
             self._require(client, "lease")
             self._lease(client, request)
-        elif len(client.jobs) > self._limits.max_queued + self._limits.max_sessions:
-            raise BusyError(f"{len(client.jobs)} requests of this client wait.", "Wait for an answer.")
         else:
             client.jobs.append(request)
             client.unanswered.add(request.request_id)
@@ -338,10 +338,10 @@ class Broker:
     def _welcome(self, message: Incoming, client: Client | None, hello: protocol.Hello) -> None:
         if self._stopping:
             raise self._stopped()
-        if client is not None and (client.token is None or client.token != hello.token):
-            raise ProtocolError("This client has said hello before.", "Say it once for each connection.")
         features = frozenset(hello.features) & frozenset(protocol.FEATURES)
         token = hello.token if "resume" in features else None
+        if client is not None and (token is None or client.token != token):
+            raise ProtocolError("This client has said hello before.", "Say it once for each connection.")
         known = self._clients.with_token(token) if token is not None else None
         if known is not None and hello.request_id < known.hello_id:
             raise ProtocolError(

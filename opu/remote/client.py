@@ -63,6 +63,7 @@ from opu.remote.requests import (
     wait_for_welcome,
 )
 from opu.remote.security import ClientKeys
+from opu.remote.undisturbed import undisturbed
 from opu.remote.waker import Waker
 from opu.uri import Uri, parse_uri
 
@@ -208,10 +209,15 @@ class Link:
         """
         future: Future[ResultT] = Future()
         ticket = Ticket(make, reply_type, future, reply_itself, session=session, opens=opens)
-        with self.attending():
-            self.send(ticket)
-            self.bring(ticket)
-        return future.result()
+        try:
+            with self.attending():
+                self.send(ticket)
+                self.bring(ticket)
+            return future.result()
+        except KeyboardInterrupt:
+            if opens is not None:
+                future.add_done_callback(lambda _: self._close_unwanted(opens))
+            raise
 
     def request(self, ticket: Ticket) -> Future[Any]:
         """Send a request whose future can be cancelled, and return that at once.
@@ -227,12 +233,13 @@ class Link:
 
     def send(self, ticket: Ticket) -> None:
         """Send a request and return at once."""
-        with self._lock:
-            self._conversation.add(ticket)
-            self._transmit()
-            unattended = not self._watching and self._attendant is None
-        if unattended:
-            self._waker.wake()
+        with undisturbed:
+            with self._lock:
+                self._conversation.add(ticket)
+                self._transmit()
+                unattended = not self._watching and self._attendant is None
+            if unattended:
+                self._waker.wake()
 
     @contextlib.contextmanager
     def attending(self) -> Iterator[None]:
@@ -248,24 +255,23 @@ class Link:
             raise RefusedError(
                 "A callback of a future waits for the device whose link runs it.", "Wait in another thread."
             )
-        with self._lock:
-            attends = self._attendant is None
-            if attends:
-                self._attendant = me
         try:
+            with undisturbed, self._lock:
+                if self._attendant is None:
+                    self._attendant = me
             yield
         finally:
-            if attends:
-                self._attend_no_more()
+            self._attend_no_more()
 
     def _attend_no_more(self) -> None:
-        with self._lock:
-            if self._attendant != threading.get_ident():
-                return
-            self._attendant = None
-            unattended = self._conversation.waits and not self._watching
-        if unattended:
-            self._waker.wake()
+        with undisturbed:
+            with self._lock:
+                if self._attendant != threading.get_ident():
+                    return
+                self._attendant = None
+                unattended = self._conversation.waits and not self._watching
+            if unattended:
+                self._waker.wake()
 
     def bring(self, ticket: Ticket) -> None:
         """Bring replies until that to a request is there or the connection has ended, if this thread attends."""
@@ -275,17 +281,18 @@ class Link:
         while not ticket.future.done():
             if connection is not None:
                 connection.wait_for_arrivals()
-            try:
-                with self._lock:
-                    is_over = connection is None or self._connection is not connection
-                    if not is_over:
-                        self._receive()
-            except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
-                self._break(error)
-            self._settle()
-            if is_over:
-                self._attend_no_more()  # the thread of the link makes another connection
-                return
+            with undisturbed:
+                try:
+                    with self._lock:
+                        is_over = connection is None or self._connection is not connection
+                        if not is_over:
+                            self._receive()
+                except Exception as error:  # noqa: BLE001 - whoever waits must hear of it
+                    self._break(error)
+                self._settle()
+                if is_over:
+                    self._attend_no_more()  # the thread of the link makes another connection
+                    return
 
     def give_back(self, make: Callable[[int], protocol.Request], session: SessionRecord) -> None:
         """Close a session, and wait for that as long as there is a connection."""
@@ -300,6 +307,15 @@ class Link:
         while self._conversation.is_talking and not future.done():
             futures.wait([future], _LONGEST_WAIT_MS / 1000)
 
+    def _close_unwanted(self, record: SessionRecord) -> None:
+        """Close a session that has been opened for somebody who does not wait any more."""
+        if record.number is None:
+            return  # it has not been opened, after all
+        closed: Future[protocol.Done] = Future()
+        closed.add_done_callback(lambda _: self.forget(record))
+        with contextlib.suppress(OpuError):  # the link is over, and the session with it
+            self.send(Ticket(ask_to_close(record), protocol.Done, closed, reply_itself, session=record))
+
     def forget(self, record: SessionRecord) -> None:
         """Note that a session is being closed."""
         with self._lock:
@@ -310,7 +326,7 @@ class Link:
         done: Future[protocol.Done] = Future()
         ticket = Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, done, reply_itself)
         with self.attending():
-            with self._lock:
+            with undisturbed, self._lock:
                 is_over = self._conversation.error is not None
                 if not is_over:
                     self._conversation.leave(ticket)
@@ -333,7 +349,7 @@ class Link:
 
     def cancel(self, ticket: Ticket) -> bool:
         """Do without the answer to a request; see `Conversation.cancel`."""
-        with self._lock:
+        with undisturbed, self._lock:
             to_be_told = self._conversation.cancel(ticket)
             self._transmit()
         return to_be_told
@@ -736,6 +752,9 @@ def open_remote(
         welcome = link.greet()
     except OpuError:
         link.close()
+        raise
+    except BaseException:
+        link.abandon()  # whoever is interrupted does not wait, and nobody else would end it
         raise
     return RemoteDevice(uri.text, link, welcome)
 

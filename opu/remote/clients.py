@@ -100,6 +100,10 @@ class Client:
         """Whether it can take up its conversation on another connection."""
         return self.token is not None
 
+    def has_sent(self, request_id: int) -> bool:
+        """Return whether a request has come before, and is being worked at or can be answered from memory."""
+        return self.returns and (request_id in self.unanswered or self.replies.find(request_id) is not None)
+
     def compiled_bytes(self) -> int:
         """Return the memory of the compiled media of its sessions."""
         return sum(opened.description.compiled_bytes for opened in self.sessions.values())

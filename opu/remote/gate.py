@@ -214,8 +214,17 @@ class Gate:
         self._audit.admitted(peer, f"client {name!a}")
         return peer
 
-    def authorise(self, peer: Peer, request: protocol.Request) -> None:
+    def authorise(self, peer: Peer, request: protocol.Request, *, is_repeated: bool = False) -> None:
         """Check whether a peer may ask this now.
+
+        Parameters
+        ----------
+        peer : Peer
+            Who asks.
+        request : Request
+            For what.
+        is_repeated : bool
+            Whether it came before and was counted then.
 
         Raises
         ------
@@ -226,6 +235,7 @@ class Gate:
         BusyError
             Its key has sent too many requests.
         """
+        del is_repeated  # nothing is counted here
         self._check_role(peer, peer.role, request)
 
     def note_failure(self, event: Mapping[str, Any]) -> None:
@@ -319,11 +329,11 @@ class KeyGate(Gate):
         self._audit.admitted(peer, f"client {name!a}")
         return peer
 
-    def authorise(self, peer: Peer, request: protocol.Request) -> None:
+    def authorise(self, peer: Peer, request: protocol.Request, *, is_repeated: bool = False) -> None:
         """Check whether a peer may ask this now, by the allow-list as it is now."""
         entry = self._check_key(peer)
         self._check_role(peer, min(entry.role, peer.role, key=_ROLES.index), request)
-        if not isinstance(request, _UNCOUNTED):
+        if not is_repeated and not isinstance(request, _UNCOUNTED):
             self._count(peer, entry.requests_per_s)
 
     def note_failure(self, event: Mapping[str, Any]) -> None:

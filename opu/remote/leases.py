@@ -125,16 +125,15 @@ class Leases:
             self._held = None
 
     def status(self, now_s: float) -> LeaseStatus | None:
-        """Return who has the lease, if anybody."""
+        """Return who has the lease, if anybody. May be called from any thread."""
         held = self._current(now_s)
         if held is None:
             return None
         return LeaseStatus(holder=held.holder, note=held.note, expires_s=held.expires_s - now_s)
 
     def _current(self, now_s: float) -> _Held | None:
-        if self._held is not None and now_s >= self._held.expires_s:
-            self._held = None
-        return self._held
+        held = self._held  # left as it is: another thread that only looks would take away what has just been given
+        return held if held is not None and now_s < held.expires_s else None
 
     def _check(self, number: int, client_id: int, now_s: float) -> _Held:
         held = self._current(now_s)

@@ -71,3 +71,8 @@ class ServerLimits:
     closing_s: float = 10.0
     handshake_s: float = 5.0
     idle_s: float = 30.0
+
+    @property
+    def max_unanswered(self) -> int:
+        """Unanswered requests of one client, of any kind: room for those that open and close its sessions, and more."""
+        return 2 * (self.max_queued + self.max_sessions)

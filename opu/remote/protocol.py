@@ -366,13 +366,14 @@ _UNREADABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 
 
 def shorten(text: str, length: int = MAX_TEXT) -> str:
-    """Cut a text to what a message may hold.
+    """Cut a text to what a message may hold, and escape what UTF-8 has no code for, as in names of files.
 
     Examples
     --------
     >>> shorten("abcdef", 4)
     'abc…'
     """
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= length else text[: length - 1] + "…"
 
 

@@ -244,7 +244,7 @@ class OpuServer:
         """Stop: answer or refuse what was accepted, say goodbye to the clients, close their sessions.
 
         Waits for the background thread, if there is one: as long as `ServerLimits` says for answers and for sessions
-        to close, and a second each for the last messages and for sessions that are being opened.
+        to close, and a second each for the last messages, for sessions that are being opened and for settings.
         """
         self._stopping = True
         if self._uri is not None:

@@ -18,14 +18,15 @@ _log = logging.getLogger("opu.remote.server")  # it works for the server, whose 
 ResultT = TypeVar("ResultT")
 
 _THREADS = 4
+_CALLERS = 2
 _OPENING_S = 1.0
 
 
 class SessionKeeper:
     """Opens and closes sessions in threads, and knows those that nobody has closed yet.
 
-    Opening and closing have threads of their own: a device that hangs while it opens sessions must not keep others from
-    being closed.
+    Opening, closing and everything else have threads of their own: a device that hangs while it opens sessions must not
+    keep others from being closed, nor its settings from being changed, for which all projections wait.
 
     Parameters
     ----------
@@ -37,6 +38,7 @@ class SessionKeeper:
         self._device = device
         self._openers = Workers(_THREADS, "opu-server-session-opener")
         self._closers = Workers(_THREADS, "opu-server-session-closer")
+        self._callers = Workers(_CALLERS, "opu-server-caller")
         self._lock = threading.Lock()
         self._open: set[Session] = set()
         self._stopped = False
@@ -71,7 +73,7 @@ class SessionKeeper:
         Future
             Its outcome.
         """
-        return self._openers.submit(work, *arguments)
+        return self._callers.submit(work, *arguments)
 
     def close(self, session: Session) -> Future[None]:
         """Close a session. An error is logged and harms nobody.
@@ -93,14 +95,15 @@ class SessionKeeper:
     def stop(self, closing_s: float) -> None:
         """Close the sessions that are open, whether anybody has learnt of them or not.
 
-        Sessions that are still being opened get a second. What is left behind then closes itself when it has opened,
-        unless the process has ended.
+        Sessions that are still being opened get a second, and so do calls. What is left behind then closes itself when
+        it has opened, unless the process has ended.
 
         Parameters
         ----------
         closing_s : float
             How long to wait for closing.
         """
+        self._callers.stop(_OPENING_S)
         n_opening = self._openers.stop(_OPENING_S)
         with self._lock:
             self._stopped = True

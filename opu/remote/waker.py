@@ -22,8 +22,8 @@ class Waker:
             self._sender.send(b"\0")
 
     def clear(self) -> None:
-        """Forget the calls so far."""
-        with contextlib.suppress(BlockingIOError):
+        """Forget the calls so far. May be called after `close`."""
+        with contextlib.suppress(OSError):  # empty, or closed
             self.receiver.recv(4096)
 
     def close(self) -> None:

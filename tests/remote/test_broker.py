@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from simulation import LIMITS, TIMEOUT_S, World
 
+from opu.errors import BusyError
 from opu.remote import protocol
 from opu.remote.clients import Client, Clients
 from opu.remote.gate import Peer
@@ -376,4 +377,57 @@ def test_a_hello_that_comes_late_does_not_replace_a_newer_one(world, client):
     assert client.connection.server_has_it
     assert known_to(world, client).route == client.connection.route
     assert outcome_of(world, client.project(client.records[0], 2)) == "answered"
+    world.end()
+
+
+def test_a_connection_belongs_to_one_client_also_if_its_hello_changes(world):
+    """A second client on it would be left without a connection when the first one goes, and nobody could forget it."""
+    connection = world.join().connection
+    connection.to_server.clear()
+    for request_id, features in ((1, ("resume",)), (2, ())):
+        hello = protocol.Hello(
+            request_id=request_id,
+            version=protocol.PROTOCOL_VERSION,
+            software="test",
+            name="changing",
+            features=features,
+            token="t" * 32,
+        )
+        connection.to_server.append([memoryview(bytes(frame)) for frame in protocol.encode(hello)])
+    world.deliver_to_server(connection, 2)
+    assert isinstance(reply_of(world, connection), protocol.Welcome)
+    assert reply_of(world, connection).code == "protocol"
+    assert len(world.broker._clients) == 1
+    world.advance(2 * LIMITS.expire_s)
+    assert len(world.broker._clients) == 0
+
+
+def test_a_client_cannot_have_any_number_of_requests_waiting(world, client):
+    """Those for the settings of the device wait in the queue in which sessions of others wait to be opened."""
+    for number in range(1000, 1000 + LIMITS.max_unanswered + 5):
+        message = protocol.encode(protocol.GetSettings(request_id=number))
+        client.connection.to_server.append([memoryview(bytes(frame)) for frame in message])
+    world.deliver_to_server(client.connection, LIMITS.max_unanswered + 5)
+    assert len(known_to(world, client).unanswered) == len(world.keeper.waiting) == LIMITS.max_unanswered
+    assert [reply_of(world, client.connection).code for _ in range(5)] == ["busy"] * 5
+    world.live(1.0)
+    assert outcome_of(world, client.settings()) == "answered"
+    world.end()
+
+
+def test_what_is_repeated_is_not_too_much(world, client, monkeypatch):
+    """It was counted when it came first: an answer is on its way, or kept, and a refusal would take its place."""
+    wanted = [client.project(client.records[0], n_frames) for n_frames in (3, 5)]
+    world.deliver_to_server(client.connection, 2)
+    world.finish_part()
+
+    def authorise(peer, request, *, is_repeated=False):
+        if isinstance(request, protocol.Project) and not is_repeated:
+            raise BusyError("Too many requests.", "Wait.", 1.0)
+
+    monkeypatch.setattr(world.broker._gate, "authorise", authorise)
+    lose_connection(world, client)
+    assert [outcome_of(world, one) for one in wanted] == ["answered"] * 2
+    assert set(world.device.given.values()) == {1}
+    assert outcome_of(world, client.project(client.records[0], 2)) == "BusyError"
     world.end()

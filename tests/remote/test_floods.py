@@ -4,11 +4,13 @@ import contextlib
 import time
 
 import numpy as np
+import zmq
 from link_helpers import HandConnection, resident_mib, toy_frames, wait_until
 
 import opu
 from opu.device import SessionConfig
 from opu.remote import protocol
+from opu.remote.inbox import Inbox
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
 WIDE = SessionConfig(n_features=10, n_outputs=100_000)
@@ -47,6 +49,23 @@ def test_peers_that_flood_and_reset_do_not_end_the_server(served_process):
                 flooder.reset()
             assert session.project(X).frames.shape == (3, 5)
     assert process.poll() is None
+
+
+def test_frames_that_no_message_has_are_skipped():
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
+        router.bind("inproc://inbox")
+        dealer.connect("inproc://inbox")
+        dealer.send_multipart([b""] * 10_000)
+        dealer.send_multipart([b"header", b"payload"])
+        inbox = Inbox(router, max_waiting=10)
+        n_fills = 0
+        while not inbox.is_empty or not n_fills:
+            assert not list(inbox.fill(is_readable=bool(router.poll(0))))
+            n_fills += 1
+            if inbox._drained:
+                break
+        assert n_fills > 2, "others have their turn in between"
+        assert [arrival.frames for arrival in inbox.take(10)] == [[b""] * 3, [b"header", b"payload"]]
 
 
 def test_a_flood_costs_little_memory(served_process):

@@ -97,3 +97,10 @@ def test_numbers_grow_over_restarts(monkeypatch):
     numbers.append(take(Leases(), BORIS, 0.0))
     assert numbers == sorted(set(numbers))
     assert numbers[-1] < 2**53
+
+
+def test_looking_changes_nothing(leases):
+    """The metrics look from a thread of their own, which must not end a lease that has just been given."""
+    number = take(leases, ANNA, 0.0)
+    assert leases.status(10.0) is None
+    leases.check(number, ANNA, 9.0)

@@ -240,6 +240,18 @@ def test_who_holds_connections_leaves_the_server_alive(http_server, monkeypatch)
     pytest.fail("it does not answer any more")
 
 
+def test_a_system_without_threads_for_a_while_leaves_the_server_alive(http_server, monkeypatch):
+    def cannot_start(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot_start)
+        for _ in range(2 * metrics_server._MOST_AT_A_TIME):
+            with pytest.raises((OSError, http.client.HTTPException)):
+                ask(http_server, "/health")
+    assert ask(http_server, "/health")[1] == "ok\n"
+
+
 def test_a_port_that_is_taken(http_server):
     with pytest.raises(LinkError, match="--metrics"):
         MetricsServer(("127.0.0.1", port_of(http_server)), busy_status, lambda: None)

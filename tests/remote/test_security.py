@@ -29,7 +29,7 @@ from opu.errors import (
 )
 from opu.remote import client as remote_client
 from opu.remote import gate, protocol, security
-from opu.remote.gate import Gate, TokenBucket, open_gate
+from opu.remote.gate import Gate, Peer, TokenBucket, open_gate
 from opu.remote.handshake import read_mechanism
 from opu.remote.security import AllowList, ClientKeys, make_key_pair, read_key_pair, read_public_key
 from opu.remote.server import OpuServer, parse_bind
@@ -623,3 +623,14 @@ def test_the_mechanism_of_a_server_is_read_from_its_greeting(server, serve):
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert read_mechanism("127.0.0.1", port) is None
+
+
+def test_what_is_repeated_is_counted_once(keys):
+    keys.client("fred", requests_per_s=0.01)
+    gate = keys.gate()
+    peer = Peer("fred", "user", "?", keys.clients[-1]["public_key"])
+    request = protocol.Status(request_id=1)
+    gate.authorise(peer, request)
+    gate.authorise(peer, request, is_repeated=True)
+    with pytest.raises(BusyError):
+        gate.authorise(peer, request)

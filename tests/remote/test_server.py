@@ -143,6 +143,15 @@ def test_another_version_is_answered_with_both(serve, raw):
     assert isinstance(client.hello(), protocol.Welcome)
 
 
+def test_an_error_with_a_name_that_is_no_text_reaches_its_client(serve, toy):
+    """Python has lone surrogates where the name of a file is not UTF-8, and no message can hold them."""
+    toy.error = DeviceError("Cannot read '/data/\udcff'.", "Rename it.")
+    with opu.open(serve().uri) as device, device.open_session(CONFIG) as session:
+        future = session.submit(X)
+        with pytest.raises(DeviceError, match=r"Cannot read '/data/\\udcff'"):
+            future.result(timeout=60)
+
+
 def test_hello_is_said_once(serve, raw):
     client = raw(serve().uri)
     client.hello()
