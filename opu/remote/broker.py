@@ -316,6 +316,8 @@ class Broker:
         elif isinstance(request, (protocol.TakeLease, protocol.RenewLease, protocol.ReturnLease)):
             self._require(client, "lease")
             self._lease(client, request)
+        elif isinstance(request, protocol.Bye) and any(isinstance(job, protocol.Bye) for job in client.jobs):
+            raise ProtocolError("This client has said bye before.", "Say it once, and wait for the answer.")
         else:
             client.jobs.append(request)
             client.unanswered.add(request.request_id)
@@ -606,7 +608,9 @@ class Broker:
             assert isinstance(request, protocol.ChangeSettings)  # noqa: S101 - nothing else is put off
             changed: Future[protocol.SettingsReply] = Future()
             try:
-                self._leases.check(request.lease, client.client_id, self._clock())  # it may have been taken away
+                # Meanwhile the lease may have been taken away, or the key has lost its role.
+                self._gate.authorise(client.peer, request, is_repeated=True)
+                self._leases.check(request.lease, client.client_id, self._clock())
             except OpuError as error:
                 changed.set_exception(error)
             else:

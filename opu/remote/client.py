@@ -8,6 +8,7 @@ Callbacks of futures run in that thread: they may submit, and must not wait for 
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import threading
 import weakref
@@ -83,6 +84,18 @@ _LONGEST_WAIT_MS = 250
 ResultT = TypeVar("ResultT")
 
 
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for link in list(_links):
+        link.disown()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_disown_all)
+
+
 class _LinkFuture(Future[Any]):
     """A future whose answer comes through a link. It can be cancelled as long as it has not come."""
 
@@ -153,6 +166,7 @@ class Link:
         self._watching = False  # whether the link's own thread does
         self._attendant_waker = Waker()
         self._thread = threading.Thread(target=self._run, name=f"opu-link {address}", daemon=True)
+        _links.add(self)
 
     def greet(self) -> protocol.Welcome:
         """Open the conversation, and keep to what the server grants."""
@@ -346,6 +360,14 @@ class Link:
         """Have the thread end soon, without waiting and without a lock: the garbage collector may call it anywhere."""
         self._ended = True
         self._waker.wake()
+
+    def disown(self) -> None:
+        """Have nothing more to do with the connection, without a word: in a forked process it is the parent's."""
+        self._lock = threading.Lock()  # it may have been held by a thread that is not here
+        self._connection = None
+        self._conversation.error = ClosedError(
+            f"The link to {self.address} belongs to the process that has opened it.", "Open the device after forking."
+        )
 
     def cancel(self, ticket: Ticket) -> bool:
         """Do without the answer to a request; see `Conversation.cancel`."""
@@ -614,7 +636,7 @@ class RemoteControl(DeviceControl):
 
     @contextlib.contextmanager
     def lease(self, ttl_s: float = _LEASE_S, note: str = "", *, force: bool = False) -> Iterator[RemoteControl]:
-        """Hold the lease of the device, so that nobody else changes it meanwhile.
+        """Hold the lease of the device, so that nobody else changes it meanwhile. Within itself it is the same lease.
 
         Parameters
         ----------
@@ -637,6 +659,9 @@ class RemoteControl(DeviceControl):
         LeaseError
             Somebody else has the lease.
         """
+        if self._held is not None:
+            yield self
+            return
         lease = self._link.ask(
             lambda number: protocol.TakeLease(request_id=number, ttl_s=ttl_s, note=note, force=force), protocol.Lease
         ).lease

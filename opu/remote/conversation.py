@@ -363,7 +363,7 @@ class Conversation:
             self.lost(self._unreachable())
         if self._phase in {_Phase.APART, _Phase.RETURNING}:
             assert self._apart_since_s is not None  # noqa: S101 - `lost` has set it
-            if self._phase is _Phase.APART and now_s - self._apart_since_s > self._reconnect_s:
+            if now_s - self._apart_since_s > self._reconnect_s:
                 self.fail(self._gave_up())
             self._drop_overdue(now_s)
 

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 _DOMAIN = b"openopu"
 _ZAP_VERSION = b"1.0"
 _ZAP_FRAMES = 9
-_REFUSALS_PER_S = 50
+_LINES_PER_S = 50
 _CURVE_OVERHEAD_BYTES = 64  # a CURVE message has 33 bytes more than what it carries
 _OTHER_MECHANISM = 0x11000002
 _CRYPTOGRAPHIC = 0x11000001
@@ -143,29 +143,41 @@ class TokenBucket:
         return 0.0
 
 
-class _AuditLog:
-    """Writes who came and who was refused. Of a flood of refusals it writes some, and how many it left out."""
+class _Floodgate:
+    """Lets so many lines of a kind through in a second, and tells how many it left out."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
         self._lock = threading.Lock()
         self._second_s = 0.0
-        self._refusals = 0
+        self._lines = 0
 
-    def admitted(self, who: object, what: str) -> None:
-        _audit.info("admitted: %s, %s", who, what, extra=_fields(who))
-
-    def refused(self, who: object, reason: str) -> None:
+    def lets_through(self) -> bool:
         now_s = time.monotonic()
         left_out = 0
         with self._lock:
             if now_s - self._second_s >= 1.0:
-                left_out = self._refusals - _REFUSALS_PER_S
-                self._second_s, self._refusals = now_s, 0
-            self._refusals += 1
-            is_too_much = self._refusals > _REFUSALS_PER_S
+                left_out = self._lines - _LINES_PER_S
+                self._second_s, self._lines = now_s, 0
+            self._lines += 1
+            is_too_much = self._lines > _LINES_PER_S
         if left_out > 0:
-            _audit.warning("%d lines about refusals left out", left_out)
-        if not is_too_much:
+            _audit.warning("%d lines about %s left out", left_out, self._kind)
+        return not is_too_much
+
+
+class _AuditLog:
+    """Writes who came and who was refused."""
+
+    def __init__(self) -> None:
+        self._admissions, self._refusals = _Floodgate("admissions"), _Floodgate("refusals")
+
+    def admitted(self, who: object, what: str) -> None:
+        if self._admissions.lets_through():
+            _audit.info("admitted: %s, %s", who, what, extra=_fields(who))
+
+    def refused(self, who: object, reason: str) -> None:
+        if self._refusals.lets_through():
             _audit.warning("refused: %s, reason: %s", who, reason, extra=_fields(who) | {"reason": reason})
 
 

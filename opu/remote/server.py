@@ -348,15 +348,12 @@ class OpuServer:
             self._waker.clear()
         while self._posted:
             handler, arguments = self._posted.popleft()
-            try:
-                handler(*arguments)
-            except Exception:  # noqa: BLE001 - a fault of one request must not stop the server
-                _log.exception("%s failed", handler.__name__)
+            _try(handler, *arguments)
         for excess in self._inbox.fill(is_readable=self._router in ready):
-            self._broker.cut_off(excess)
+            _try(self._broker.cut_off, excess)
         for arrival in self._inbox.take(_ANSWERS_PER_TURN):
-            self._broker.handle(arrival)
-        self._broker.work(all_read=self._inbox.is_empty)
+            _try(self._broker.handle, arrival)
+        _try(self._broker.work, self._inbox.is_empty)
         if self._connections.receiver in ready:
             self._connections.read_events()
         for descriptor in self._connections.find_idle(self._broker.has_client_at):
@@ -373,3 +370,11 @@ class OpuServer:
         """Have the loop call a handler. The only way into the loop from other threads."""
         self._posted.append((handler, arguments))
         self._waker.wake()
+
+
+def _try(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function whose fault must not end the server."""
+    try:
+        function(*arguments)
+    except Exception:  # noqa: BLE001 - whatever it was, the others are served on
+        _log.exception("%s failed", function.__name__)

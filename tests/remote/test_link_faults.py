@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -457,3 +459,28 @@ def test_a_fault_of_a_callback_harms_nobody(sim_server, caplog):
         called.result(timeout=60)
         assert session.project(X).frames.shape == (3, 5)
     assert "a bug of the caller" in caplog.text
+
+
+def test_a_forked_process_does_not_touch_the_link_of_its_parent(serve):
+    """It would wait for ever, for a thread that is not there, or take what is the parent's."""
+    script = """
+import os, sys
+import opu
+with opu.open(sys.argv[1]) as device, device.open_session(opu.SessionConfig(n_features=10, n_outputs=5)) as session:
+    before = session.project([[1] * 10], first_frame_index=0).frames
+    child = os.fork()
+    if child == 0:
+        try:
+            session.project([[1] * 10])
+        except opu.errors.ClosedError as error:
+            session.close()
+            device.close()
+            os._exit(7 if "after forking" in error.remedy else 8)
+        os._exit(9)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    after = session.project([[1] * 10], first_frame_index=0).frames
+    sys.exit(0 if status == 7 and (before == after).all() else 10 + status)
+"""
+    command = [sys.executable, "-c", script, serve().uri]
+    ended = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")

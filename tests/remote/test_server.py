@@ -697,3 +697,32 @@ def test_a_port_scan_does_no_harm(serve):
         socket.create_connection(address, timeout=5).close()
     with opu.open(server.uri) as remote:
         assert remote.describe().device_id == "toy"
+
+
+def test_bye_is_said_once(serve, toy, raw):
+    client = raw(serve().uri)
+    session = greeted(client)
+    toy.gate.clear()
+    first = client.project(session, X)
+    client.send(protocol.Bye(request_id=81))
+    assert "before" in error_of(client.ask(protocol.Bye(request_id=82)), "protocol")
+    toy.gate.set()
+    assert client.receive()[0].request_id == first
+    assert client.receive()[0] == protocol.Done(request_id=81)
+
+
+@pytest.mark.parametrize("name", ["handle", "work"])
+def test_a_fault_of_the_broker_does_not_end_the_server(serve, raw, monkeypatch, caplog, name):
+    server = serve()
+    faults = []
+
+    def fail(*_):
+        faults.append(1)
+        raise ZeroDivisionError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server._broker, name, fail)
+        raw(server.uri).send(protocol.Ping(request_id=1))
+        wait_until(lambda: faults)
+    assert isinstance(raw(server.uri).hello(), protocol.Welcome)
+    assert "a bug" in caplog.text
