@@ -103,8 +103,8 @@ def serve(
     """Serve a device to many clients, until SIGINT (Ctrl-C) or SIGTERM.
 
     Shows clients, queue and rate on a terminal, and a line for each event otherwise. When it stops, every accepted
-    request is answered or refused; the same signal again ends it at once. Without keys it listens on the loopback
-    interface alone; opu keygen makes them.
+    request is answered or refused, or asked again by a client that comes back; the same signal again ends it at once.
+    Without keys it listens on the loopback interface alone; opu keygen makes them.
 
     Example: opu serve 'sim:?preset=aurora&seed=7' --bind tcp://127.0.0.1:5755
 

@@ -13,7 +13,7 @@ from opu.console import JsonOption, reporting, table
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from opu.device import DeviceSettings, Limits
+    from opu.device import DeviceControl, DeviceSettings, Limits, SettingsChange
 
 __all__ = ["settings"]
 
@@ -27,6 +27,12 @@ def settings(
         float | None,
         typer.Option(metavar="US", help="Refuse longer exposures, in open sessions too.", show_default=False),
     ] = None,
+    note: Annotated[
+        str, typer.Option(metavar="TEXT", help="What the change is for, for others of a served device to see.")
+    ] = "",
+    force: Annotated[
+        bool, typer.Option("--force", help="Take the lease of a served device away from whoever has it.")
+    ] = False,
     json_to: JsonOption = None,
 ) -> None:
     """Show the settings of a device, or change them for all its sessions.
@@ -34,20 +40,33 @@ def settings(
     Pixels, exposure and gain belong to a session; the laser's power and the limit of exposures to the device.
     Without options the settings are shown, with the ranges of those that can be changed. A change is
     made between two batches, with all its values or none. The settings of a device that this process
-    opens itself, such as sim:, last as long as the command.
+    opens itself, such as sim:, last as long as the command. A served device is changed by operators alone, one at a
+    time: the command takes the lease of the device for the change, and gives it back.
 
     Example: opu settings 'sim:?preset=aurora'
 
     Example: opu settings 'sim:?preset=aurora' --laser-power-mw 5 --max-exposure-us 2000
+
+    Example: opu settings 'tcp://127.0.0.1:5755?key=oona.key&server_key=server.pub' --laser-power-mw 5 --note aligning
     """
     with reporting("settings", json_to) as report, opu.open(uri) as device:
         control = device.capability(opu.DeviceControl)
         limits = control.limits()
         change = opu.SettingsChange(laser_power_mw=laser_power_mw, max_exposure_us=max_exposure_us)
-        now = control.settings() if change == opu.SettingsChange() else control.change(change)
+        now = control.settings() if change == opu.SettingsChange() else _change(control, change, note, force)
         report.fields |= {"uri": uri, "settings": msgspec.to_builtins(now), "limits": msgspec.to_builtins(limits)}
         title = f"Settings of {uri}, revision {now.revision}"
         report.console.print(table(title, ("Setting", "Value", "Can be set to"), _rows(now, limits)))
+
+
+def _change(control: DeviceControl, change: SettingsChange, note: str, force: bool) -> DeviceSettings:
+    """Change settings, under a lease where the device is served."""
+    from opu.remote.client import RemoteControl
+
+    if not isinstance(control, RemoteControl):
+        return control.change(change)
+    with control.lease(note=note, force=force):
+        return control.change(change)
 
 
 def _rows(now: DeviceSettings, limits: dict[str, Limits]) -> Iterable[tuple[str, str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -81,6 +82,7 @@ def stress(
         served = stack.enter_context(opu.open(uri))
         if not isinstance(served, RemoteDevice):
             raise ConfigError(f"{uri!r} is no server.", "Name one, tcp://HOST:PORT, or none.")
+        logging.getLogger("opu.remote.client").setLevel(logging.ERROR)  # of connections that are cut off on purpose
         report.console.print(f"Besetting {plain(uri)}", highlight=False, soft_wrap=True)
         _beset(report, served, uri, _answers(device, served, seed), seconds, clients, chosen, seed, pid)
         _show(report)

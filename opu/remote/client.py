@@ -17,6 +17,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import zmq
 
 from opu.device import (
@@ -535,11 +536,14 @@ class RemoteDevice(Device):
         self._link = link
         self._description = describe_link(welcome.description, _LINKED_CAPABILITIES)
         self._sessions: set[RemoteSession] = set()
-        self._control = RemoteControl(link)
+        self._control = RemoteControl(link, self._note_settings)
         weakref.finalize(self, link.abandon)  # a device that nobody closed
 
     def describe(self) -> DeviceDescription:
-        """Return what the device is and offers, as far as it passes the link."""
+        """Return what the device is and offers, as far as it passes the link.
+
+        The exposure is limited as this client has seen it last: when it was opened, or looked at or changed settings.
+        """
         return self._description
 
     @property
@@ -575,6 +579,12 @@ class RemoteDevice(Device):
         self._sessions.add(session)
         return session
 
+    def _note_settings(self, settings: DeviceSettings) -> None:
+        described = self._link.welcome.description.exposure_us
+        limit_us = settings.max_exposure_us
+        exposure = msgspec.structs.replace(described, maximum=limit_us, default=min(described.default, limit_us))
+        self._description = msgspec.structs.replace(self._description, exposure_us=exposure)
+
     def _capabilities(self) -> Mapping[type, object]:
         return {DeviceControl: self._control} if DeviceControl.name in self._description.capabilities else {}
 
@@ -598,19 +608,22 @@ class RemoteControl(DeviceControl):
     ----------
     link : Link
         To the server.
+    note : callable
+        Told of the settings whenever they are known.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, note: Callable[[DeviceSettings], None]) -> None:
         self._link = link
+        self._note = note
         self._held: int | None = None
 
     def settings(self) -> DeviceSettings:
         """Return the settings as they are."""
-        return self._ask().settings
+        return self._ask(lambda number: protocol.GetSettings(request_id=number)).settings
 
     def limits(self) -> dict[str, Limits]:
         """Return the settings that can be changed, by name, with the ranges of their values."""
-        return self._ask().limits
+        return self._ask(lambda number: protocol.GetSettings(request_id=number)).limits
 
     def change(self, change: SettingsChange) -> DeviceSettings:
         """Change settings, all that are named or none, and return what they are now.
@@ -628,11 +641,7 @@ class RemoteControl(DeviceControl):
             with self.lease():
                 return self.change(change)
         lease = self._held
-        reply = self._link.ask(
-            lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change),
-            protocol.SettingsReply,
-        )
-        return reply.settings
+        return self._ask(lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change)).settings
 
     @contextlib.contextmanager
     def lease(self, ttl_s: float = _LEASE_S, note: str = "", *, force: bool = False) -> Iterator[RemoteControl]:
@@ -686,8 +695,10 @@ class RemoteControl(DeviceControl):
             raise LeaseError("No lease is held.", "Take one: with control.lease(): ...")
         self._link.ask(lambda number: protocol.RenewLease(request_id=number, lease=lease), protocol.Lease)
 
-    def _ask(self) -> protocol.SettingsReply:
-        return self._link.ask(lambda number: protocol.GetSettings(request_id=number), protocol.SettingsReply)
+    def _ask(self, make: Callable[[int], protocol.Request]) -> protocol.SettingsReply:
+        reply = self._link.ask(make, protocol.SettingsReply)
+        self._note(reply.settings)
+        return reply
 
 
 class RemoteSession(Session):

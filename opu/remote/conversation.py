@@ -212,7 +212,7 @@ class Conversation:
         self._silent_since_s: float | None = None
         self._apart_since_s: float | None = None
         self._next_try_s = 0.0
-        self._trouble = ""
+        self._cause = self._trouble = ""
         self._tries = 0
         self._leaving = False
         self.refuse_server: str | None = None
@@ -385,6 +385,7 @@ class Conversation:
         self._trouble = error.problem
         if self._apart_since_s is None:
             self._apart_since_s = now_s
+            self._cause = error.problem
             _log.warning("%s Trying to come back for %g s.", error.problem, self._reconnect_s)
         pause_s = self._chance.uniform(0, min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**self._tries))
         if isinstance(error, BusyError) and error.retry_s is not None:
@@ -549,7 +550,7 @@ class Conversation:
 
     def _gave_up(self) -> UnreachableError:
         return UnreachableError(
-            f"There was no coming back to {self._address} for {self._reconnect_s:g} s. The last try: {self._trouble}",
+            f"{self._cause} There was no coming back for {self._reconnect_s:g} s. The last try: {self._trouble}",
             f"{self._how_to_reach()} {OPEN_AGAIN}",
         )
 

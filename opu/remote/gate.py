@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol
 import zmq
 from zmq.utils import z85
 
-from opu.errors import AuthenticationError, BusyError, ForbiddenError, InputError, RefusedError
+from opu.errors import AuthenticationError, BusyError, DataFileError, ForbiddenError, InputError, RefusedError
 from opu.remote import protocol
 from opu.remote.protocol import Role
 from opu.remote.security import AllowedClient, AllowList, KeyPair, read_key_pair
@@ -248,7 +248,7 @@ class Gate:
             Its key has sent too many requests.
         """
         del is_repeated  # nothing is counted here
-        self._check_role(peer, peer.role, request)
+        self._check_role(peer, peer.role, request, peer.role)
 
     def note_failure(self, event: Mapping[str, Any]) -> None:
         """Write a handshake that failed before there was a key to the audit log. ZeroMQ does not say whose it was.
@@ -271,23 +271,22 @@ class Gate:
             )
         return replace(peer, role=asked)
 
-    def _check_role(self, peer: Peer, role: Role, request: protocol.Request) -> None:
+    def _check_role(self, peer: Peer, role: Role, request: protocol.Request, allowed: Role) -> None:
+        """Check a role that was asked for, where the key would allow another one."""
         kind = type(request).__name__
-        if role == "observer" and not isinstance(request, _OBSERVING):
-            needed = "user"
-        elif role != "operator" and isinstance(request, _OPERATING):
-            needed = "operator"
-        else:
+        needed: Role = "operator" if isinstance(request, _OPERATING) else "user"
+        if isinstance(request, _OBSERVING) or _ROLES.index(role) >= _ROLES.index(needed):
             return
         article = "an" if role == "observer" else "a"
         self._audit.refused(peer, f"{kind} of {article} {role}")
         whose = f"The key {peer.name!r}" if peer.public_key else "This client"
-        raise ForbiddenError(
-            f"{whose} has the role {role!r}, which may not send {kind}.",
-            f"Ask the operator of the server for the role {needed!r}."
-            if peer.public_key
-            else f"It needs the role {needed!r}; a server without keys knows observers and users alone.",
-        )
+        if _ROLES.index(allowed) >= _ROLES.index(needed):
+            remedy = "Its key allows more: leave the role out of the address."
+        elif peer.public_key:
+            remedy = f"Ask the operator of the server for the role {needed!r}."
+        else:
+            remedy = f"It needs the role {needed!r}; a server without keys knows observers and users alone."
+        raise ForbiddenError(f"{whose} has the role {role!r}, which may not send {kind}.", remedy)
 
 
 class KeyGate(Gate):
@@ -344,7 +343,7 @@ class KeyGate(Gate):
     def authorise(self, peer: Peer, request: protocol.Request, *, is_repeated: bool = False) -> None:
         """Check whether a peer may ask this now, by the allow-list as it is now."""
         entry = self._check_key(peer)
-        self._check_role(peer, min(entry.role, peer.role, key=_ROLES.index), request)
+        self._check_role(peer, min(entry.role, peer.role, key=_ROLES.index), request, entry.role)
         if not is_repeated and not isinstance(request, _UNCOUNTED):
             self._count(peer, entry.requests_per_s)
 
@@ -469,6 +468,8 @@ def open_gate(
         return Gate(beyond_loopback=insecure)
     if insecure:
         raise InputError("A server with keys is not insecure.", "Leave out --insecure, or --keys.")
+    if not keys.exists():
+        raise DataFileError(f"There is no {str(keys)!r}, file or directory.", how_to_make_keys())
     if keys.is_dir():
         keys, allow = keys / "server.key", allow or keys / "allow.toml"
     if allow is None:

@@ -41,7 +41,7 @@ class Leases:
     >>> leases.take(2, "boris", 30.0, "", force=False, now_s=29.0)
     Traceback (most recent call last):
     ...
-    opu.errors.LeaseError: 'anna' has the lease of the device for 1 s more (note: 'aligning'). Wait, or break it...
+    opu.errors.LeaseError: 'anna' has the lease of the device for 1 s more (note: 'aligning'). Wait, or take it...
     >>> leases.take(2, "boris", 30.0, "", force=False, now_s=30.5) > number
     True
     """
@@ -81,7 +81,7 @@ class Leases:
             raise LeaseError(
                 f"{held.holder!r} has the lease of the device for {held.expires_s - now_s:.0f} s more "
                 f"(note: {held.note!r}).",
-                "Wait, or break it with force=True if its holder cannot give it back.",
+                "Wait, or take it by force (force=True, --force) if its holder cannot give it back.",
             )
         self._last += 1
         self._held = _Held(self._last, client_id, holder, note, ttl_s, now_s + ttl_s)

@@ -336,6 +336,7 @@ class OpuServer:
             _log.info("stopped serving at %s", self._uri)
 
     def _drain(self) -> None:
+        _log.info("stopping: %d projections are not answered yet", self._broker.snapshot().queued)
         self._broker.refuse_new()
         deadline_s = time.monotonic() + self._limits.drain_s
         while time.monotonic() < deadline_s and self._broker.owes_answers:

@@ -563,7 +563,7 @@ def _patient(uri: str) -> str:
     """Grant the server more time, unless the address says how much: this machine has a lot to do."""
     if "timeout_s=" in uri:
         return uri
-    return f"{uri}{'&' if '?' in uri else '?'}timeout_s=30"
+    return f"{uri}{'&' if '?' in uri else '?'}timeout_s=30&reconnect_s=5"
 
 
 def wait_until_alone(device: RemoteDevice, timeout_s: float) -> protocol.ServerStatus:

@@ -154,7 +154,7 @@ def test_a_server_that_stays_away_is_given_up(serve):
     session = remote.open_session(CONFIG)
     server.stop()
     started_s = time.monotonic()
-    with pytest.raises(UnreachableError, match=r"no coming back .* for 0\.3 s") as caught:
+    with pytest.raises(UnreachableError, match=r"no coming back for 0\.3 s") as caught:
         session.project(X)
     assert time.monotonic() - started_s < 30
     assert "opu serve" in caught.value.remedy

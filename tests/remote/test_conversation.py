@@ -312,7 +312,7 @@ def test_a_server_that_greets_and_says_no_more_is_not_back(talk):
         talk.wait(0.05)
         assert talk.clock.now_s - began_s < RECONNECT_S + TIMEOUT_S + 5
     assert talk.clock.now_s - began_s > RECONNECT_S
-    with pytest.raises(UnreachableError, match=r"no coming back .* for 30 s"):
+    with pytest.raises(UnreachableError, match=r"no coming back for 30 s"):
         waiting.future.result(0)
     with pytest.raises(UnreachableError):
         talk.ask()

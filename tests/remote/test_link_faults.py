@@ -428,7 +428,7 @@ def test_unknown_error_codes_are_failures_of_the_server():
 
 def test_a_server_that_falls_silent_after_hello_is_gone():
     with Impostor(lambda request: [welcome(request)] if isinstance(request, protocol.Hello) else []) as server:
-        for reconnect_s, complaint in ((0, "no sign of life for 0.3 s"), (0.5, "no coming back .* for 0.5 s")):
+        for reconnect_s, complaint in ((0, "no sign of life for 0.3 s"), (0.5, "no coming back for 0.5 s")):
             remote = opu.open(f"{server.uri}?timeout_s=0.3&reconnect_s={reconnect_s}")
             with pytest.raises(UnreachableError, match=complaint):
                 remote.open_session(CONFIG)

@@ -22,6 +22,7 @@ from opu.errors import (
     DataFileError,
     ForbiddenError,
     InputError,
+    LeaseError,
     LinkError,
     OpuError,
     RefusedError,
@@ -29,10 +30,12 @@ from opu.errors import (
 )
 from opu.remote import client as remote_client
 from opu.remote import gate, protocol, security
+from opu.remote.client import RemoteControl
 from opu.remote.gate import Gate, Peer, TokenBucket, open_gate
 from opu.remote.handshake import read_mechanism
 from opu.remote.security import AllowList, ClientKeys, make_key_pair, read_key_pair, read_public_key
 from opu.remote.server import OpuServer, parse_bind
+from opu.testing.conformance import CHECKS
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
 X = np.eye(3, 10, dtype=np.uint8)
@@ -634,3 +637,58 @@ def test_what_is_repeated_is_counted_once(keys):
     gate.authorise(peer, request, is_repeated=True)
     with pytest.raises(BusyError):
         gate.authorise(peer, request)
+
+
+# Settings of the device
+
+
+def test_an_operator_changes_settings_and_sees_them(keys):
+    keys.client("oona", role="operator")
+    with (
+        opu.open("sim:?preset=ideal&seed=7") as bench,
+        OpuServer(bench, "tcp://127.0.0.1:0", gate=keys.gate()) as server,
+    ):
+        with opu.open(server.uri + keys.options("oona")) as device:
+            control = device.capability(opu.DeviceControl)
+            before = control.settings()
+            with control.lease(note="aligning"):
+                control.change(opu.SettingsChange(max_exposure_us=200.0))
+                assert device.server_status().lease.note == "aligning"
+            assert device.describe().exposure_us.maximum == 200.0
+            assert device.server_status().lease is None
+            control.change(opu.SettingsChange(max_exposure_us=before.max_exposure_us))
+            CHECKS["device_settings_change"](device)
+            assert control.settings().revision > before.revision + 2
+        with opu.open(server.uri + keys.options("anna")) as device:
+            assert device.capability(opu.DeviceControl).settings().max_exposure_us == before.max_exposure_us
+            with pytest.raises(ForbiddenError, match="role 'user'"):
+                device.capability(opu.DeviceControl).change(opu.SettingsChange(max_exposure_us=200.0))
+
+
+def test_two_operators_take_the_lease_in_turn(keys):
+    keys.client("oona", role="operator")
+    keys.client("otto", role="operator")
+    with (
+        opu.open("sim:?preset=ideal&seed=7") as bench,
+        OpuServer(bench, "tcp://127.0.0.1:0", gate=keys.gate()) as server,
+        opu.open(server.uri + keys.options("oona")) as one,
+        opu.open(server.uri + keys.options("otto")) as other,
+    ):
+        first, second = (device.capability(opu.DeviceControl) for device in (one, other))
+        with first.lease(note="aligning"):
+            with pytest.raises(LeaseError, match="'oona' has the lease"):
+                second.change(opu.SettingsChange(laser_power_mw=5.0))
+            with second.lease(force=True):
+                assert second.change(opu.SettingsChange(laser_power_mw=5.0)).laser_power_mw == 5.0
+                with pytest.raises(LeaseError, match="'otto' has it now"):
+                    first.change(opu.SettingsChange(laser_power_mw=10.0))
+        assert second.settings().laser_power_mw == 5.0
+
+
+def test_a_remedy_fits_the_role_that_is_missing(keys, server):
+    keys.client("oona", role="operator")
+    keys.client("olga", role="observer")
+    for name, role, remedy in (("oona", "&role=user", "leave the role out"), ("olga", "", "for the role 'operator'")):
+        with opu.open(server.uri + keys.options(name) + role) as device, pytest.raises(ForbiddenError) as caught:
+            RemoteControl(device._link, lambda _: None).change(opu.SettingsChange(laser_power_mw=5.0))
+        assert remedy in caught.value.remedy
