@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import sys
 
 import hypothesis
@@ -12,6 +13,9 @@ from opu.registry import backends
 
 hypothesis.settings.register_profile("openopu", deadline=None, max_examples=100)
 hypothesis.settings.load_profile("openopu")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts commands in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
