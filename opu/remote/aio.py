@@ -18,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import zmq
 
@@ -36,7 +36,16 @@ from opu.device import (
 from opu.errors import ClosedError, OpuError, UriError
 from opu.remote import BACKEND, protocol
 from opu.remote.conversation import SessionRecord, Ticket
-from opu.remote.dealer import connect, explain_fault, judge_host, look_up, send_message, start_conversation
+from opu.remote.dealer import (
+    connect,
+    explain_fault,
+    has_input,
+    judge_host,
+    look_up,
+    receive_message,
+    send_message,
+    start_conversation,
+)
 from opu.remote.handshake import ConnectionWatch
 from opu.remote.requests import (
     GONE,
@@ -262,7 +271,7 @@ class _Link:
             has_ended = watch.has_ended or watch.n_dropped > n_dropped
             if failure is not None:
                 conversation.fail(failure)
-            elif has_ended and not conversation.is_greeting and not _is_readable(dealer):
+            elif has_ended and not conversation.is_greeting and not has_input(dealer):
                 conversation.hung_up()
             elif watch.n_dropped > n_dropped and conversation.is_greeting:
                 n_dropped = watch.n_dropped  # ZeroMQ connects again, and our greeting may have been lost
@@ -272,16 +281,16 @@ class _Link:
             conversation.look()
             self._settle()
             # The descriptors tell of changes alone: what is there already has to be asked for.
-            if _is_readable(dealer) or _is_readable(watch.receiver):
+            if has_input(dealer) or has_input(watch.receiver):
                 await asyncio.sleep(0)
             else:
                 await self._wait()
 
     def _receive(self, dealer: zmq.Socket[bytes]) -> None:
-        with contextlib.suppress(zmq.Again):
-            for _ in range(_MESSAGES_PER_TURN):
-                frames = dealer.recv_multipart(zmq.NOBLOCK, copy=False)
-                self._conversation.receive([frame.buffer for frame in frames])
+        for _ in range(_MESSAGES_PER_TURN):
+            if not has_input(dealer):
+                return
+            self._conversation.receive(receive_message(dealer))
 
     async def _wait(self) -> None:
         """Wait until something has come, is to be sent, or is due."""
@@ -311,10 +320,6 @@ class _Link:
         self._conversation.fail(error)
         if not self._loop.is_closed():
             self._settle()
-
-
-def _is_readable(socket: zmq.Socket[Any]) -> bool:
-    return bool(cast("int", socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
 
 class AsyncDevice:

@@ -185,7 +185,7 @@ class Link:
 
     @property
     def answered(self) -> int:
-        """The number below which every request is answered. For the thread of the link."""
+        """The number below which every request is answered. For whoever holds the lock."""
         return self._conversation.answered
 
     @property

@@ -126,9 +126,9 @@ def receive_message(dealer: zmq.Socket[bytes]) -> list[memoryview]:
     return [frame.buffer for frame in frames]
 
 
-def has_input(dealer: zmq.Socket[bytes]) -> bool:
+def has_input(socket: zmq.Socket[Any]) -> bool:
     """Tell whether a message has come, which takes less time than to ask for one in vain."""
-    return bool(int(dealer.getsockopt(_EVENTS)) & _POLLIN)
+    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
 
 
 def explain_fault(address: str, error: Exception) -> LinkError:
