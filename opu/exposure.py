@@ -13,7 +13,9 @@ import msgspec
 import numpy as np
 
 if TYPE_CHECKING:
-    from opu.device import Device, SessionConfig
+    from collections.abc import Callable
+
+    from opu.device import Device, Projection, SessionConfig
     from opu.patterns import PackedPatterns
 
 __all__ = ["TARGET_FRACTION", "choose_exposure"]
@@ -28,6 +30,8 @@ def choose_exposure(
     patterns: PackedPatterns,
     *,
     target_fraction: float = TARGET_FRACTION,
+    first_frame_index: int = 0,
+    on_projection: Callable[[Projection], None] = lambda _: None,
 ) -> tuple[SessionConfig, int]:
     """Find the exposure time at which patterns give a wanted mean intensity.
 
@@ -44,12 +48,16 @@ def choose_exposure(
         Patterns as bright as the brightest that will be used.
     target_fraction : float
         The wanted mean above the black level, as a fraction of full scale.
+    first_frame_index : int
+        The number of the first frame that is measured.
+    on_projection : callable, optional
+        Called with everything that is measured.
 
     Returns
     -------
     tuple of (SessionConfig, int)
         The configuration with the exposure set (at a limit of the device where the target is out of reach), and
-        the number of frames that were measured. Their frame numbers were 0, 1, ...
+        the number of frames that were measured, with consecutive frame numbers.
     """
     description = device.describe()
     limits = description.exposure_us
@@ -61,7 +69,8 @@ def choose_exposure(
             config, exposure_us=float(np.clip(exposure_us, limits.minimum, limits.maximum))
         )
         with device.open_session(config) as session:
-            projection = session.project(patterns, first_frame_index=n_frames)
+            projection = session.project(patterns, first_frame_index=first_frame_index + n_frames)
+        on_projection(projection)
         n_frames += len(patterns)
         mean_dn = float(projection.frames.mean(dtype=np.float64)) - description.black_level_dn
         exposure_us = float(config.exposure_us or limits.default)
