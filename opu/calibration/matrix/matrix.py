@@ -65,12 +65,12 @@ class TransmissionMatrix:
     @property
     def n_outputs(self) -> int:
         """The number of camera pixels."""
-        return self.matrix.shape[0]
+        return len(self.matrix)
 
     @property
     def n_features(self) -> int:
         """The width of a pattern."""
-        return self.matrix.shape[1]
+        return int(self.matrix.shape[1])
 
     def fields(self, patterns: ArrayLike) -> NDArray[np.complex64]:
         """Return the field of patterns, shape (batch, n_outputs), in square roots of DN."""
