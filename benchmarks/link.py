@@ -1,6 +1,7 @@
 """How fast and how fair the link is: `python -m benchmarks.link --json`.
 
-A server of our own serves the preset `aurora`, and every client is a process of its own. In each round:
+A server of our own serves the preset `aurora`, or another device, and every client is a process of its own. In each
+round:
 
 fairness
     one client alone, then many at once, which all send batches of 128 x 1000 -> 1000.
@@ -147,10 +148,10 @@ def values_of(round_result):
     }
 
 
-def compare(uri, rounds, seconds):
+def compare(uri, served, rounds, seconds):
     """Measure the link beside its device and a bare echo, and return the rows and what follows from them."""
     rows, costs = [], []
-    with opu.open(uri) as remote, opu.open(DEVICE) as device:
+    with opu.open(uri) as remote, opu.open(served) as device:
         for text in COMPARED:
             measured, cost = compare_link(remote, device, Shape.parse(text), seconds=seconds * rounds, rounds=rounds)
             rows += measured
@@ -165,18 +166,18 @@ def judge(name, value):
     return {"value": value, "limit": [lower, upper], "passed": passed}
 
 
-def measure(n_clients, rounds, seconds):
+def measure(served, n_clients, rounds, seconds):
     """Measure everything."""
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory(prefix="openopu-link-") as folder, serving(DEVICE, Path(folder)) as server:
+    with tempfile.TemporaryDirectory(prefix="openopu-link-") as folder, serving(served, Path(folder)) as server:
         round_results = measure_clients(server["uri"], n_clients, rounds, seconds)
-        rows, costs = compare(server["uri"], rounds, seconds)
+        rows, costs = compare(server["uri"], served, rounds, seconds)
     each = [values_of(result) for result in round_results]
     values = {name: statistics.median(one[name] for one in each) for name in each[0]}
     values |= {"throughput_ratio": costs[1].throughput_ratio, "round_trip_ratio": costs[0].round_trip_ratio}
     return {
         "seed": SEED,
-        "device": DEVICE,
+        "device": served,
         "clients": n_clients,
         "rounds": round_results,
         "seconds": seconds,
@@ -216,9 +217,10 @@ def main():
     parser.add_argument("--clients", type=int, default=CLIENTS, help=f"clients at once ({CLIENTS})")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"measurements of each number ({ROUNDS})")
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"how long each of them takes ({SECONDS:g})")
+    parser.add_argument("--device", default=DEVICE, metavar="URI", help=f"what is served ({DEVICE})")
     options = parser.parse_args()
     report = Report(Console(stderr=options.json == "-", emoji=False))
-    report.fields = measure(options.clients, options.rounds, options.seconds)
+    report.fields = measure(options.device, options.clients, options.rounds, options.seconds)
     report.ok = all(found["passed"] for found in report.fields["limits"].values())
     show(report.console, report.fields)
     if options.json is not None:

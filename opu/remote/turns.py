@@ -69,10 +69,11 @@ class Pace:
     """
 
     def __init__(self, timing: Timing) -> None:
-        self._lead_s = (timing.call_overhead_us + timing.reconfigure_us) * 1e-6
+        self._timing = timing
         self._taken_s = 0.0
         self._frames = 0.0
-        self._least = 1
+        self._frame_us = 0.0
+        self._spends = False
 
     def learn(self, provenance: Provenance) -> None:
         """Note how long a call took, whose frames the provenance is of, whichever sessions had them."""
@@ -80,30 +81,47 @@ class Pace:
         # Sums, because a mean of ratios would take short calls, which cost more for each frame, for the rule.
         self._taken_s += taken_s - _SMOOTHING * self._taken_s
         self._frames += provenance.n_frames - _SMOOTHING * self._frames
-        # A device that spends in earnest what it books for a call would do little else if the parts were short.
-        spends = taken_s >= 0.9 * provenance.device_us * 1e-6
-        worth = self._lead_s / (_LARGEST_OVERHEAD * provenance.frame_us * 1e-6)
-        self._least = max(1, math.ceil(worth)) if spends else 1
+        self._frame_us = provenance.frame_us
+        self._spends = taken_s >= 0.9 * provenance.device_us * 1e-6
 
-    def part_of(self, n_frames: int, quantum_s: float) -> int:
+    def part_of(self, n_frames: int, quantum_s: float, *, alternates: bool = False) -> int:
         """Return how many of so many frames take about a time.
 
         At least so many that calls do not cost more than a tenth, and so that the parts of a batch are of one size.
+
+        Parameters
+        ----------
+        n_frames : int
+            Those that are left of a batch.
+        quantum_s : float
+            The time.
+        alternates : bool
+            Whether a call with another setting comes in between, so that the device is configured anew for each part.
         """
-        within = self.frames_within(quantum_s)
+        within = self.frames_within(quantum_s, alternates=alternates)
         return n_frames if n_frames <= within else math.ceil(n_frames / max(1, round(n_frames / within)))
 
     def seconds_of(self, n_frames: int) -> float:
         """Return about how long frames take; 0 while nothing is known."""
         return n_frames * self._taken_s / self._frames if self._frames else 0.0
 
-    def frames_within(self, quantum_s: float) -> float:
+    def frames_within(self, quantum_s: float, *, alternates: bool = False) -> float:
         """Return how many frames take about a time; infinite where frames take none."""
         if not self._frames:
             return _FIRST_FRAMES
         if self._taken_s <= 0:
             return math.inf
-        return max(self._least, int(quantum_s * self._frames / self._taken_s), 1)
+        return max(self._worthwhile(alternates=alternates), int(quantum_s * self._frames / self._taken_s), 1)
+
+    def _worthwhile(self, *, alternates: bool) -> int:
+        """Return for how many frames what comes before them is a tenth of their time.
+
+        A device that spends in earnest what it books for that would do little else if the parts were short.
+        """
+        if not self._spends:
+            return 1
+        lead_us = self._timing.call_overhead_us + (self._timing.reconfigure_us if alternates else 0.0)
+        return math.ceil(lead_us / (_LARGEST_OVERHEAD * self._frame_us))
 
 
 def merge(parts: Sequence[Provenance]) -> Provenance:
@@ -357,7 +375,10 @@ class Turns:
         """Return how many frames of a batch the device is given now: all, unless others could want their turn."""
         if not any(other.sessions for other in self._order if other is not client):
             return job.n_left
-        return job.session.pace.part_of(job.n_left, self._limits.quantum_s)
+        pace = job.session.pace
+        first_jobs = (other.jobs[0] for other in self._order if other.jobs and other is not client)
+        alternates = any(isinstance(first, ProjectionJob) and first.session.pace is not pace for first in first_jobs)
+        return pace.part_of(job.n_left, self._limits.quantum_s, alternates=alternates)
 
     def _riders(self, lead: Client, job: ProjectionJob, n_frames: int) -> list[tuple[Client, ProjectionJob, int]]:
         """Return the batches of others that ride along with frames of a job, which uses up the turns of their clients.

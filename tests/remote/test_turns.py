@@ -18,8 +18,8 @@ def part(n_frames, seconds, **changes):
     )
 
 
-def pace_of(call_overhead_us=0.0):
-    return Pace(msgspec.structs.replace(TOY_DESCRIPTION.timing, call_overhead_us=call_overhead_us))
+def pace_of(**timing):
+    return Pace(msgspec.structs.replace(TOY_DESCRIPTION.timing, **timing))
 
 
 def test_parts_fit_the_quantum():
@@ -64,6 +64,13 @@ def test_a_device_that_spends_time_on_calls_gets_longer_parts():
     spends = pace_of(call_overhead_us=183_000.0)
     spends.learn(part(32, 0.199, device_us=199_000.0, frame_us=500.0))
     assert spends.part_of(36_600, 0.005) == pytest.approx(3660, abs=1)
+
+
+def test_a_device_is_configured_anew_only_where_settings_take_turns():
+    pace = pace_of(reconfigure_us=10_000.0)
+    pace.learn(part(10, 0.005, device_us=5000.0, frame_us=500.0))
+    assert pace.part_of(4000, 0.005) == 10
+    assert pace.part_of(4000, 0.005, alternates=True) == 200  # 100 ms, of which 10 ms is a tenth
 
 
 def test_a_clock_that_stands_still_or_goes_back_cuts_nothing():
