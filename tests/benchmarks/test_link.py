@@ -68,3 +68,13 @@ def test_the_benchmark_reports_every_limit(tmp_path):
     assert 0 < document["limits"]["fairness_min_over_mean"]["value"] <= 1
     assert [row["where"] for row in document["throughput"]] == 2 * ["in_process", "link", "echo"]
     assert "at least 0.95" in done.stdout
+
+
+def test_the_yardsticks_are_measured(tmp_path):
+    target = tmp_path / "bare.json"
+    command = [sys.executable, "-m", "benchmarks.bare_link", f"--json={target}", "--rounds", "1", "--seconds", "0.05"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    values = json.loads(target.read_text())["values"]
+    assert values["bare_round_trip_ratio"] > 0.5
+    assert 0 < values["alternation_share"] < 2
