@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import re
 import time
-from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from opu.cli import bench, calibrate
+from opu.page import html_page, html_table, new_figure, picture, svg
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,27 +32,6 @@ EXPLANATIONS = {
     "optical": "the ternary error projected by the light of the served device",
     "shallow": "only the last layer is trained: what feedback must beat",
 }
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 16px/1.55 system-ui, "DejaVu Sans", sans-serif; color: #1f2937; max-width: 60rem; margin: 0 auto;
-       padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 1.9rem; margin: 0 0 .3rem; } h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; }
-p { max-width: 46rem; } .lead { font-size: 1.08rem; color: #374151; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; border-bottom: 2px solid #d1d5db; padding: .4rem .7rem .4rem 0; white-space: nowrap; }
-td { border-bottom: 1px solid #e5e7eb; padding: .4rem .7rem .4rem 0; vertical-align: top; }
-.numbers { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0; }
-.numbers div { border: 1px solid #e5e7eb; border-radius: .6rem; padding: .8rem 1rem; flex: 1; white-space: nowrap; }
-.numbers b { display: block; font-size: 1.55rem; } .numbers span { color: #6b7280; font-size: .85rem; }
-figure { margin: 1rem 0; } figure svg, figure img { width: 100%; height: auto; }
-figcaption { color: #6b7280; font-size: .88rem; }
-.pair { display: grid; grid-template-columns: 1fr 1.45fr; gap: 1.5rem; align-items: end; }
-.passed { color: #047857; font-weight: 600; } .missed { color: #b91c1c; font-weight: 600; }
-footer { margin-top: 3rem; color: #6b7280; font-size: .85rem; }
-@media (max-width: 40rem) { .pair { grid-template-columns: 1fr; } }
-"""
 
 
 def write_page(path: Path, fields: dict[str, Any], speckle: NDArray[Any]) -> None:
@@ -90,13 +66,13 @@ def _page(fields: dict[str, Any], speckle: NDArray[Any]) -> str:
         _speckle_section(speckle),
         "<h2>Is the device to be believed?</h2>",
         "<p>Measured by a client over the link, through the device contract alone.</p>",
-        _table(calibrate.COLUMNS, calibrate.calibration_rows(fields["calibration"])),
+        html_table(calibrate.COLUMNS, calibrate.calibration_rows(fields["calibration"])),
         "<h2>How fast does it answer?</h2>",
         "<p>Wall-clock times on this machine: rate with four batches in flight, latency with one. What the real "
         "device would take is booked with every result as device time.</p>",
-        _table(bench.COLUMNS, bench.throughput_rows(fields["throughput"])),
+        html_table(bench.COLUMNS, bench.throughput_rows(fields["throughput"])),
         "<h2>What ran</h2>",
-        _table(
+        html_table(
             ("What", "Value"),
             [
                 ("device seed", str(fields["seed"])),
@@ -108,17 +84,14 @@ def _page(fields: dict[str, Any], speckle: NDArray[Any]) -> str:
         ),
     ]
     made = time.strftime("%Y-%m-%d %H:%M", time.localtime())
-    return (
-        "<!doctype html>\n"
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>OpenOPU demo</title><style>{_STYLE}</style></head><body>\n"
-        "<h1>Learning through light</h1>\n"
-        '<p class="lead">A simulated optical processing unit was served to two training clients over the network. '
+    return html_page(
+        "OpenOPU demo",
+        "Learning through light",
+        "A simulated optical processing unit was served to two training clients over the network. "
         "Both learned handwritten digits at the same time: their errors were shown on its mirrors, scattered by its "
-        "medium, and came back as speckle.</p>\n"
-        + "\n".join(sections)
-        + f"\n<footer>Made by <code>opu demo</code> on {escape(made)}. The numbers are in demo.json.</footer>\n"
-        "</body></html>\n"
+        "medium, and came back as speckle.",
+        sections,
+        f"Made by <code>opu demo</code> on {escape(made)}. The numbers are in demo.json.",
     )
 
 
@@ -135,8 +108,8 @@ def _accuracy_section(fields: dict[str, Any]) -> str:
     return (
         "<h2>Does it learn?</h2>"
         "<p>Test accuracy, mean over three seeds; the learning rate of each method was chosen on validation data.</p>"
-        + _table(("Method", "Test accuracy", "Learning rate", "Feedback"), rows)
-        + f"<figure>{_svg(_curves(fields['curves']), 'curves')}<figcaption>Test accuracy after each epoch, first seed "
+        + html_table(("Method", "Test accuracy", "Learning rate", "Feedback"), rows)
+        + f"<figure>{svg(_curves(fields['curves']), 'curves')}<figcaption>Test accuracy after each epoch, first seed "
         "of each method.</figcaption></figure>"
     )
 
@@ -160,54 +133,22 @@ def _clients_section(fields: dict[str, Any]) -> str:
     return (
         "<h2>Who shared the device?</h2>"
         f"<p>{fields['clients']} client processes trained through one device, at the same time. Device time is what "
-        "the modelled device would have taken for these frames.</p>" + _table(columns, rows)
+        "the modelled device would have taken for these frames.</p>" + html_table(columns, rows)
     )
 
 
 def _speckle_section(speckle: NDArray[Any]) -> str:
-    image = base64.b64encode(_png(speckle)).decode()
     return (
         "<h2>What does the camera see?</h2>"
-        f'<div class="pair"><figure><img alt="speckle" src="data:image/png;base64,{image}"><figcaption>A part of a '
+        f'<div class="pair"><figure>{picture(speckle, alt="speckle")}<figcaption>A part of a '
         "frame, half of the mirrors on.</figcaption></figure>"
-        f"<figure>{_svg(_histogram(speckle), 'histogram')}<figcaption>Its intensities against the exponential law "
+        f"<figure>{svg(_histogram(speckle), 'histogram')}<figcaption>Its intensities against the exponential law "
         "of fully developed speckle with the same mean.</figcaption></figure></div>"
     )
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(text: str) -> str:
-    verdict = {"passed": ' class="passed"', "MISSED": ' class="missed"'}.get(text, "")
-    return f"<td{verdict}>{escape(text)}</td>"
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#e5e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure
-
-
-def _svg(figure: Figure, name: str) -> str:
-    """Draw a figure; its name keeps its identifiers apart from those of others on the page."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", text[text.index("<svg") :])
-
-
 def _curves(curves: dict[str, list[dict[str, Any]]]) -> Figure:
-    figure = _figure(8.5, 3.6)
-    axes = figure.axes[0]
+    figure, axes = new_figure(8.5, 3.6)
     for method, epochs in curves.items():
         accuracies = [epoch["test_accuracy"] for epoch in epochs]
         width = 2.4 if method == "optical" else 1.4
@@ -220,8 +161,7 @@ def _curves(curves: dict[str, list[dict[str, Any]]]) -> Figure:
 
 
 def _histogram(speckle: NDArray[Any]) -> Figure:
-    figure = _figure(5.6, 3.6)
-    axes = figure.axes[0]
+    figure, axes = new_figure(5.6, 3.6)
     counts = speckle.ravel().astype(np.float64)
     mean = counts.mean()
     top = int(min(counts.max(), 8 * mean)) + 1
@@ -235,12 +175,3 @@ def _histogram(speckle: NDArray[Any]) -> Figure:
     axes.set_title(f"contrast {counts.std() / mean:.3f}", fontsize=10, loc="left")
     axes.legend(frameon=False)
     return figure
-
-
-def _png(speckle: NDArray[Any]) -> bytes:
-    from matplotlib.image import imsave
-
-    enlarged = np.kron(speckle, np.ones((4, 4), dtype=speckle.dtype))
-    buffer = io.BytesIO()
-    imsave(buffer, enlarged, cmap="inferno", vmin=0, vmax=float(np.percentile(speckle, 99.5)), format="png")
-    return buffer.getvalue()
