@@ -12,7 +12,6 @@ import numpy as np
 
 from opu.calibration.result import CalibrationResult
 from opu.device import SessionConfig
-from opu.errors import ConfigError
 from opu.exposure import TARGET_FRACTION, choose_exposure
 from opu.linear import LinearProjector, fit_linear_map
 from opu.patterns import PackedPatterns, pack
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ROUTINES",
-    "calibrate",
     "dark_level",
     "exposure",
     "linearity",
@@ -251,53 +249,3 @@ ROUTINES: dict[str, Callable[..., CalibrationResult]] = {
     routine.__name__: routine for routine in (dark_level, exposure, speckle_contrast, linearity, repeat_correlation)
 }
 """The routines by name, in the order in which they run."""
-
-
-def calibrate(
-    device: Device,
-    names: list[str] | None = None,
-    *,
-    noise_key: int = 0,
-    on_result: Callable[[CalibrationResult], None] = lambda _: None,
-) -> list[CalibrationResult]:
-    """Run calibration routines.
-
-    Parameters
-    ----------
-    device : Device
-        Any device.
-    names : list of str, optional
-        Which routines; default: all.
-    noise_key : int
-        The noise of the frames.
-    on_result : callable, optional
-        Called with each result as soon as it is there.
-
-    Returns
-    -------
-    list of CalibrationResult
-        In the order of the names.
-
-    Raises
-    ------
-    ConfigError
-        A name is unknown; the message lists the known ones.
-
-    Examples
-    --------
-    >>> import opu
-    >>> from opu.calibration import calibrate
-    >>> with opu.open("sim:?preset=aurora&seed=7") as device:
-    ...     [dark] = calibrate(device, ["dark_level"])
-    >>> dark.passed, dark.unit
-    (True, 'DN')
-    """
-    wanted = names or list(ROUTINES)
-    for name in wanted:
-        if name not in ROUTINES:
-            raise ConfigError(f"Unknown calibration routine {name!r}.", f"Routines: {', '.join(ROUTINES)}.")
-    results = []
-    for name in wanted:
-        results.append(ROUTINES[name](device, noise_key=noise_key))
-        on_result(results[-1])
-    return results

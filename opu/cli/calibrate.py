@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import opu
-from opu.console import JsonOption, progress, reporting, table
+from opu.console import JsonOption, plain, progress, reporting, table
 
 __all__ = ["calibrate", "calibration_rows"]
 
@@ -17,49 +19,85 @@ COLUMNS = ("Routine", "Value", "Limit", "Result", "Frames", "s")
 def calibrate(
     uri: Annotated[str, typer.Argument(metavar="URI", help="The device.")],
     routines: Annotated[
-        list[str] | None, typer.Argument(metavar="[ROUTINE ...]", help="Which routines; all of them without.")
+        list[str] | None, typer.Argument(metavar="[ROUTINE ...]", help="Which routines; all that apply without.")
     ] = None,
+    report_to: Annotated[
+        Path | None, typer.Option("--report", metavar="DIR", help="Write a page, the numbers and the data there.")
+    ] = None,
+    compare_with: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="DIR", help="Say what has changed since an earlier report."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="As few frames as will do: under a minute.")] = False,
     noise_key: Annotated[
         int, typer.Option(metavar="KEY", min=0, help="The noise of the frames, on a device that can repeat it.")
     ] = 0,
     json_to: JsonOption = None,
 ) -> None:
-    """Calibrate a device, and say whether it is within its limits.
+    """Calibrate a device, and say whether to believe it.
 
-    Routines: dark_level, exposure, speckle_contrast, linearity, repeat_correlation. The exit status is 1 when a limit
-    is missed.
+    Each routine measures one thing, compares it with its limit, and names the faults that it finds. The exit status is
+    1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page with figures),
+    report.json and data/ROUTINE.npz. A report that is there already is compared with before it is replaced.
 
-    Example: opu calibrate tcp://127.0.0.1:5755 dark_level speckle_contrast
+    Examples
+    --------
+    opu calibrate tcp://127.0.0.1:5755 dark_frames speckle_statistics
+
+    opu calibrate 'sim:?preset=laboratory' --quick --report health
+
+    Routines: ROUTINE_NAMES.
     """
     with reporting("calibrate", json_to) as report:
-        from opu.calibration import ROUTINES
-        from opu.calibration import calibrate as run
+        from opu.calibration import ROUTINES, check_health, compare, read_report
+        from opu.calibration.report.health import REPORT_NAME, check_folder
 
+        if compare_with is None and report_to is not None and (report_to / REPORT_NAME).exists():
+            compare_with = report_to
+        earlier = None if compare_with is None else read_report(compare_with)
+        if report_to is not None:
+            check_folder(report_to)
         total = len(routines or ROUTINES)
         with opu.open(uri) as device, progress(report.console, "calibrating", total) as advance:
-            results = run(device, routines, noise_key=noise_key, on_result=lambda _: advance())
-            report.fields |= {"uri": uri, "device_id": device.describe().device_id}
-        report.fields["calibration"] = {result.name: result.as_json() for result in results}
-        report.ok = all(result.passed for result in results)
-        title = f"Calibration of {uri}"
-        report.console.print(table(title, COLUMNS, calibration_rows(report.fields["calibration"])))
+            health = check_health(
+                device, routines, quick=quick, noise_key=noise_key, on_result=lambda _result: advance()
+            )
+        report.fields = health.as_json()
+        report.ok = health.passed
+        if report_to is None:
+            changes = [] if earlier is None else compare(earlier, report.fields)
+        else:
+            changes = health.save(report_to, earlier=earlier)
+        show = report.console.print
+        show(table(f"Calibration of {uri}", COLUMNS, calibration_rows(report.fields["calibration"])))
+        for name, reason in health.skipped.items():
+            show(f"[dim]left out: {plain(name)}: {plain(reason)}[/]", highlight=False)
+        for text in health.findings:
+            show(f"[bold red]Fault:[/] {plain(text)}", highlight=False)
+        if earlier is not None:
+            report.fields["changes"] = [change.text for change in changes]
+            rows = [(change.routine or "device", change.text) for change in changes]
+            show(table("What has changed", ("Routine", "What"), rows or [("", "nothing beyond four standard errors")]))
+        if report_to is not None:
+            show(f"\nThe report: {plain(report_to / 'index.html')}", highlight=False)
 
 
 def calibration_rows(calibration: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the cells of the calibration table, from the fields of the JSON."""
-    rows: list[tuple[str, ...]] = []
-    for name, result in calibration.items():
-        unit = "" if result["unit"] == "1" else f" {result['unit']}"
-        low, high = (f"{side:.4g}" if side is not None else "" for side in result["limit"])
-        limit = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}"
-        rows.append(
-            (
-                name,
-                f"{result['value']:.4g} ± {result['uncertainty']:.1g}{unit}",
-                f"{limit}{unit}",
-                "passed" if result["passed"] else "MISSED",
-                str(result["frames"]),
-                f"{result['seconds']:.2f}",
-            )
+    from opu.calibration.report.page import limit_text, number_text
+
+    return [
+        (
+            name,
+            number_text(_number(result["value"]), _number(result["uncertainty"]), result["unit"]),
+            limit_text(result["limit"], result["unit"]),
+            "passed" if result["passed"] else "MISSED",
+            str(result["frames"]),
+            f"{result['seconds']:.2f}",
         )
-    return rows
+        for name, result in calibration.items()
+    ]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,135 @@
+"""The health report says what was found, in words, numbers and pictures, and what has changed."""
+
+import json
+import math
+
+import msgspec
+import numpy as np
+import pytest
+
+import opu
+from opu.calibration import CalibrationResult, HealthReport, Quantity, check_health, compare, read_report
+from opu.errors import DataFileError
+
+
+def result(name="gain", value=1.0, **changes):
+    fields = {
+        "name": name,
+        "summary": f"the {name}",
+        "value": value,
+        "unit": "DN",
+        "uncertainty": 0.01,
+        "limit": (0.5, 1.5),
+        "frames": 8,
+        "seconds": 0.5,
+    }
+    return CalibrationResult(**{**fields, **changes})
+
+
+@pytest.fixture
+def description():
+    with opu.open("sim:?preset=aurora&seed=7") as device:
+        return device.describe()
+
+
+@pytest.fixture
+def report_of(description):
+    def make(*results, **changes):
+        return HealthReport(
+            uri="sim:",
+            device=msgspec.structs.replace(description, **changes),
+            started_unix_s=1.7e9,
+            quick=True,
+            results=results,
+            skipped={"stepping": "no reference arm"},
+            versions={"openopu": "1"},
+        )
+
+    return make
+
+
+def saved(report):
+    return msgspec.json.decode(msgspec.json.encode(report.as_json()))
+
+
+def test_a_finding_outweighs_a_good_value(report_of):
+    good, bad = result(), result("dark", findings=("The camera is dark.",))
+    assert good.passed
+    assert not bad.passed
+    report = report_of(good, bad)
+    assert not report.passed
+    assert report.findings == ("The camera is dark.",)
+
+
+def test_a_further_number_beyond_its_limit_counts():
+    wide = Quantity(value=3.0, unit="1", uncertainty=0.1, limit=(None, 2.0), summary="width")
+    assert not result(quantities={"width": wide}).passed
+    assert Quantity(value=math.nan, unit="1", uncertainty=math.nan, summary="only told").passed
+    assert not Quantity(value=math.nan, unit="1", uncertainty=0.0, limit=(0.0, None), summary="needed").passed
+
+
+def test_the_folder_holds_page_numbers_and_data(report_of, tmp_path):
+    curve = np.arange(5.0)
+    report = report_of(result(data={"curve": curve}), result("dark", math.nan, findings=("Dark & <cold>.",)))
+    report.save(tmp_path / "health")
+    document = json.loads((tmp_path / "health" / "report.json").read_text())
+    assert document["schema"] == "openopu.calibrate/1"
+    assert document["ok"] is False
+    assert document["calibration"]["dark"]["value"] is None
+    assert document["calibration"]["gain"]["passed"] is True
+    with np.load(tmp_path / "health" / "data" / "gain.npz", allow_pickle=False) as data:
+        np.testing.assert_array_equal(data["curve"], curve)
+    page = (tmp_path / "health" / "index.html").read_text()
+    assert "Do not believe the device yet" in page
+    assert "Dark &amp; &lt;cold&gt;." in page
+    assert "no reference arm" in page
+    assert "not measured" in page
+
+
+def test_only_what_exceeds_its_uncertainty_has_changed(report_of):
+    before = saved(report_of(result(value=1.0), result("dark", 1.0)))
+    after = saved(report_of(result(value=1.05), result("dark", 1.2)))
+    [change] = compare(before, after)
+    assert change.routine == "dark"
+    assert change.standard_errors == pytest.approx(0.2 / (0.01 * math.sqrt(2)))
+    assert change.text == "the dark: 1 before, 1.2 DN now."
+
+
+def test_changes_of_verdict_faults_and_medium_are_told(report_of, description):
+    medium = msgspec.structs.replace(description.medium, epoch=description.medium.epoch + 1)
+    before = saved(report_of(result(value=1.499), result("dark", findings=("Old fault.",))))
+    after = saved(report_of(result(value=1.501), result("dark", math.nan, findings=("New fault.",)), medium=medium))
+    texts = [change.text for change in compare(before, after)]
+    assert texts[0].startswith("The epoch of the medium was")
+    assert any("It missed its limit." in text for text in texts)
+    assert "the dark: cannot be measured any more." in texts
+    assert "New: New fault." in texts
+    assert "Gone: Old fault." in texts
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": "openopu.bench/1"}', b'{"calibration": 3}'])
+def test_what_is_no_report_is_refused_with_its_name(tmp_path, content):
+    (tmp_path / "report.json").write_bytes(content)
+    with pytest.raises(DataFileError, match=r"report\.json"):
+        read_report(tmp_path)
+
+
+def test_a_report_that_is_missing_is_refused(tmp_path):
+    with pytest.raises(DataFileError, match="cannot be read"):
+        read_report(tmp_path / "none")
+
+
+def test_what_was_written_can_be_compared_with(report_of, tmp_path):
+    report = report_of(result())
+    report.save(tmp_path)
+    earlier = read_report(tmp_path)
+    assert report.save(tmp_path, earlier=earlier) == []
+    assert "Nothing beyond four standard errors" in (tmp_path / "index.html").read_text()
+
+
+def test_routines_that_do_not_apply_are_skipped_with_the_reason():
+    with opu.open("sim:?preset=aurora&seed=7") as device:
+        report = check_health(device, quick=True)
+    assert report.passed, report.findings
+    assert set(report.skipped).isdisjoint(result.name for result in report.results)
+    assert all(reason for reason in report.skipped.values())
