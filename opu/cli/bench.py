@@ -26,7 +26,7 @@ COST_COLUMNS = ("Batch", "Features", "Outputs", "Rate", "Round trip", "Added")
 
 
 def bench(
-    uris: Annotated[list[str], typer.Argument(metavar="URI [URI ...]", help="The devices, one after another.")],
+    uris: Annotated[list[str], typer.Argument(metavar="URI", help="The devices, one after another.")],
     batches: Annotated[
         str, typer.Option(metavar="N,N,...", help="Patterns in a call, separated by commas.")
     ] = "1,16,128,512",

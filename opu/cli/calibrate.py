@@ -19,7 +19,7 @@ COLUMNS = ("Routine", "Value", "Limit", "Result", "Frames", "s")
 def calibrate(
     uri: Annotated[str, typer.Argument(metavar="URI", help="The device.")],
     routines: Annotated[
-        list[str] | None, typer.Argument(metavar="[ROUTINE ...]", help="Which routines; all that apply without.")
+        list[str] | None, typer.Argument(metavar="ROUTINE", help="Which routines; all that apply without.")
     ] = None,
     report_to: Annotated[
         Path | None, typer.Option("--report", metavar="DIR", help="Write a page, the numbers and the data there.")

@@ -15,7 +15,7 @@ __all__ = ["selftest"]
 
 def selftest(
     uris: Annotated[
-        list[str], typer.Argument(metavar="URI [URI ...]", help="One device, or several addresses of the same one.")
+        list[str], typer.Argument(metavar="URI", help="One device, or several addresses of the same one.")
     ],
     json_to: JsonOption = None,
 ) -> None:

@@ -35,7 +35,7 @@ _PATIENCE_S = 20.0  # a server forgets a silent client after 15 s
 
 def stress(
     uri: Annotated[
-        str | None, typer.Argument(metavar="[URI]", help="The server, tcp://HOST:PORT. Without it one is started.")
+        str | None, typer.Argument(metavar="URI", help="The server, tcp://HOST:PORT. Without it one is started.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long clients begin anything new.")] = 10.0,
     clients: Annotated[
