@@ -9,7 +9,7 @@ import opu
 from opu.calibration import check_health
 from opu.remote.server import OpuServer
 
-SIM = "sim:?preset=laboratory&seed=31"
+SIM = "sim:?preset=aurora&seed=31"
 
 
 def numbers(report):
