@@ -14,9 +14,7 @@ __all__ = ["selftest"]
 
 
 def selftest(
-    uris: Annotated[
-        list[str], typer.Argument(metavar="URI", help="One device, or several addresses of the same one.")
-    ],
+    uris: Annotated[list[str], typer.Argument(metavar="URI", help="One device, or several addresses of the same one.")],
     json_to: JsonOption = None,
 ) -> None:
     """Run the conformance suite on a device.
