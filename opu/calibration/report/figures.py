@@ -140,7 +140,7 @@ def _dmd_contrast(result: CalibrationResult) -> Figure:
 def _latency(result: CalibrationResult) -> Figure:
     figure, axes = _axes("lag (frames)", "correlation", "what was shown and what the frames show")
     lags, correlations = result.data["lags"], result.data["correlations"]
-    near = np.abs(lags) <= 64  # noqa: PLR2004
+    near = np.abs(lags) <= 64
     axes.vlines(lags[near], 0, correlations[near], color=_DEEP, linewidth=1.5)
     return figure
 
