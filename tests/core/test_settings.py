@@ -16,6 +16,7 @@ from opu.parts import AdjustableLaser
 
 URI = "sim:?preset=aurora&seed=3"
 CONFIG = opu.SessionConfig(n_features=20, n_outputs=30)
+OPENED = DeviceSettings(revision=0, laser_power_mw=10.0, max_exposure_us=100_000.0, trigger_delay_us=0.0)
 PATTERNS = np.random.default_rng(0).integers(0, 2, (6, 20), dtype=np.uint8)
 WAIT_S = 60
 
@@ -62,19 +63,20 @@ class PlainLaser:
 
 
 def test_a_device_begins_with_what_its_parts_have(device, control):
-    assert control.settings() == DeviceSettings(revision=0, laser_power_mw=10.0, max_exposure_us=100_000.0)
+    assert control.settings() == OPENED
     assert control.limits() == {
         "max_exposure_us": Limits(minimum=10.0, maximum=100_000.0, default=100_000.0, unit="us"),
         "laser_power_mw": Limits(minimum=1.0, maximum=20.0, default=10.0, unit="mW"),
+        "trigger_delay_us": Limits(minimum=0.0, maximum=2000.0, default=0.0, unit="us"),
     }
     assert device.describe().capabilities.count("device_control") == 1
 
 
 def test_a_change_leaves_what_it_does_not_name(control):
     first = control.change(SettingsChange(laser_power_mw=5))
-    assert first == control.settings() == DeviceSettings(revision=1, laser_power_mw=5.0, max_exposure_us=100_000.0)
+    assert first == control.settings() == msgspec.structs.replace(OPENED, revision=1, laser_power_mw=5.0)
     second = control.change(SettingsChange(max_exposure_us=1000))
-    assert second == control.settings() == DeviceSettings(revision=2, laser_power_mw=5.0, max_exposure_us=1000.0)
+    assert second == control.settings() == msgspec.structs.replace(first, revision=2, max_exposure_us=1000.0)
     assert control.change(SettingsChange(max_exposure_us=1000)).revision == 3
 
 
@@ -97,7 +99,7 @@ def test_a_change_leaves_what_it_does_not_name(control):
 def test_a_bad_change_changes_nothing(control, change, said):
     with pytest.raises(ConfigError, match=f"(?i){said}"):
         control.change(change)
-    assert control.settings() == DeviceSettings(revision=0, laser_power_mw=10.0, max_exposure_us=100_000.0)
+    assert control.settings() == OPENED
 
 
 def test_what_cannot_be_changed_is_named():
@@ -113,7 +115,7 @@ def test_a_laser_of_fixed_power_has_none(device):
     assert not isinstance(parts.laser, AdjustableLaser)
     with Bench("fixed:", device.describe(), parts) as bench, bench.open_session(CONFIG) as session:
         control = bench.capability(DeviceControl)
-        assert list(control.limits()) == ["max_exposure_us"]
+        assert list(control.limits()) == ["max_exposure_us", "trigger_delay_us"]
         assert control.settings().laser_power_mw is None
         assert session.project(PATTERNS).provenance.laser_power_mw is None
         with pytest.raises(ConfigError, match="laser_power_mw cannot be set to 5"):
