@@ -389,9 +389,7 @@ class BenchControl(DeviceControl):
         `queue(work, *arguments)` runs work between two batches, and returns its future.
     """
 
-    def __init__(
-        self, parts: BenchParts, exposure_us: Limits, queue: Callable[..., Future[DeviceSettings]]
-    ) -> None:
+    def __init__(self, parts: BenchParts, exposure_us: Limits, queue: Callable[..., Future[DeviceSettings]]) -> None:
         self._queue = queue
         self._limits = {"max_exposure_us": msgspec.structs.replace(exposure_us, default=exposure_us.maximum)}
         # What parts are told, by the setting: these may fail.
