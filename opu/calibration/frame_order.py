@@ -38,7 +38,8 @@ _WINDOW = 32
 _LONGEST_GAP = 128
 _SETTLED = 8
 _UNKNOWN_COST = 2.5
-"""More than a loss and a repeat side by side: a frame that shows its neighbour's pattern is those, and not damaged."""
+"""Of a frame in the place of another one, or too many. More than a loss and a repeat side by side: a frame that shows
+its neighbour's pattern is those, and not damaged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class FrameSequence:
     ----------
     levels : ndarray of int64, shape (n_frames,)
         Brightness levels, from 0 to `N_LEVELS - 1`. The upper half of the levels is bright and the lower half dark, by
-        a pseudo-random binary sequence of `2**11 - 1`; neighbours always differ.
+        a pseudo-random binary sequence of `2**11 - 1`; three in a row always differ.
     patterns : ndarray of bool, shape (n_frames, n_features)
         The patterns: nested sets of features, in number proportional to the level plus one.
     """
@@ -69,12 +70,21 @@ def frame_sequence(n_frames: int, n_features: int) -> FrameSequence:
     """
     generator = np.random.default_rng(0)
     bright = np.resize(_binary_sequence(), n_frames)
-    digits = generator.integers(1, N_LEVELS // 2, n_frames).cumsum() % (N_LEVELS // 2)
+    digits = _restless_digits(n_frames, generator)
     levels = bright * (N_LEVELS // 2) + digits
     # Three quarters of the features for the brightest, so that little of the speckle saturates.
     n_on = np.maximum(1, np.round(0.75 * n_features * np.arange(1, N_LEVELS + 1) / N_LEVELS))
     rank = generator.permutation(n_features)
     return FrameSequence(levels, (rank < n_on[:, np.newaxis])[levels])
+
+
+def _restless_digits(n_digits: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return random digits each of which differs from the two before it."""
+    digits = [0, 1]
+    for choice in generator.integers(0, N_LEVELS // 2 - 2, n_digits).tolist():
+        others = [digit for digit in range(N_LEVELS // 2) if digit not in digits[-2:]]
+        digits.append(others[choice])
+    return np.array(digits[2:], dtype=np.int64)
 
 
 def _binary_sequence() -> NDArray[np.int64]:
@@ -108,6 +118,13 @@ class Identified:
     correlation: float
     curve: NDArray[np.float64]
     centres: NDArray[np.float64]
+
+    @property
+    def likely_late_frames(self) -> int | None:
+        """The lag of the best correlation, which mixtures of two patterns have, too; None where nothing was found."""
+        if math.isnan(self.correlation):
+            return None
+        return int(np.nanargmax(self.curve)) - len(self.curve) // 2
 
 
 def identify_frames(means: NDArray[np.float64], sent: NDArray[np.int64], max_late: int = 64) -> Identified:
@@ -185,18 +202,33 @@ def _nearest(means: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArra
 
 
 def _first_lag(levels: NDArray[np.int64], sent: NDArray[np.int64], max_late: int) -> int | None:
-    """Return the lag of the first run of frames that is a part of what was sent, None for none."""
-    needed = min(_ALIGNED, len(levels))
-    first_place, found = len(levels), None
-    for lag in sorted(range(-max_late, max_late + 1), key=abs):
+    """Return the lag of the first frames, None where no run of frames is a part of what was sent."""
+    found = _first_run(levels, sent, max_late)
+    if found is None:
+        return None
+    # From there back to the beginning, so that a loss among the first frames is one, and no latency.
+    place, lag = found
+    end, source_end = place + _ALIGNED, place - lag + _ALIGNED
+    back = find_frame_faults(levels[:end][::-1], sent[:source_end][::-1]).sources[::-1]
+    sources = np.where(back == UNKNOWN, UNKNOWN, source_end - 1 - back)
+    [in_order] = np.nonzero((sources[:-1] != UNKNOWN) & (np.diff(sources) == 1))
+    first = int(in_order[0])
+    return first - int(sources[first])
+
+
+def _first_run(levels: NDArray[np.int64], sent: NDArray[np.int64], max_late: int) -> tuple[int, int] | None:
+    """Return the place of the first run of frames that is a part of what was sent, and its lag."""
+    runs = []
+    for lag in range(-max_late, max_late + 1):
         received, expected = levels[max(lag, 0) :], sent[max(-lag, 0) :]
         n_both = min(len(received), len(expected))
+        if n_both < _ALIGNED:
+            continue
         equal = received[:n_both] == expected[:n_both]
-        runs = np.convolve(equal, np.ones(needed, dtype=np.int64), "valid") if n_both >= needed else np.empty(0)
-        [whole] = np.nonzero(runs == needed)
-        if len(whole) and whole[0] + max(lag, 0) < first_place:
-            first_place, found = int(whole[0]) + max(lag, 0), lag
-    return found
+        [whole] = np.nonzero(np.convolve(equal, np.ones(_ALIGNED, dtype=np.int64), "valid") == _ALIGNED)
+        if len(whole):
+            runs.append((int(whole[0]) + max(lag, 0), lag))
+    return min(runs, default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,14 +304,14 @@ def find_frame_faults(received: ArrayLike, sent: ArrayLike, *, late_frames: int 
                 source += 1
                 continue
             if step != "match":
-                found[step].append(place)
+                found["unknown" if step == "stray" else step].append(place)
             if step == "swap":
                 sources[place : place + 2] = source + 1, source
                 place, source = place + 2, source + 2
                 continue
-            if step != "unknown":
+            if step in {"match", "duplicate"}:
                 sources[place] = source if step == "match" else source - 1
-            place, source = place + 1, source + (step != "duplicate")
+            place, source = place + 1, source + (step in {"match", "unknown"})
     found["unknown"].extend(range(place, len(received)))
     dropped, duplicated, swapped, unknown = (np.array(places, dtype=np.int64) for places in found.values())
     return FrameFaults(sources, dropped, duplicated, swapped, unknown)
@@ -287,8 +319,8 @@ def find_frame_faults(received: ArrayLike, sent: ArrayLike, *, late_frames: int 
 
 def _explain(received: NDArray[np.int64], sent: NDArray[np.int64], place: int, source: int) -> list[str]:
     """Return the cheapest steps from a disagreement to where the sequences agree again for a while."""
-    r = received[place : place + _WINDOW]
     s = sent[source : source + _WINDOW + _LONGEST_GAP]
+    r = received[place : place + _WINDOW]
     # In front of both what was there before, so that a repeat of it can be told.
     before_r = received[place - 1] if place else UNKNOWN
     before_s = sent[source - 1] if source else UNKNOWN
@@ -298,8 +330,8 @@ def _explain(received: NDArray[np.int64], sent: NDArray[np.int64], place: int, s
     cost = np.full((len(r) + 1, len(s) + 1), np.inf)
     cost[0] = drops
     for i in range(1, len(r) + 1):
-        row = np.full(len(s) + 1, np.inf)
-        row[1:] = cost[i - 1, :-1] + np.where(r[i - 1] == s, 0.0, _UNKNOWN_COST)
+        row = cost[i - 1] + _UNKNOWN_COST
+        row[1:] = np.minimum(row[1:], cost[i - 1, :-1] + np.where(r[i - 1] == s, 0.0, _UNKNOWN_COST))
         if r[i - 1] == last_received[i - 1] != UNKNOWN:
             row = np.where(last_sent == r[i - 1], np.minimum(row, cost[i - 1] + 1), row)
         if i > 1:
@@ -329,8 +361,10 @@ def _trace(
             step, i = "duplicate", i - 1
         elif j and now == cost[i, j - 1] + 1:
             step, j = "drop", j - 1
-        else:
+        elif i and j and now == cost[i - 1, j - 1] + _UNKNOWN_COST:
             step, i, j = "unknown", i - 1, j - 1
+        else:
+            step, i = "stray", i - 1
         steps.append(step)
     return steps[::-1]
 
@@ -340,6 +374,6 @@ def _settled(steps: list[str]) -> list[str]:
     n_matches = 0
     for number, step in enumerate(steps, 1):
         n_matches = n_matches + 1 if step == "match" else 0
-        if n_matches == _SETTLED and number > _SETTLED:
+        if n_matches == _SETTLED:
             return steps[:number]
     return steps if len(steps) < _WINDOW else steps[: len(steps) // 2]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from opu.calibration.frame_order import FrameFaults
+    from opu.calibration.frame_order import FrameFaults, Identified
     from opu.calibration.result import CalibrationResult
     from opu.device import Device, SessionConfig
 
@@ -62,7 +62,7 @@ def latency(
     CalibrationResult
         The latency in frames, passes at 0: positive where an answer shows an earlier pattern, negative where the camera
         sees a later one. Quantities: `dropped_share`, `duplicated_share`, `swapped_share`, `unknown_share` of the
-        frames, and `correlation`. A loss among the first 16 frames counts as latency. Data: `means_dn` of the frames,
+        frames, and `correlation`. A loss of the very first frames counts as latency. Data: `means_dn` of the frames,
         `sent_levels` and `received_levels` of brightness, `sources` of the places, `lags` and their `correlations`.
 
     Examples
@@ -86,7 +86,7 @@ def latency(
     quantities = {"correlation": _correlation_quantity(identified.correlation)}
     findings = []
     if late is None:
-        findings.append(_nothing_found(identified.correlation))
+        findings.append(_not_in_order(identified))
     else:
         quantities |= {
             "dropped_share": _share(len(faults.dropped), places, "frames that were lost"),
@@ -95,10 +95,11 @@ def latency(
             "unknown_share": _share(len(_strange(faults, late)), places, "frames that show none of the patterns"),
         }
         findings.extend(_order_findings(late, faults, places, projection.provenance.skipped_frames))
+    value = identified.likely_late_frames if late is None else late
     return recorder.result(
         "latency",
         "frames by which answers come late",
-        math.nan if late is None else late,
+        math.nan if value is None else value,
         "frames",
         math.nan if late is None else 0.0,
         limit=(0.0, 0.0),
@@ -139,15 +140,18 @@ def _strange(faults: FrameFaults, late: int) -> NDArray[np.int64]:
     return faults.unknown[faults.unknown < end]
 
 
-def _nothing_found(correlation: float) -> str:
-    if math.isnan(correlation):
+def _not_in_order(identified: Identified) -> str:
+    late = identified.likely_late_frames
+    if late is None:
         return (
             "The frames do not follow the patterns at all: there is no light, the camera is dark, or the answers come "
             "by more frames late than were looked for."
         )
+    where = f"{abs(late)} frames {'later' if late < 0 else 'earlier'}" if late else "their own places"
     return (
-        f"The frames follow the patterns (correlation {correlation:.2f}), but no 16 of them in a row are those that "
-        "were shown: the light is unsteady, or most frames are lost or out of order."
+        f"The frames follow the patterns of {where} (correlation {identified.correlation:.2f}), but no 16 of them in a "
+        "row are what was shown: an exposure meets two patterns (measure `trigger_window`), the light is unsteady, or "
+        "most frames are out of order."
     )
 
 
