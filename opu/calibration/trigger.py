@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -210,9 +210,12 @@ class Ghost:
     light_dn, light_error_dn : float
         How much brighter it is than those far from it, and the standard error.
     before, before_error : float
-        Light of the pattern before its own that a frame sees, as a share of that pattern's light; NaN without light.
+        Light of the pattern before its own that a frame sees, as a share of what that pattern's own frame sees; NaN
+        without light.
     after, after_error : float
         The same for the pattern after its own.
+    odd_share : float
+        Cycles in which a frame is another one than in most. They are left out.
     """
 
     cycle_dn: NDArray[np.float64]
@@ -223,6 +226,7 @@ class Ghost:
     before_error: float
     after: float
     after_error: float
+    odd_share: float
 
 
 def find_ghost(means_dn: NDArray[np.float64]) -> Ghost:
@@ -241,17 +245,20 @@ def find_ghost(means_dn: NDArray[np.float64]) -> Ghost:
     Ghost
         With errors from the spread over the cycles. There is no light where the bright place is not 5 errors brighter.
     """
-    cycle_dn = means_dn.mean(axis=0)
-    place = int(cycle_dn.argmax())
-    around = np.roll(means_dn, 2 - place, axis=1)  # before the bright one, it, and after it: places 1, 2 and 3
+    usual_dn = np.median(means_dn, axis=0)
+    place = int(usual_dn.argmax())
+    odd = np.abs(means_dn - usual_dn).max(axis=1) > 0.25 * (usual_dn[place] - np.median(usual_dn))
+    usual = means_dn if odd.sum() > len(means_dn) - 2 else means_dn[~odd]
+    cycle_dn = usual.mean(axis=0)
+    around = np.roll(usual, 2 - place, axis=1)  # before the bright one, it, and after it: places 1, 2 and 3
     far = around[:, [0, *range(4, means_dn.shape[1])]].mean(axis=1)
     (light, light_error), (after, after_error), (before, before_error) = (
         _mean_and_error(around[:, i] - far) for i in (2, 1, 3)
     )
     if not light > max(5 * light_error, 0):
-        return Ghost(cycle_dn, place, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
+        return Ghost(cycle_dn, place, *[math.nan] * 7)
     shares = (before / light, before_error / light, after / light, after_error / light)
-    return Ghost(cycle_dn, place, light, light_error, *shares)
+    return Ghost(cycle_dn, place, light, light_error, *shares, float(odd.mean()))
 
 
 def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -286,7 +293,10 @@ class Plateau:
         return math.hypot(self.start_error_us, self.stop_error_us) / 2
 
 
-def find_plateau(delays_us: NDArray[np.float64], shares: NDArray[np.float64], exposure_us: float) -> Plateau:
+_NO_PLATEAU = Plateau(math.nan, math.nan, math.nan, math.nan)
+
+
+def find_plateau(delays_us: NDArray[np.float64], light: NDArray[np.float64], exposure_us: float) -> Plateau:
     """Find the edges of the window from the light of one pattern over the delay of the exposure.
 
     The light rises over one exposure, stays, and falls over one exposure. Each edge is where a line through its slope,
@@ -296,19 +306,34 @@ def find_plateau(delays_us: NDArray[np.float64], shares: NDArray[np.float64], ex
     ----------
     delays_us : ndarray of float64, shape (n,)
         From the trigger of the bright pattern to the exposure; negative ones are exposures of earlier patterns.
-    shares : ndarray of float64, shape (n,)
-        Their light, 1 on the plateau.
+    light : ndarray of float64, shape (n,)
+        What it is there, in any unit.
     exposure_us : float
-        The exposure: the two slopes are told apart by their distance from the highest share.
+        The exposure, and with it how far the slopes reach.
 
     Returns
     -------
     Plateau
         The edges, with the standard errors of the fits.
     """
+    full_light, error = float(light.max()), 0.0
+    plateau = _find_edges(delays_us, light / full_light, exposure_us) if full_light > 0 else _NO_PLATEAU
+    inside = light[(delays_us > plateau.start_us) & (delays_us < plateau.stop_us)]
+    if len(inside) >= 2:  # the mean of the plateau, rather than its highest point
+        full_light, error = float(inside.mean()), float(inside.std(ddof=1)) / math.sqrt(len(inside))
+        plateau = _find_edges(delays_us, light / full_light, exposure_us)
+    scale_us = exposure_us * error / full_light if full_light > 0 else math.nan
+    return replace(
+        plateau,
+        start_error_us=math.hypot(plateau.start_error_us, scale_us),
+        stop_error_us=math.hypot(plateau.stop_error_us, scale_us),
+    )
+
+
+def _find_edges(delays_us: NDArray[np.float64], shares: NDArray[np.float64], exposure_us: float) -> Plateau:
     full = delays_us[shares >= _SLOPE[1]]
     if len(full) == 0:
-        return Plateau(math.nan, math.nan, math.nan, math.nan)
+        return _NO_PLATEAU
     on_slope = (shares > _SLOPE[0]) & (shares < _SLOPE[1])
     rising = on_slope & (delays_us < full.min()) & (delays_us > full.min() - 1.5 * exposure_us)
     falling = on_slope & (delays_us > full.max()) & (delays_us < full.max() + 1.5 * exposure_us)
@@ -366,7 +391,7 @@ def trigger_window(
         passes up to 0.1 %. Quantities: `ghost_before`, `ghost_after`, `lost_us` of the exposure; and where the delay
         can be set `window_start_us`, `window_stop_us` (the delays between which the pattern is seen alone) and
         `best_delay_us`. Data: `cycle_dn`, the mean of the places of a cycle; `exposures_us` and their `light_dn`;
-        `delays_us` from the trigger of the bright pattern and their `shares` of its light.
+        `delays_us` from the trigger of the bright pattern and its light at them, `delayed_dn`.
 
     Examples
     --------
@@ -397,7 +422,7 @@ def trigger_window(
         plateau, delays = _sweep_delay(cycle, n_delays)
         data |= exposures | delays
         if plateau is not None:
-            quantities |= _plateau_quantities(plateau, cycle.exposure_us * ghost.light_error_dn / ghost.light_dn)
+            quantities |= _plateau_quantities(plateau)
         findings = _window_findings(ghost, quantities, cycle.exposure_us)
     worst = quantities["ghost_after" if ghost.after > ghost.before else "ghost_before"]
     return recorder.result(
@@ -492,29 +517,20 @@ def _sweep_delay(cycle: _Cycle, n_delays: int) -> tuple[Plateau | None, dict[str
         if control.settings().trigger_delay_us != before_us:
             control.change(SettingsChange(trigger_delay_us=before_us))
     light_dn -= np.median(light_dn, axis=1, keepdims=True)  # the dim pattern, of which less is seen at some delays
-    delays_us = (settings_us[:, np.newaxis] + cycle.frame_us * (np.arange(_CYCLE) - cycle.ghost.place)).ravel()
+    places = (np.arange(_CYCLE) - cycle.ghost.place + _CYCLE // 2) % _CYCLE - _CYCLE // 2  # from the bright one
+    delays_us = (settings_us[:, np.newaxis] + cycle.frame_us * places).ravel()
     order = delays_us.argsort()
-    delays_us, shares = delays_us[order], light_dn.ravel()[order] / cycle.ghost.light_dn
-    return find_plateau(delays_us, shares, cycle.exposure_us), {"delays_us": delays_us, "shares": shares}
+    delays_us, light = delays_us[order], light_dn.ravel()[order]
+    return find_plateau(delays_us, light, cycle.exposure_us), {"delays_us": delays_us, "delayed_dn": light}
 
 
-def _plateau_quantities(plateau: Plateau, scale_error_us: float) -> dict[str, Quantity]:
-    """Return the edges and the centre. An error of the full light moves the edges apart, and not the centre."""
+def _plateau_quantities(plateau: Plateau) -> dict[str, Quantity]:
+    start, stop = "least delay at which a pattern is seen alone", "largest delay at which a pattern is seen alone"
     return {
         name: Quantity(value=value, unit="us", uncertainty=error, summary=summary)
         for name, value, error, summary in (
-            (
-                "window_start_us",
-                plateau.start_us,
-                math.hypot(plateau.start_error_us, scale_error_us),
-                "least delay at which a pattern is seen alone",
-            ),
-            (
-                "window_stop_us",
-                plateau.stop_us,
-                math.hypot(plateau.stop_error_us, scale_error_us),
-                "largest delay at which a pattern is seen alone",
-            ),
+            ("window_start_us", plateau.start_us, plateau.start_error_us, start),
+            ("window_stop_us", plateau.stop_us, plateau.stop_error_us, stop),
             ("best_delay_us", plateau.centre_us, plateau.centre_error_us, "the middle between them"),
         )
     }
@@ -530,6 +546,11 @@ def _window_findings(ghost: Ghost, quantities: dict[str, Quantity], exposure_us:
     if shift:
         findings.append(
             f"Frames show the pattern {abs(shift)} {'before' if shift > 0 else 'after'} their own: measure `latency`."
+        )
+    if ghost.odd_share > 0:
+        findings.append(
+            f"In {ghost.odd_share:.1%} of the rounds a frame is not the one that it is in the others: frames are out "
+            "of order (measure `latency`), or the light is unsteady."
         )
     for share, error, where, remedy in (
         (ghost.before, ghost.before_error, "before", "later"),
