@@ -46,7 +46,7 @@ def pearson_with_truth(name, seed, *, ternary=False):
 
 
 def c13(seed):
-    """Linear projections against the truth, and against their own sums."""
+    """Compare linear projections with the truth, and with their own sums."""
     with SimulatedBench(AURORA, seed=seed) as device:
         own = linear_mode(device, noise_key=seed)
     single, pearson = own.quantities["single_error"], own.quantities["pearson"]
@@ -69,7 +69,7 @@ def c13(seed):
 
 
 def c21(seed):
-    """Optical feedback against a matrix that the device has measured itself."""
+    """Compare optical feedback with a matrix that the device has measured itself."""
     with SimulatedBench(AURORA, seed=seed) as device:
         result = feedback(device, noise_key=seed)
     binary = result.quantities["binary_cosine"]

@@ -37,7 +37,7 @@ def found_faults(seed, faults):
 
 
 def c10(seed):
-    """Latency, losses, repeats and swaps against what was injected; a clean device has none."""
+    """Compare latency, losses, repeats and swaps with what was injected; a clean device has none."""
     late = seed % 33
     with FaultyDevice(SimulatedBench(AURORA, seed=seed), Faults(late_frames=late)) as device:
         measured = latency(device)
@@ -74,7 +74,7 @@ def window_of(latency_us):
 
 
 def c11(seed):
-    """The centre of the window, and the ghost of the pattern before at the best delay."""
+    """Measure the centre of the window, and the ghost at the best delay."""
     latency_us = float(np.random.default_rng(seed).uniform(-60, 40))
     with bench_with_latency(latency_us, seed, jitter_us=1.0) as device:
         window = trigger_window(device).quantities["best_delay_us"]

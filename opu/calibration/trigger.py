@@ -33,8 +33,9 @@ _BRIGHT_PLACE = 3
 _SLOPE = (0.15, 0.85)
 _SWEEP_CYCLES = 4
 _EXPOSURE_SHARES = np.array([0.5, 0.75, 1.0])
-_ROUNDING_DN = 0.02
-"""By how much the mean of a frame may be off because counts are whole numbers and not below zero."""
+_ROUNDING_DN = 0.005
+_ROUNDING_SHARE = 0.01
+"""By how much the mean of a frame, and a ghost as a share of itself, may be off: counts of dim pixels are rounded."""
 
 
 def latency(
@@ -257,6 +258,8 @@ def find_ghost(means_dn: NDArray[np.float64]) -> Ghost:
     )
     if not light > max(5 * light_error, 0):
         return Ghost(cycle_dn, place, *[math.nan] * 7)
+    before_error = math.hypot(before_error, _ROUNDING_SHARE * before)
+    after_error = math.hypot(after_error, _ROUNDING_SHARE * after)
     shares = (before / light, before_error / light, after / light, after_error / light)
     return Ghost(cycle_dn, place, light, light_error, *shares, float(odd.mean()))
 
