@@ -35,7 +35,8 @@ _BLOCK = 128
 _LEAST_CORRELATION = 0.45
 _ALIGNED = 16
 _WINDOW = 32
-_LONGEST_GAP = 128
+_LONGEST_GAP = 32
+_LONG_GAP_COST = 16.0
 _SETTLED = 8
 _UNKNOWN_COST = 2.5
 """Of a frame in the place of another one, or too many. More than a loss and a repeat side by side: a frame that shows
@@ -338,7 +339,19 @@ def _explain(received: NDArray[np.int64], sent: NDArray[np.int64], place: int, s
             swaps = (r[i - 1] == s[:-1]) & (r[i - 2] == s[1:])
             row[2:] = np.where(swaps, np.minimum(row[2:], cost[i - 2, :-2] + 1), row[2:])
         cost[i] = np.minimum.accumulate(row - drops) + drops
+    if cost[-1].min() > _LONG_GAP_COST:
+        n_lost = _gap(received[place : place + _ALIGNED], sent[source:])
+        if n_lost:
+            return ["drop"] * n_lost
     return _settled(_trace(cost, r, s, last_received, last_sent))
+
+
+def _gap(received: NDArray[np.int64], sent: NDArray[np.int64]) -> int:
+    """Return how many frames before the next run of received ones were lost together; 0 where that run is nowhere."""
+    if len(received) < _ALIGNED or len(sent) < _ALIGNED:
+        return 0
+    [found] = np.nonzero((np.lib.stride_tricks.sliding_window_view(sent, _ALIGNED) == received).all(axis=1))
+    return int(found[0]) if len(found) else 0
 
 
 def _trace(
