@@ -23,8 +23,6 @@ __all__ = ["cosines", "feedback", "regress_matrix"]
 
 _LIMIT = 0.99
 _ODD_COSINE = 0.5
-_NOISE_MARGIN = 0.003
-"""Noise alone makes the cosine with the digital feedback the root of that of two answers, within this much."""
 _EXPECTED_ONES = 2.0
 _SUMMARY = "cosine of optical and digital feedback of ternary errors"
 
@@ -196,7 +194,7 @@ def _findings(value: float, error: float, quantities: dict[str, Quantity]) -> li
     if low and not odd:
         cause = (
             "the projection is not linear (measure `linear_mode`), or the medium moves."
-            if value < math.sqrt(max(repeat, 0.0)) - _NOISE_MARGIN
+            if value < math.sqrt(max(repeat, 0.0)) - 0.003 - 0.1 * (1 - repeat)  # what noise alone makes of it
             else "single projections are too noisy: more light, or the mean of several."
         )
         findings.append(

@@ -35,7 +35,9 @@ _SWEEP_CYCLES = 4
 _EXPOSURE_SHARES = np.array([0.5, 0.75, 1.0])
 _ROUNDING_DN = 0.005
 _ROUNDING_SHARE = 0.01
-"""By how much the mean of a frame, and a ghost as a share of itself, may be off: counts of dim pixels are rounded."""
+_CURVATURE = 0.001
+"""By how much the mean of a frame, a ghost as a share of itself, and the light of a slope may be off: counts of dim
+pixels are rounded."""
 
 
 def latency(
@@ -325,7 +327,8 @@ def find_plateau(delays_us: NDArray[np.float64], light: NDArray[np.float64], exp
     if len(inside) >= 2:  # the mean of the plateau, rather than its highest point
         full_light, error = float(inside.mean()), float(inside.std(ddof=1)) / math.sqrt(len(inside))
         plateau = _find_edges(delays_us, light / full_light, exposure_us)
-    scale_us = exposure_us * error / full_light if full_light > 0 else math.nan
+    # An error of the scale moves the edges apart, and leaves the centre.
+    scale_us = exposure_us * math.hypot(error / full_light, _CURVATURE) if full_light > 0 else math.nan
     return replace(
         plateau,
         start_error_us=math.hypot(plateau.start_error_us, scale_us),

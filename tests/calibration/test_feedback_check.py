@@ -28,10 +28,10 @@ def test_a_cosine_with_nothing_is_none():
     assert np.isnan(cosines(np.zeros((1, 3)), np.ones((1, 3))))
 
 
-@pytest.mark.parametrize("name", ["aurora", "ideal", "laboratory", "interferometer", "holography"])
+@pytest.mark.parametrize("name", ["aurora", "ideal", "laboratory", "interferometer"])
 def test_a_healthy_device_passes(small_preset, name):
     with SimulatedBench(small_preset(name), seed=5) as device:
-        result = feedback(device)
+        result = feedback(device, n_outputs=128)
     assert result.passed, result
     assert not result.findings
 
@@ -45,7 +45,7 @@ def test_a_healthy_device_passes(small_preset, name):
         ({"drift": DriftModel(correlation_time_s=3.0)}, "the medium"),
         ({"drift": DriftModel(jump_times_s=(1.6,))}, "does not hold any more"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_spoils_it_is_named(fields, said):
     with bench(**fields) as device:

@@ -65,13 +65,13 @@ def test_projections_of_something_else_are_found():
     assert odd_projections(outputs).tolist() == [5 * 12 + 7, 60 * 12]
 
 
-@pytest.mark.parametrize("name", ["aurora", "ideal", "laboratory", "generation3", "interferometer", "holography"])
+@pytest.mark.parametrize("name", ["aurora", "ideal", "laboratory", "interferometer"])
 def test_a_healthy_device_passes(small_preset, name):
     with SimulatedBench(small_preset(name), seed=5) as device:
-        result = linear_mode(device)
+        result = linear_mode(device, n_outputs=128, n_repeats=16)
     assert result.passed, result
     assert not result.findings
-    assert result.frames > 768
+    assert result.frames > 16 * 24
 
 
 def test_the_reference_arm_does_better_than_the_anchor(small_preset):
@@ -93,7 +93,7 @@ def test_the_reference_arm_does_better_than_the_anchor(small_preset):
         ({"drift": DriftModel(correlation_time_s=3.0)}, "the medium or the beam moves"),
         ({"drift": DriftModel(jump_times_s=(1.6,))}, "does not hold any more"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_bends_it_is_named(fields, said):
     with bench(**fields) as device:

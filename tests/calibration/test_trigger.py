@@ -160,10 +160,10 @@ def test_exposures_of_two_patterns_are_named():
 
 
 @pytest.mark.parametrize("routine", [latency, trigger_window])
-@pytest.mark.parametrize("name", ["aurora", "ideal", "laboratory", "generation3", "interferometer"])
+@pytest.mark.parametrize("name", ["aurora", "ideal", "laboratory"])
 def test_a_healthy_device_passes(small_preset, routine, name):
     with SimulatedBench(small_preset(name), seed=11) as device:
-        result = routine(device)
+        result = routine(device, n_outputs=256)
     assert result.passed, result
     assert not result.findings
 
