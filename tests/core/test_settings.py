@@ -10,9 +10,10 @@ import pytest
 
 import opu
 from opu.bench import Bench
-from opu.device import DeviceControl, DeviceSettings, Limits, Provenance, SettingsChange, check_change
+from opu.device import Batch, DeviceControl, DeviceSettings, Limits, Provenance, SettingsChange, check_change
 from opu.errors import ClosedError, ConfigError, DeviceError, RefusedError, UnsupportedError
 from opu.parts import AdjustableLaser
+from opu.patterns import pack
 
 URI = "sim:?preset=aurora&seed=3"
 CONFIG = opu.SessionConfig(n_features=20, n_outputs=30)
@@ -141,6 +142,58 @@ def test_a_laser_that_fails_leaves_all_settings(device):
             control.change(SettingsChange(laser_power_mw=5, max_exposure_us=100))
         assert control.settings() == before
         assert bench.describe().exposure_us == device.describe().exposure_us
+
+
+def test_a_delayed_camera_sees_the_next_pattern(device, control):
+    patterns = np.zeros((4, 20), dtype=np.uint8)
+    patterns[2] = 1
+    with device.open_session(CONFIG) as session:
+        before = session.project(patterns, first_frame_index=0).frames
+        assert session.can_share
+        assert control.change(SettingsChange(trigger_delay_us=300)).trigger_delay_us == 300
+        assert not session.can_share
+        delayed = session.project(patterns, first_frame_index=0).frames
+        control.change(SettingsChange(trigger_delay_us=0))
+        again = session.project(patterns, first_frame_index=0).frames
+    assert not before[1].any()
+    # An exposure of 400 us in frames of 500 us: half of it is after the next trigger.
+    assert delayed[1].mean() == pytest.approx(delayed[2].mean(), rel=0.1)
+    assert np.array_equal(before, again)
+
+
+def test_batches_that_wait_for_a_delay_are_taken_alone(device, control, gate):
+    with device.open_session(CONFIG) as session:
+        first = session.submit(PATTERNS, first_frame_index=0)
+        assert gate.reached.wait(WAIT_S)
+        thread = threading.Thread(target=control.change, args=(SettingsChange(trigger_delay_us=300),), daemon=True)
+        thread.start()
+        while device._worker._work_queue.qsize() == 0:
+            time.sleep(0.01)
+        together = device.submit_together([(session, Batch(pack(PATTERNS), 0)), (session, Batch(pack(PATTERNS), 0))])
+        gate.opened.set()
+        thread.join(WAIT_S)
+        one, two = (future.result(WAIT_S).frames for future in together)
+        assert np.array_equal(one, two)
+        assert not np.array_equal(one, first.result(WAIT_S).frames)
+
+
+def test_a_trigger_that_fails_leaves_the_laser_as_it_was(device):
+    class Stubborn:
+        trigger_delay_us = device.parts.controller.trigger_delay_us
+
+        def run(self, plan):
+            raise AssertionError("nothing was to be run")
+
+        def set_trigger_delay(self, delay_us):
+            raise DeviceError("The controller does not answer.", "Switch it on.")
+
+    with Bench("stubborn:", device.describe(), dataclasses.replace(device.parts, controller=Stubborn())) as bench:
+        control = bench.capability(DeviceControl)
+        before = control.settings()
+        with pytest.raises(DeviceError, match="does not answer"):
+            control.change(SettingsChange(laser_power_mw=5, trigger_delay_us=10))
+        assert control.settings() == before
+        assert device.table.laser_power_mw == before.laser_power_mw
 
 
 def test_the_limit_of_the_exposure_binds_new_sessions(device, control):
