@@ -32,6 +32,7 @@ from opu.device import (
 )
 from opu.errors import CapacityError, ClosedError, ConfigError, OpuError, RefusedError
 from opu.parts import (
+    AdjustableController,
     AdjustableLaser,
     CameraSettings,
     FrameNumbers,
@@ -69,7 +70,8 @@ class BenchParts:
 class Bench(Device):
     """A device assembled from parts. One thread works the parts, so they need no locks of their own.
 
-    Every bench has the capability `device_control`: a limit of the exposure, and the power of an `AdjustableLaser`.
+    Every bench has the capability `device_control`: a limit of the exposure, the power of an `AdjustableLaser`, and
+    the delay of an `AdjustableController`.
 
     Parameters
     ----------
@@ -99,14 +101,13 @@ class Bench(Device):
         # Once, though the description may be that of another bench.
         offers = dict.fromkeys((*description.capabilities, DeviceControl.name))
         self._description = msgspec.structs.replace(description, capabilities=tuple(offers))
-        self._control = BenchControl(parts.laser, description.exposure_us, self._queue)
+        self._control = BenchControl(parts, description.exposure_us, self._queue)
         self._capability_objects = {**(capabilities or {}), DeviceControl: self._control}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opu-bench")
         self._prepare_lock = threading.Lock()
         self._device_clock_us = 0.0
         self._opened_s = time.monotonic()
         self._realtime = realtime
-        self.can_share = not parts.optics.mixes_frames
         self._last_setting: SessionConfig | None = None
 
     def describe(self) -> DeviceDescription:
@@ -116,6 +117,11 @@ class Bench(Device):
             return self._description
         allowed = msgspec.structs.replace(exposure, maximum=limit_us, default=min(exposure.default, limit_us))
         return msgspec.structs.replace(self._description, exposure_us=allowed)
+
+    @property
+    def can_share(self) -> bool:
+        """Whether batches can have a sequence in common: where frames do not depend on those beside them."""
+        return not self.parts.optics.mixes_frames
 
     def _capabilities(self) -> Mapping[type, object]:
         return self._capability_objects
@@ -223,14 +229,18 @@ class Bench(Device):
     def _take_together(self, requests: list[_Request]) -> None:
         """Take the sequence of those batches that are still wanted, and are not refused."""
         begun = [request for request in requests if self._begins(request)]
-        if not begun:
-            return
+        # A change of the settings may have come between: frames that depend on those beside them are taken alone.
+        for sequence in [begun] if self.can_share else [[request] for request in begun]:
+            if sequence:
+                self._take_begun(sequence)
+
+    def _take_begun(self, begun: list[_Request]) -> None:
         try:
             projections = self._take_sequence([(request.session, request.batch) for request in begun])
         except BaseException as error:  # noqa: BLE001 - whatever it was, the callers must hear of it
             for request in begun:
                 request.future.set_exception(error)
-            del request, begun, requests  # or the error would hold the futures that hold it
+            del request, begun  # or the error would hold the futures that hold it
             return
         for request, projection in zip(begun, projections, strict=True):
             request.future.set_result(projection)
@@ -371,26 +381,35 @@ class BenchControl(DeviceControl):
 
     Parameters
     ----------
-    laser : Laser
-        Its power is a setting if it is an `AdjustableLaser`.
+    parts : BenchParts
+        The power of an `AdjustableLaser` and the delay of an `AdjustableController` are settings.
     exposure_us : Limits
         What the camera can do.
     queue : callable
         `queue(work, *arguments)` runs work between two batches, and returns its future.
     """
 
-    def __init__(self, laser: Laser, exposure_us: Limits, queue: Callable[..., Future[DeviceSettings]]) -> None:
+    def __init__(self, parts: BenchParts, exposure_us: Limits, queue: Callable[..., Future[DeviceSettings]]) -> None:
         self._queue = queue
-        self._laser = laser if isinstance(laser, AdjustableLaser) else None
         self._limits = {"max_exposure_us": msgspec.structs.replace(exposure_us, default=exposure_us.maximum)}
-        if self._laser is not None:
-            self._limits["laser_power_mw"] = self._laser.power_mw
+        # What parts are told, by the setting: these may fail.
+        self._commands: dict[str, Callable[[float], None]] = {}
+        if isinstance(parts.laser, AdjustableLaser):
+            self._limits["laser_power_mw"] = parts.laser.power_mw
+            self._commands["laser_power_mw"] = parts.laser.set_power
+        if isinstance(parts.controller, AdjustableController):
+            self._limits["trigger_delay_us"] = parts.controller.trigger_delay_us
+            self._commands["trigger_delay_us"] = parts.controller.set_trigger_delay
         # Only the thread that works the parts replaces them, so that a batch has one set of settings.
         self._settings = DeviceSettings(
             revision=0,
-            laser_power_mw=None if self._laser is None else self._laser.power_mw.default,
             max_exposure_us=exposure_us.maximum,
+            laser_power_mw=self._default("laser_power_mw"),
+            trigger_delay_us=self._default("trigger_delay_us"),
         )
+
+    def _default(self, name: str) -> float | None:
+        return self._limits[name].default if name in self._limits else None
 
     def settings(self) -> DeviceSettings:
         """Return the settings as they are."""
@@ -407,8 +426,15 @@ class BenchControl(DeviceControl):
     def _change(self, values: dict[str, float]) -> DeviceSettings:
         settings = self._settings
         settings = msgspec.structs.replace(settings, revision=settings.revision + 1, **values)
-        if self._laser is not None and "laser_power_mw" in values:
-            self._laser.set_power(values["laser_power_mw"])  # what may fail comes first: all or nothing
+        done: list[str] = []
+        try:
+            for name in filter(values.__contains__, self._commands):
+                self._commands[name](values[name])  # what may fail comes first: all or nothing
+                done.append(name)
+        except BaseException:
+            for name in done:
+                self._commands[name](getattr(self._settings, name))
+            raise
         self._settings = settings
         return settings
 

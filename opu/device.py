@@ -16,7 +16,8 @@ Buffers
 Frames
     A frame has an identity: `(noise_key, frame index)`. A session numbers its frames from 0; a caller that numbers
     them itself gets, on a device whose capabilities include `repeatable_noise`, the same bytes for the same
-    number at the same laser power, whatever the size of the batches, the thread count or the transport.
+    number at the same settings of the device, whatever the size of the batches, the thread count or the transport,
+    as long as the trigger is not delayed beyond what the device was opened with.
 Settings
     What belongs to the device and to no session (`DeviceSettings`) changes between two batches, never within one.
 Closing
@@ -320,11 +321,15 @@ class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_exposure_us : float
         A safety limit for exposures, in microseconds: sessions with longer ones are not opened, and batches of those
         that are open already are refused. The camera's own maximum where nobody has set less.
+    trigger_delay_us : float or None
+        How much later than at its trigger the camera opens, in microseconds, on top of `Timing.latency_us`; None where
+        it is unknown.
     """
 
     revision: int
     laser_power_mw: float | None
     max_exposure_us: float
+    trigger_delay_us: float | None = None
 
 
 class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -332,6 +337,7 @@ class SettingsChange(msgspec.Struct, frozen=True, kw_only=True):
 
     laser_power_mw: float | None = None
     max_exposure_us: float | None = None
+    trigger_delay_us: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LAYOUTS",
     "UNUSED_MIRROR",
+    "AdjustableController",
     "AdjustableLaser",
     "Camera",
     "CameraReport",
@@ -266,6 +267,18 @@ class Controller(Protocol):
 
     def run(self, plan: TriggerPlan) -> None:
         """Send the triggers, and return when they are out."""
+
+
+@runtime_checkable
+class AdjustableController(Controller, Protocol):
+    """A source of triggers that can have the camera wait. A bench with a plain `Controller` does not know its delay."""
+
+    @property
+    def trigger_delay_us(self) -> Limits:
+        """The range of the delay in microseconds; the default is the delay that the bench is assembled with."""
+
+    def set_trigger_delay(self, delay_us: float) -> None:
+        """Have the camera open so much later than at its trigger. Where that fails the delay must be the old one."""
 
 
 class Optics(Protocol):

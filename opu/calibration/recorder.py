@@ -117,6 +117,12 @@ class Recorder:
         self._next_frame_index += n_frames
         return found
 
+    def count(self, projection: Projection) -> None:
+        """Count frames that were taken by other means: those of a linear projection, for example."""
+        self._note(projection.provenance)
+        last = projection.provenance.first_frame_index + projection.provenance.n_frames
+        self._next_frame_index = max(self._next_frame_index, last)
+
     def result(
         self,
         name: str,

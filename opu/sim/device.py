@@ -50,6 +50,7 @@ __all__ = ["SimulatedBench"]
 
 MAX_SESSION_BYTES = 2 * 2**30
 _TRUTH_FEATURES = 512
+_MAX_TRIGGER_DELAY_US = 2000.0
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,15 @@ class SimulatedController:
     """The trigger source of the simulated table."""
 
     table: OpticalTable
+
+    @property
+    def trigger_delay_us(self) -> Limits:
+        """What the delay of the camera can be set to."""
+        return Limits(minimum=0.0, maximum=_MAX_TRIGGER_DELAY_US, default=0.0, unit="us")
+
+    def set_trigger_delay(self, delay_us: float) -> None:
+        """Set the delay."""
+        self.table.delay_trigger(delay_us)
 
     def run(self, plan: TriggerPlan) -> None:
         """Fire the table once for the whole sequence."""

@@ -160,6 +160,7 @@ class OpticalTable:
         low, high = derive_key("vibration", seed)
         self.model = model
         self.mixes_frames = model.mixes_frames
+        self._trigger = model.trigger
         self.seed = seed
         self._medium_name = medium
         self.medium = make_medium(medium, seed, model)
@@ -197,6 +198,11 @@ class OpticalTable:
         twin = OpticalTable(self.model, self.seed, self._medium_name)
         twin.laser_power_mw = self.laser_power_mw
         return twin
+
+    def delay_trigger(self, delay_us: float) -> None:
+        """Have the camera open later than the model of the trigger says."""
+        self._trigger = replace(self.model.trigger, latency_us=self.model.trigger.latency_us + delay_us)
+        self.mixes_frames = replace(self.model, trigger=self._trigger).mixes_frames
 
     def n_points(self, pixels: NDArray[np.int64]) -> int:
         """Return at how many points the field of some pixels is computed."""
@@ -322,7 +328,7 @@ class OpticalTable:
         [run] = armed.runs
         noise_key, first_frame_index = run.numbers.noise_key, run.numbers.first_frame_index
         windows = window_shares(
-            self.model.trigger,
+            self._trigger,
             settle_us=self.model.dmd.settle_us,
             frame_us=plan.frame_us,
             exposure_us=armed.settings.exposure_us,

@@ -10,7 +10,11 @@ def test_the_settings_are_shown_with_their_ranges(opu_command):
     outcome = opu_command("settings", URI)
     assert outcome.status == 0
     rows = [[cell.strip() for cell in line.split("│")] for line in outcome.out.splitlines() if "│" in line]
-    assert rows == [["laser_power_mw", "10", "1 to 20 mW"], ["max_exposure_us", "100000", "10 to 100000 us"]]
+    assert rows == [
+        ["laser_power_mw", "10", "1 to 20 mW"],
+        ["max_exposure_us", "100000", "10 to 100000 us"],
+        ["trigger_delay_us", "0", "0 to 2000 us"],
+    ]
     assert "revision 0" in outcome.out
 
 
@@ -19,7 +23,8 @@ def test_the_settings_are_changed(opu_command):
     assert outcome.status == 0
     document = outcome.document
     assert document["uri"] == URI
-    assert document["settings"] == {"revision": 1, "laser_power_mw": 5.0, "max_exposure_us": 2000.0}
+    settings = {"revision": 1, "laser_power_mw": 5.0, "max_exposure_us": 2000.0, "trigger_delay_us": 0.0}
+    assert document["settings"] == settings
     assert document["limits"]["laser_power_mw"] == {"minimum": 1.0, "maximum": 20.0, "default": 10.0, "unit": "mW"}
     assert "revision 1" in outcome.err
 
@@ -64,7 +69,8 @@ def test_it_uses_the_capability_alone(opu_command, monkeypatch):
         assert control.settings().laser_power_mw == 4
         control.change(SettingsChange(max_exposure_us=500))
         document = opu_command("settings", "tcp://127.0.0.1:5755", "--json").document
-    assert document["settings"] == {"revision": 2, "laser_power_mw": 4.0, "max_exposure_us": 500.0}
+    settings = {"revision": 2, "laser_power_mw": 4.0, "max_exposure_us": 500.0, "trigger_delay_us": 0.0}
+    assert document["settings"] == settings
 
 
 class Fixed(opu.DeviceControl):
@@ -87,7 +93,11 @@ def test_what_cannot_be_set_is_shown(opu_command, monkeypatch):
         monkeypatch.setattr("opu.open", lambda uri: other)
         outcome = opu_command("settings", "matrix:slab.npy")
     rows = [[cell.strip() for cell in line.split("│")] for line in outcome.out.splitlines() if "│" in line]
-    assert rows == [["laser_power_mw", "unknown", "nothing else"], ["max_exposure_us", "10000", "nothing else"]]
+    assert rows == [
+        ["laser_power_mw", "unknown", "nothing else"],
+        ["max_exposure_us", "10000", "nothing else"],
+        ["trigger_delay_us", "unknown", "nothing else"],
+    ]
 
 
 def test_a_device_without_settings_says_so(opu_command, install_backend):

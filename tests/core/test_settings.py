@@ -10,12 +10,14 @@ import pytest
 
 import opu
 from opu.bench import Bench
-from opu.device import DeviceControl, DeviceSettings, Limits, Provenance, SettingsChange, check_change
+from opu.device import Batch, DeviceControl, DeviceSettings, Limits, Provenance, SettingsChange, check_change
 from opu.errors import ClosedError, ConfigError, DeviceError, RefusedError, UnsupportedError
 from opu.parts import AdjustableLaser
+from opu.patterns import pack
 
 URI = "sim:?preset=aurora&seed=3"
 CONFIG = opu.SessionConfig(n_features=20, n_outputs=30)
+OPENED = DeviceSettings(revision=0, laser_power_mw=10.0, max_exposure_us=100_000.0, trigger_delay_us=0.0)
 PATTERNS = np.random.default_rng(0).integers(0, 2, (6, 20), dtype=np.uint8)
 WAIT_S = 60
 
@@ -62,19 +64,20 @@ class PlainLaser:
 
 
 def test_a_device_begins_with_what_its_parts_have(device, control):
-    assert control.settings() == DeviceSettings(revision=0, laser_power_mw=10.0, max_exposure_us=100_000.0)
+    assert control.settings() == OPENED
     assert control.limits() == {
         "max_exposure_us": Limits(minimum=10.0, maximum=100_000.0, default=100_000.0, unit="us"),
         "laser_power_mw": Limits(minimum=1.0, maximum=20.0, default=10.0, unit="mW"),
+        "trigger_delay_us": Limits(minimum=0.0, maximum=2000.0, default=0.0, unit="us"),
     }
     assert device.describe().capabilities.count("device_control") == 1
 
 
 def test_a_change_leaves_what_it_does_not_name(control):
     first = control.change(SettingsChange(laser_power_mw=5))
-    assert first == control.settings() == DeviceSettings(revision=1, laser_power_mw=5.0, max_exposure_us=100_000.0)
+    assert first == control.settings() == msgspec.structs.replace(OPENED, revision=1, laser_power_mw=5.0)
     second = control.change(SettingsChange(max_exposure_us=1000))
-    assert second == control.settings() == DeviceSettings(revision=2, laser_power_mw=5.0, max_exposure_us=1000.0)
+    assert second == control.settings() == msgspec.structs.replace(first, revision=2, max_exposure_us=1000.0)
     assert control.change(SettingsChange(max_exposure_us=1000)).revision == 3
 
 
@@ -97,7 +100,7 @@ def test_a_change_leaves_what_it_does_not_name(control):
 def test_a_bad_change_changes_nothing(control, change, said):
     with pytest.raises(ConfigError, match=f"(?i){said}"):
         control.change(change)
-    assert control.settings() == DeviceSettings(revision=0, laser_power_mw=10.0, max_exposure_us=100_000.0)
+    assert control.settings() == OPENED
 
 
 def test_what_cannot_be_changed_is_named():
@@ -113,7 +116,7 @@ def test_a_laser_of_fixed_power_has_none(device):
     assert not isinstance(parts.laser, AdjustableLaser)
     with Bench("fixed:", device.describe(), parts) as bench, bench.open_session(CONFIG) as session:
         control = bench.capability(DeviceControl)
-        assert list(control.limits()) == ["max_exposure_us"]
+        assert list(control.limits()) == ["max_exposure_us", "trigger_delay_us"]
         assert control.settings().laser_power_mw is None
         assert session.project(PATTERNS).provenance.laser_power_mw is None
         with pytest.raises(ConfigError, match="laser_power_mw cannot be set to 5"):
@@ -139,6 +142,58 @@ def test_a_laser_that_fails_leaves_all_settings(device):
             control.change(SettingsChange(laser_power_mw=5, max_exposure_us=100))
         assert control.settings() == before
         assert bench.describe().exposure_us == device.describe().exposure_us
+
+
+def test_a_delayed_camera_sees_the_next_pattern(device, control):
+    patterns = np.zeros((4, 20), dtype=np.uint8)
+    patterns[2] = 1
+    with device.open_session(CONFIG) as session:
+        before = session.project(patterns, first_frame_index=0).frames
+        assert session.can_share
+        assert control.change(SettingsChange(trigger_delay_us=300)).trigger_delay_us == 300
+        assert not session.can_share
+        delayed = session.project(patterns, first_frame_index=0).frames
+        control.change(SettingsChange(trigger_delay_us=0))
+        again = session.project(patterns, first_frame_index=0).frames
+    assert not before[1].any()
+    # An exposure of 400 us in frames of 500 us: half of it is after the next trigger.
+    assert delayed[1].mean() == pytest.approx(delayed[2].mean(), rel=0.1)
+    assert np.array_equal(before, again)
+
+
+def test_batches_that_wait_for_a_delay_are_taken_alone(device, control, gate):
+    with device.open_session(CONFIG) as session:
+        first = session.submit(PATTERNS, first_frame_index=0)
+        assert gate.reached.wait(WAIT_S)
+        thread = threading.Thread(target=control.change, args=(SettingsChange(trigger_delay_us=300),), daemon=True)
+        thread.start()
+        while device._worker._work_queue.qsize() == 0:
+            time.sleep(0.01)
+        together = device.submit_together([(session, Batch(pack(PATTERNS), 0)), (session, Batch(pack(PATTERNS), 0))])
+        gate.opened.set()
+        thread.join(WAIT_S)
+        one, two = (future.result(WAIT_S).frames for future in together)
+        assert np.array_equal(one, two)
+        assert not np.array_equal(one, first.result(WAIT_S).frames)
+
+
+def test_a_trigger_that_fails_leaves_the_laser_as_it_was(device):
+    class Stubborn:
+        trigger_delay_us = device.parts.controller.trigger_delay_us
+
+        def run(self, plan):
+            raise AssertionError("nothing was to be run")
+
+        def set_trigger_delay(self, delay_us):
+            raise DeviceError("The controller does not answer.", "Switch it on.")
+
+    with Bench("stubborn:", device.describe(), dataclasses.replace(device.parts, controller=Stubborn())) as bench:
+        control = bench.capability(DeviceControl)
+        before = control.settings()
+        with pytest.raises(DeviceError, match="does not answer"):
+            control.change(SettingsChange(laser_power_mw=5, trigger_delay_us=10))
+        assert control.settings() == before
+        assert device.table.laser_power_mw == before.laser_power_mw
 
 
 def test_the_limit_of_the_exposure_binds_new_sessions(device, control):

@@ -179,7 +179,7 @@ MESSAGES = {
     "device_settings": (
         protocol.SettingsReply(
             request_id=13,
-            settings=DeviceSettings(revision=1, laser_power_mw=5.0, max_exposure_us=2000.0),
+            settings=DeviceSettings(revision=1, laser_power_mw=5.0, max_exposure_us=2000.0, trigger_delay_us=30.0),
             limits={"laser_power_mw": Limits(minimum=1.0, maximum=20.0, default=10.0, unit="mW")},
         ),
         None,
@@ -305,7 +305,12 @@ requests = st.one_of(
         protocol.ChangeSettings,
         request_id=naturals,
         lease=naturals,
-        change=st.builds(SettingsChange, laser_power_mw=st.none() | floats, max_exposure_us=st.none() | floats),
+        change=st.builds(
+            SettingsChange,
+            laser_power_mw=st.none() | floats,
+            max_exposure_us=st.none() | floats,
+            trigger_delay_us=st.none() | floats,
+        ),
     ),
     st.builds(protocol.CloseSession, request_id=naturals, session=naturals),
     st.builds(protocol.Ping, request_id=naturals),
