@@ -10,23 +10,16 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from multiprocessing import get_context
 
 from benchmarks.calibration import CASES
+from benchmarks.calibration.worker import run_case
 from opu.calibration.result import is_within
 from opu.console import Report, table, write_json
 
 FIRST_SEED, SEEDS = 1000, 10
-
-
-def run_case(name, seed):
-    """Run a case with a seed, and return its checks and how long it took."""
-    started_s = time.perf_counter()
-    checks = CASES[name](seed)
-    return checks, time.perf_counter() - started_s
 
 
 def judge(checks):

@@ -15,16 +15,12 @@ from multiprocessing import get_context
 import numpy as np
 
 from benchmarks.calibration import ESTIMATES
+from benchmarks.calibration.worker import run_estimate
 from opu.console import Report, table, write_json
 
 FIRST_SEED, SEEDS = 2000, 200
 LIMIT = (0.90, 0.99)
 STANDARD_ERRORS = 1.96
-
-
-def estimate(name, seed):
-    """Run an estimator with a seed."""
-    return ESTIMATES[name](seed)
 
 
 def summary(found):
@@ -64,7 +60,7 @@ def main():
     results = {}
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for name in names:
-            results[name] = summary(list(pool.map(estimate, [name] * len(seeds), seeds)))
+            results[name] = summary(list(pool.map(run_estimate, [name] * len(seeds), seeds)))
             print(f"{name}: {results[name]['covered']:.3f}", file=sys.stderr, flush=True)
     report = Report(Console(stderr=options.json == "-", emoji=False))
     report.ok = all(result["passed"] for result in results.values())
