@@ -27,6 +27,10 @@ def settings(
         float | None,
         typer.Option(metavar="US", help="Refuse longer exposures, in open sessions too.", show_default=False),
     ] = None,
+    trigger_delay_us: Annotated[
+        float | None,
+        typer.Option(metavar="US", help="Start exposures so much after the mirrors' trigger.", show_default=False),
+    ] = None,
     note: Annotated[
         str, typer.Option(metavar="TEXT", help="What the change is for, for others of a served device to see.")
     ] = "",
@@ -37,7 +41,8 @@ def settings(
 ) -> None:
     """Show the settings of a device, or change them for all its sessions.
 
-    Pixels, exposure and gain belong to a session; the laser's power and the limit of exposures to the device.
+    Pixels, exposure and gain belong to a session; the laser's power, the limit of exposures and the delay of the trigger to
+    the device.
     Without options the settings are shown, with the ranges of those that can be changed. A change is
     made between two batches, with all its values or none. The settings of a device that this process
     opens itself, such as sim:, last as long as the command. A served device is changed by operators alone, one at a
@@ -52,7 +57,9 @@ def settings(
     with reporting("settings", json_to) as report, opu.open(uri) as device:
         control = device.capability(opu.DeviceControl)
         limits = control.limits()
-        change = opu.SettingsChange(laser_power_mw=laser_power_mw, max_exposure_us=max_exposure_us)
+        change = opu.SettingsChange(
+            laser_power_mw=laser_power_mw, max_exposure_us=max_exposure_us, trigger_delay_us=trigger_delay_us
+        )
         now = control.settings() if change == opu.SettingsChange() else _change(control, change, note, force)
         report.fields |= {"uri": uri, "settings": msgspec.to_builtins(now), "limits": msgspec.to_builtins(limits)}
         title = f"Settings of {uri}, revision {now.revision}"

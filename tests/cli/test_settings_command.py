@@ -121,3 +121,8 @@ BACKEND = Backend("bare", "bare", "bare:", (), lambda uri, options: Bare(uri.tex
     assert outcome.status == 2
     assert outcome.document["error"]["code"] == "unsupported"
     assert "device_control" in outcome.document["error"]["message"]
+
+
+def test_the_delay_of_the_trigger_is_set(opu_command):
+    outcome = opu_command("settings", URI, "--trigger-delay-us", "25", "--json")
+    assert outcome.document["settings"]["trigger_delay_us"] == 25.0
