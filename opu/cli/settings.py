@@ -41,12 +41,11 @@ def settings(
 ) -> None:
     """Show the settings of a device, or change them for all its sessions.
 
-    Pixels, exposure and gain belong to a session; the laser's power, the limit of exposures and the delay of the trigger to
-    the device.
-    Without options the settings are shown, with the ranges of those that can be changed. A change is
-    made between two batches, with all its values or none. The settings of a device that this process
-    opens itself, such as sim:, last as long as the command. A served device is changed by operators alone, one at a
-    time: the command takes the lease of the device for the change, and gives it back.
+    Pixels, exposure and gain belong to a session; the laser's power, the limit of exposures and the delay of the
+    trigger to the device. Without options the settings are shown, with the ranges of those that can be changed. A
+    change is made between two batches, with all its values or none. The settings of a device that this process opens
+    itself, such as sim:, last as long as the command. A served device is changed by operators alone, one at a time:
+    the command takes the lease of the device for the change, and gives it back.
 
     Example: opu settings 'sim:?preset=aurora'
 
