@@ -48,7 +48,7 @@ _SMOOTH_NOISE_DN = 0.4
 _IDENTIFIABLE_NOISE_DN = 0.3
 
 
-def _whole_size(description: DeviceDescription, n_features: int, n_outputs: int) -> tuple[int, int]:
+def whole_size(description: DeviceDescription, n_features: int, n_outputs: int) -> tuple[int, int]:
     """Return how many features and outputs of the wanted ones the device has."""
     rows, columns = description.pixels
     return min(n_features, description.n_mirrors), min(n_outputs, rows * columns)
@@ -247,7 +247,7 @@ def dark_frames(
         raise UnsupportedError(
             f"The device {description.device_id} cannot switch its light off.", "Cover the camera, and measure by hand."
         )
-    n_features, n_outputs = _whole_size(description, 64, n_outputs)
+    n_features, n_outputs = whole_size(description, 64, n_outputs)
     shown = np.zeros((n_frames, n_features), np.bool_)
     dark = []
     for exposure_us in _dark_exposures_us(description):
@@ -395,9 +395,9 @@ def estimate_photon_transfer(
     """Estimate gain and noise from repeated frames of one speckle.
 
     Fully developed speckle has pixels of every brightness, so that one pattern is enough. Frames are scaled to the same
-    power by the ratio of their sums over pixels below saturation. The variance of a pixel is a sixth of the mean square of
-    its second differences, `y[j] - 2 y[j + 1] + y[j + 2]`: vibrations of the bench, slower than the frames, change the
-    speckle and with it the counts, in proportion to the mean as photons do. Pixels come in bins of equal mean, up to 70 % of saturation: there no frame is saturated, and nothing is left out by its noise. Through
+    power by the ratio of their sums over pixels below saturation. The variance of a pixel is a twentieth of the mean
+    square of its third differences, `y[j] - 3 y[j + 1] + 3 y[j + 2] - y[j + 3]`: vibrations of the bench, slower than the
+    frames, change the speckle, and add to the ordinary variance in proportion to the mean, as photons do. Pixels come in bins of equal mean, up to 70 % of saturation: there no frame is saturated, and nothing is left out by its noise. Through
     the bins goes the line
 
         variance = K mean + dark variance + 1/12,
@@ -408,7 +408,7 @@ def estimate_photon_transfer(
     Parameters
     ----------
     frames : ndarray, shape (n_frames, n_outputs)
-        Counts of one pattern, at least three frames.
+        Counts of one pattern, at least four frames.
     dark : ndarray, shape (n_dark, n_outputs), or float
         Counts without light; or the black level, where there are none.
     saturation_dn : float
@@ -426,7 +426,7 @@ def estimate_photon_transfer(
     good = (dark_map < 0.7 * saturation_dn) & (frames.mean(axis=0) < level_dn + 0.7 * (saturation_dn - level_dn))
     light = frames[:, good].astype(np.float64) - dark_map[good]
     powers = light.sum(axis=1)
-    if len(powers) < 3 or good.sum() < 10 * n_bins or not powers.min() > 0:
+    if len(powers) < 4 or good.sum() < 10 * n_bins or not powers.min() > 0:
         empty = np.zeros(0)
         nothing = np.full((2, 2), math.nan)
         return PhotonTransfer(math.nan, math.nan, nothing, False, empty, empty, empty, np.zeros(0, np.bool_))
@@ -434,7 +434,7 @@ def estimate_photon_transfer(
     order = np.argsort(light.mean(axis=0))
     bins = np.array_split(order, n_bins)
     means = light.mean(axis=0)
-    variances = np.square(np.diff(light, n=2, axis=0)).mean(axis=0) / 6
+    variances = np.square(np.diff(light, n=3, axis=0)).mean(axis=0) / 20
     x = np.array([means[b].mean() for b in bins])
     y = np.array([variances[b].mean() for b in bins])
     # The variance grows within a bin, which is no error of its mean.
@@ -497,8 +497,7 @@ def photon_transfer(
     n_outputs : int
         Pixels, at most those of the camera.
     n_repeats : int
-        Frames of the pattern, at least 3, and as many without light. With 8 of them and 65,536 pixels the gain of an
-        8-bit camera has a standard error of 0.6 %.
+        Frames of the pattern, at least 4, and as many without light.
 
     Returns
     -------
@@ -519,7 +518,7 @@ def photon_transfer(
     """
     recorder = Recorder(device, noise_key=noise_key)
     description = recorder.description
-    n_features, n_outputs = _whole_size(description, 64, n_outputs)
+    n_features, n_outputs = whole_size(description, 64, n_outputs)
     config = recorder.expose(recorder.config(n_features, n_outputs), random_halves(8, n_features))
     dark = take_dark(recorder, config, n_repeats)
     pattern = random_halves(1, n_features)
@@ -623,6 +622,7 @@ def take_dark(recorder: Recorder, config: SessionConfig, n_frames: int) -> NDArr
 
 # Levels of a sweep, relative to saturation. The pixels of a level differ by 5 %: none of them is above 95 %.
 _LEVELS = np.linspace(0.05, 0.9, 10)
+_FEWEST_LEVELS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -677,7 +677,7 @@ def estimate_linearity(
     >>> round(straight.error, 6), round(bent.curvature, 3)
     (0.0, 0.03)
     """
-    if len(np.unique(exposures)) < 5 or not (levels > 0).all():
+    if len(np.unique(exposures)) < _FEWEST_LEVELS or not (levels > 0).all():
         return Linearity(math.nan, math.nan, math.nan, math.nan, np.full(len(levels), math.nan))
     times = exposures / exposures.max()
     straight = np.vander(times, 2)
@@ -736,7 +736,7 @@ def linearity(
     """
     recorder = Recorder(device, noise_key=noise_key)
     description = recorder.description
-    n_features, n_outputs = _whole_size(description, 64, n_outputs)
+    n_features, n_outputs = whole_size(description, 64, n_outputs)
     config = recorder.expose(recorder.config(n_features, n_outputs), random_halves(8, n_features))
     dark = take_dark(recorder, config, 2 * n_frames)
     pattern = random_halves(1, n_features)
@@ -748,12 +748,11 @@ def linearity(
     chosen = _similar_pixels(frames.mean(axis=0) - dark_map, stuck)
     level_dn = float((frames.mean(axis=0) - dark_map)[chosen].mean())
     limits = description.exposure_us
-    if level_dn > 0:
-        wanted_us = (config.exposure_us or limits.default) * _LEVELS * range_dn / level_dn
-        exposures_us = np.clip(wanted_us, limits.minimum, limits.maximum)
+    exposed_us = config.exposure_us or limits.default
+    exposures_us = np.clip(exposed_us * _LEVELS * range_dn / max(level_dn, 1e-9), limits.minimum, limits.maximum)
+    levels, errors = (np.full(len(_LEVELS), math.nan) for _ in range(2))
+    if len(np.unique(exposures_us)) >= _FEWEST_LEVELS:
         levels, errors = _sweep(recorder, config, pattern, exposures_us, chosen, dark_map[chosen], n_frames)
-    else:
-        exposures_us, levels, errors = (np.full(len(_LEVELS), math.nan) for _ in range(3))
     found = estimate_linearity(exposures_us, levels, errors, range_dn)
     return recorder.result(
         "linearity",
