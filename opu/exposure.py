@@ -78,9 +78,7 @@ def choose_exposure(
             projection = session.project(patterns, first_frame_index=first_frame_index + n_frames)
         on_projection(projection)
         n_frames += len(patterns)
-        factor = float(
-            np.clip(target_dn / _mean_dn(projection.frames, description), 1 / _LARGEST_STEP, _LARGEST_STEP)
-        )
+        factor = float(np.clip(target_dn / _mean_dn(projection.frames, description), 1 / _LARGEST_STEP, _LARGEST_STEP))
         before, config = config, _brighter(config, factor, start_gain_db, description)
         if config == before or 1 / _CLOSE <= factor <= _CLOSE:
             break
@@ -88,7 +86,7 @@ def choose_exposure(
 
 
 def _mean_dn(frames: NDArray[Any], description: DeviceDescription) -> float:
-    """Estimate the mean of the light above the black level, more than a little above 0, from frames that may saturate."""
+    """Estimate the mean of the light above the black level, positive, from frames that may saturate."""
     full_scale, black = description.full_scale_dn, description.black_level_dn
     full = frames >= full_scale
     stuck = full.all(axis=0)

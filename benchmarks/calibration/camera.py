@@ -31,7 +31,7 @@ TRUTH_PATTERNS = 64
 
 
 def bench(seed, *, brightness=1.0, mirrors=(64, 64), camera=None, laser=None):
-    """An aurora with fewer mirrors, each of them brighter: its frames obey the same laws, and are quicker."""
+    """Return an aurora with fewer and brighter mirrors: its frames obey the same laws, and are quicker."""
     rows, columns = mirrors
     light = AURORA.laser.electrons_per_mirror_us * AURORA.n_mirrors / (rows * columns)
     model = replace(
@@ -44,13 +44,13 @@ def bench(seed, *, brightness=1.0, mirrors=(64, 64), camera=None, laser=None):
 
 
 def maps_of(device, result):
-    """The fixed pattern of the pixels that a result is about."""
+    """Return the fixed pattern of the pixels that a result is about."""
     pixels = selected_pixels(result.provenance[0].config, device.describe().pixels)
     return pixel_maps(device.table.model.camera, device.table.seed, pixels)
 
 
 def truth_dn(device, result, patterns):
-    """Mean counts above the black level before noise, rounding and saturation, at the exposure of a result's last session."""
+    """Return mean counts above the black level before noise and saturation, as a result's last session exposes."""
     config = result.provenance[-1].config
     electrons = device.capability(opu.GroundTruth).photoelectrons(config, patterns)
     return electrons * device.table.model.camera.gain_dn_per_e * 10 ** (config.gain_db / 20)
@@ -127,7 +127,9 @@ def c4(seed):
         light = truth_dn(device, result, halves)
         full_scale = device.describe().full_scale_dn
     return {
-        "mean": Check(abs(9 * light.mean() / full_scale - 1), (None, 0.05), "relative error of the mean against FS / 9"),
+        "mean": Check(
+            abs(9 * light.mean() / full_scale - 1), (None, 0.05), "relative error of the mean against FS / 9"
+        ),
         "saturated": Check(
             (light >= full_scale - 0.5).mean() / 1e-4, (0.5, 2), "true saturated share over 1e-4, light 0.1 to 10 times"
         ),
@@ -161,7 +163,7 @@ CASES = {"C1": c1, "C2": c2, "C3": c3, "C4": c4, "C5": c5}
 
 
 def of(result, name, truth):
-    """The estimate of a quantity of a result, or of its value."""
+    """Return the estimate of a quantity of a result, or of its value."""
     quantity = result if name == "value" else result.quantities[name]
     return Estimate(quantity.value, quantity.uncertainty, truth)
 

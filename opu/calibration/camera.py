@@ -42,9 +42,12 @@ __all__ = [
 QUANTISATION_VARIANCE = 1 / 12
 """Variance of rounding to whole counts, in DN^2."""
 
-# Counts follow a mean, and their variance adds 1/12, where the noise before rounding is at least this, in DN.
-# Rounding then biases a mean by less than exp(-2 pi^2 0.16) / pi = 0.014 DN, and a variance by less than 0.0001 DN^2.
+# From this noise on, in DN before rounding, counts of many different means have on average the variance of the noise and
+# 1/12 more, to 0.1 %.
 _SMOOTH_NOISE_DN = 0.4
+# Counts of one and the same mean, as without light, need more: rounding biases this mean by 0.001 DN, and the variance by
+# 1 %, at most.
+_SMOOTH_DARK_NOISE_DN = 0.55
 _IDENTIFIABLE_NOISE_DN = 0.3
 
 
@@ -131,10 +134,10 @@ def estimate_dark_pixels(dark: Sequence[DarkFrames], full_scale_dn: float) -> Da
     """Estimate offset, dark current and noise, and find hot pixels.
 
     A pixel is hot if its mean rises, from the shorter exposures to the longest, by 5 standard deviations more than the
-    median pixel's. The standard deviation is that of its temporal noise, or the robust one of all pixels if that is more;
-    and an eighth of a count at least, as the noise of an 8-bit camera can be below what its counts resolve. Differences
-    between the constant offsets of the pixels play no part. An offset that is 8 robust standard deviations and a count
-    off is a defect, too.
+    median pixel's. The standard deviation is that of its temporal noise, or the robust one of all pixels if that is
+    more; and three sixteenths of a count at least, as the noise of an 8-bit camera can be below what its counts
+    resolve. Differences between the constant offsets of the pixels play no part. An offset that is 8 robust standard
+    deviations and a count off is a defect, too.
 
     Parameters
     ----------
@@ -146,15 +149,15 @@ def estimate_dark_pixels(dark: Sequence[DarkFrames], full_scale_dn: float) -> Da
     Returns
     -------
     DarkPixels
-        NaN where no pixel is left. The error of the current holds a rounding error of a count at either end, of the variance
-        1/12, where the noise is too small for the mean count to follow the mean, or is cut off at 0.
+        NaN where no pixel is left. The error of the current holds a rounding error of a count at either end, of the
+        variance 1/12, where the noise is too small for the mean count to follow the mean, or is cut off at 0.
     """
     stuck = np.asarray(dark[0].mean >= full_scale_dn - 0.5)
     hot = _hot_pixels(dark) & ~stuck
     good = ~stuck & ~hot
     middle = dark[len(dark) // 2]
     if not good.any():
-        return DarkPixels(*[math.nan] * 6, stuck=stuck, hot=hot)
+        return DarkPixels(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, stuck, hot)
     means = np.array([each.mean[good].mean() for each in dark])
     errors = np.array([each.mean_error for each in dark])
     times_s = np.array([each.exposure_us * 1e-6 for each in dark])
@@ -162,7 +165,7 @@ def estimate_dark_pixels(dark: Sequence[DarkFrames], full_scale_dn: float) -> Da
     varies = times_s[-1] > times_s[0]
     weights = lever / np.square(lever).sum() if varies else np.full(len(dark), math.nan)
     variance = float(middle.variance[good].mean())
-    smooth = _noise_resolves(variance, float(middle.mean[good].mean()))
+    smooth = _noise_resolves(variance, float(middle.mean[good].mean()), _SMOOTH_DARK_NOISE_DN)
     rounding = 0.0 if smooth or not varies else math.sqrt(2 * QUANTISATION_VARIANCE) / float(times_s[-1] - times_s[0])
     noise_dn = math.sqrt(variance)
     variance_error = float(middle.variance[good].std()) / math.sqrt(good.sum())
@@ -178,31 +181,31 @@ def estimate_dark_pixels(dark: Sequence[DarkFrames], full_scale_dn: float) -> Da
     )
 
 
-def _noise_resolves(variance: float, level_dn: float) -> bool:
+def _noise_resolves(variance: float, level_dn: float, smooth_noise_dn: float) -> bool:
     """Whether the noise of counts is wide enough to be measured through rounding, and not cut off at 0."""
-    return variance - QUANTISATION_VARIANCE >= _SMOOTH_NOISE_DN**2 and level_dn >= 4 * math.sqrt(variance)
+    return variance - QUANTISATION_VARIANCE >= smooth_noise_dn**2 and level_dn >= 4 * math.sqrt(variance)
 
 
 def _hot_pixels(dark: Sequence[DarkFrames]) -> NDArray[np.bool_]:
     short = np.mean([each.mean for each in dark[:-1]], axis=0)
-    noise = np.mean([each.variance for each in dark[:-1]], axis=0)
-    noise = np.maximum(noise, noise.mean()) * (1 + 1 / len(dark[:-1])) / dark[0].n_frames
+    pooled = np.mean([each.variance.mean() for each in dark[:-1]])
+    noise = np.maximum(np.mean([each.variance for each in dark], axis=0), pooled) * (1 + 1 / len(dark[:-1])) / dark[0].n_frames
     rise = dark[-1].mean - short
     rise -= np.median(rise)
     offset = np.abs(short - np.median(short))
     spread = np.sqrt(np.maximum(noise, _robust_deviation(rise) ** 2))
-    hot: NDArray[np.bool_] = (rise > np.maximum(5 * spread, 1 / 8)) | (offset > max(8 * _robust_deviation(offset), 1.0))
+    hot: NDArray[np.bool_] = (rise > np.maximum(5 * spread, 3 / 16)) | (
+        offset > max(8 * _robust_deviation(offset), 1.0)
+    )
     return hot
 
 
 def _robust_deviation(centred: NDArray[np.float64]) -> float:
-    """Standard deviation of normal numbers around 0, from the median of their moduli."""
+    """Return the standard deviation of normal numbers around 0, from the median of their moduli."""
     return float(np.median(np.abs(centred))) / NormalDist().inv_cdf(0.75)
 
 
-def dark_frames(
-    device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_frames: int = 64
-) -> CalibrationResult:
+def dark_frames(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_frames: int = 64) -> CalibrationResult:
     """Measure what the camera counts without light: offset, dark current, temporal noise, hot pixels.
 
     Frames with the light off are taken at the shortest, the default and a long exposure (250 times the default, or the
@@ -222,8 +225,8 @@ def dark_frames(
     Returns
     -------
     CalibrationResult
-        The mean count at the default exposure, in DN, which passes within half a count of the black level that the device
-        states. Quantities: `dark_current` (DN/s), `temporal_noise` (DN), `hot_fraction` (passes up to 0.001).
+        The mean count at the default exposure, in DN, which passes within half a count of the black level that the
+        device states. Quantities: `dark_current` (DN/s), `temporal_noise` (DN), `hot_fraction` (passes up to 0.001).
         Data, by pixel: `offset_map` (DN, at the default exposure), `noise_map` (DN), `current_map` (DN/s), float32,
         shape (n_outputs,); `hot_pixels` and `stuck_pixels`, numbers of outputs, int64; and `exposures_us` and
         `mean_dn`, a number for each exposure.
@@ -311,8 +314,8 @@ def _dark_findings(found: DarkPixels, description: DeviceDescription, exposure_u
     hot_fraction = float(found.hot.mean())
     if hot_fraction > 1e-3:
         findings.append(
-            f"{100 * hot_fraction:.2g} % of the pixels have a dark current or an offset far from all others: too many hot "
-            "pixels. The sensor is too warm, worn or damaged; leave these pixels out."
+            f"{100 * hot_fraction:.2g} % of the pixels have a dark current or an offset far from all others: too many "
+            "hot pixels. The sensor is too warm, worn or damaged; leave these pixels out."
         )
     black_dn = description.black_level_dn
     if abs(found.offset_dn - black_dn) > 0.5:
@@ -323,8 +326,8 @@ def _dark_findings(found: DarkPixels, description: DeviceDescription, exposure_u
             else "the black level is not the one stated, or is so low that noise is cut off at 0"
         )
         findings.append(
-            f"Without light the mean is {found.offset_dn:.3g} DN, and the device states a black level of {black_dn:g} DN: "
-            f"{cause}."
+            f"Without light the mean is {found.offset_dn:.3g} DN, and the device states a black level of {black_dn:g} "
+            f"DN: {cause}."
         )
     return findings
 
@@ -394,16 +397,17 @@ def estimate_photon_transfer(
 ) -> PhotonTransfer:
     """Estimate gain and noise from repeated frames of one speckle.
 
-    Fully developed speckle has pixels of every brightness, so that one pattern is enough. Frames are scaled to the same
-    power by the ratio of their sums over pixels below saturation. The variance of a pixel is a twentieth of the mean
-    square of its third differences, `y[j] - 3 y[j + 1] + 3 y[j + 2] - y[j + 3]`: vibrations of the bench, slower than the
-    frames, change the speckle, and add to the ordinary variance in proportion to the mean, as photons do. Pixels come in bins of equal mean, up to 70 % of saturation: there no frame is saturated, and nothing is left out by its noise. Through
-    the bins goes the line
+    Fully developed speckle has pixels of every brightness, so that one pattern is enough. Frames are scaled to the
+    same power by the ratio of their sums over pixels below saturation. The variance of a pixel is a twentieth of the
+    mean square of its third differences, `y[j] - 3 y[j + 1] + 3 y[j + 2] - y[j + 3]`: vibrations of the bench, slower
+    than the frames, change the speckle, and add to the ordinary variance in proportion to the mean, as photons do.
+    Pixels come in bins of equal mean, up to 70 % of saturation: there no frame is saturated, and nothing is left out
+    by its noise. Through the bins goes the line
 
         variance = K mean + dark variance + 1/12,
 
-    weighted by the variance that it gives. Bins in which rounding or the cut at 0 distorts the variance are not used, the
-    dark frames are if it does not there.
+    weighted by the variance that it gives. Bins in which rounding or the cut at 0 distorts the variance are not used,
+    the dark frames are if it does not there.
 
     Parameters
     ----------
@@ -446,7 +450,8 @@ def estimate_photon_transfer(
         x, y = np.append(0.0, x), np.append(dark_variances.mean(), y)
         y_error = np.append(dark_variances.std(ddof=1) / math.sqrt(good.sum()), y_error)
         sizes = np.append(good.sum(), sizes)
-    used = np.array([_noise_resolves(v, m + level_dn) for v, m in zip(y, x, strict=True)])
+    smooth = np.where(x > 0, _SMOOTH_NOISE_DN, _SMOOTH_DARK_NOISE_DN)
+    used = np.array([_noise_resolves(v, m + level_dn, s) for v, m, s in zip(y, x, smooth, strict=True)])
     # Where dark counts are cut off at 0 their mean is not that of the dark signal, and shifts the line.
     is_cut = isinstance(dark, np.ndarray) and bool(np.mean(dark[:, good] == 0) > 0.01)
     return _fit_transfer(x, y, y_error, sizes, used, is_cut=is_cut)
@@ -485,8 +490,8 @@ def photon_transfer(
 ) -> CalibrationResult:
     """Measure gain, read noise and saturation of the camera with one static speckle: its photon transfer.
 
-    See `estimate_photon_transfer`. Two frames ten times as bright, or as bright as the device can, show where pixels are
-    full.
+    See `estimate_photon_transfer`. Two frames ten times as bright, or as bright as the device can, show where pixels
+    are full.
 
     Parameters
     ----------
@@ -504,9 +509,9 @@ def photon_transfer(
     CalibrationResult
         The system gain K at the gain setting of its session, in DN per electron; passes from 0 on, which is a camera
         whose frames repeat exactly. Quantities: `read_noise` (electrons; NaN below 0.3 DN, where rounding hides it),
-        `read_noise_bound` (its upper bound of 95 %), `saturation_capacity` (electrons that fill a pixel, or the
-        range of the counts), `snr_max` (the square root of that).
-        Data, by bin of pixels: `mean_dn`, `variance`, `variance_error`, `used`; and `fit`, gain and variance at no light.
+        `read_noise_bound` (its upper bound of 95 %), `saturation_capacity` (electrons that fill a pixel, or the range
+        of the counts), `snr_max` (the square root of that). Data, by bin of pixels: `mean_dn`, `variance`,
+        `variance_error`, `used`; and `fit`, gain and variance at no light.
 
     Examples
     --------
@@ -557,7 +562,10 @@ def photon_transfer(
                 summary="upper bound of the temporal noise without light (95 %)",
             ),
             "saturation_capacity": Quantity(
-                value=capacity, unit="e", uncertainty=capacity_error, summary="electrons that fill a pixel or its counts"
+                value=capacity,
+                unit="e",
+                uncertainty=capacity_error,
+                summary="electrons that fill a pixel or its counts",
             ),
             "snr_max": Quantity(
                 value=snr,
@@ -599,13 +607,13 @@ def _transfer_findings(found: PhotonTransfer, saturation_dn: float, description:
     findings = []
     if saturation_dn < 0.95 * description.full_scale_dn:
         findings.append(
-            f"Pixels are full at {saturation_dn:.3g} DN and do not reach full scale, {description.full_scale_dn} DN: the full "
-            "well is smaller than the range of the counts. Raise the gain of the camera."
+            f"Pixels are full at {saturation_dn:.3g} DN and do not reach full scale, {description.full_scale_dn} DN: "
+            "the full well is smaller than the range of the counts. Raise the gain of the camera."
         )
     if not found.gain_dn_per_e >= 0:
         findings.append(
-            "The variance of the counts does not grow with their mean as photons make it grow: there is too little light, "
-            "or the camera processes its frames."
+            "The variance of the counts does not grow with their mean as photons make it grow: there is too little "
+            "light, or the camera processes its frames."
         )
     return findings
 
@@ -634,8 +642,8 @@ class Linearity:
     error, error_uncertainty : float
         Mean of the absolute relative deviations from the line, and its standard error.
     curvature, curvature_uncertainty : float
-        Relative deviation at the top of the range, by a term of second order, from the line that continues the darkest counts;
-        positive where counts grow too fast.
+        Relative deviation at the top of the range, by a term of second order, from the line that continues the darkest
+        counts; positive where counts grow too fast.
     deviations : ndarray of float64, shape (n_levels,)
         Relative deviations from the line.
     """
@@ -652,8 +660,8 @@ def estimate_linearity(
 ) -> Linearity:
     """Fit a line to counts against exposure, as EMVA 1288 (release 4.0) does, and describe what deviates from it.
 
-    The fit minimises the squares of *relative* deviations, so that dark counts weigh as much as bright ones. The error is the
-    mean of the absolute relative deviations.
+    The fit minimises the squares of *relative* deviations, so that dark counts weigh as much as bright ones. The error
+    is the mean of the absolute relative deviations.
 
     Parameters
     ----------
@@ -699,9 +707,7 @@ def estimate_linearity(
     )
 
 
-def linearity(
-    device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_frames: int = 4
-) -> CalibrationResult:
+def linearity(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_frames: int = 4) -> CalibrationResult:
     """Measure how straight counts follow the exposure.
 
     Pixels of nearly the same brightness in one speckle, about 2.2 times the mean, are the detector. Their mean count is
@@ -746,13 +752,15 @@ def linearity(
     faults = light_faults(frames, dark, description, target_dn=TARGET_FRACTION * range_dn)
     stuck = stuck_pixels(frames, description.full_scale_dn)
     chosen = _similar_pixels(frames.mean(axis=0) - dark_map, stuck)
-    level_dn = float((frames.mean(axis=0) - dark_map)[chosen].mean())
+    level_dn = float((frames.mean(axis=0) - dark_map)[chosen].mean()) if len(chosen) else 0.0
     limits = description.exposure_us
     exposed_us = config.exposure_us or limits.default
     exposures_us = np.clip(exposed_us * _LEVELS * range_dn / max(level_dn, 1e-9), limits.minimum, limits.maximum)
     levels, errors = (np.full(len(_LEVELS), math.nan) for _ in range(2))
     if len(np.unique(exposures_us)) >= _FEWEST_LEVELS:
-        levels, errors = _sweep(recorder, config, pattern, exposures_us, chosen, dark_map[chosen], n_frames)
+        shown = np.repeat(pattern, max(n_frames // 2, 1), axis=0)
+        counts = _sweep(recorder, config, shown, exposures_us, chosen) - dark_map[chosen].mean()
+        levels, errors = counts.mean(axis=1), _level_errors(counts)
     found = estimate_linearity(exposures_us, levels, errors, range_dn)
     return recorder.result(
         "linearity",
@@ -786,25 +794,27 @@ def _similar_pixels(brightness: NDArray[np.float64], stuck: NDArray[np.bool_]) -
 def _sweep(
     recorder: Recorder,
     config: SessionConfig,
-    pattern: NDArray[np.bool_],
+    shown: NDArray[np.bool_],
     exposures_us: NDArray[np.float64],
     chosen: NDArray[np.int64],
-    dark_dn: NDArray[np.float64],
-    n_frames: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean count of chosen pixels at each exposure, and its standard error."""
+) -> NDArray[np.float64]:
+    """Return the mean of chosen pixels in each frame at each exposure, on the way up and down."""
     n_levels = len(exposures_us)
     means: list[list[float]] = [[] for _ in range(n_levels)]
-    shown = np.repeat(pattern, -(-n_frames // 2), axis=0)
     for level in (*range(n_levels), *reversed(range(n_levels))):
         exposed = msgspec.structs.replace(config, exposure_us=float(exposures_us[level]))
-        frames = recorder.take(exposed, shown).frames[:, chosen]
-        means[level] += (frames.mean(axis=1) - dark_dn.mean()).tolist()
-    counts = np.array(means)
-    levels = counts.mean(axis=1)
-    # Few frames of a level say little of its noise, and those of all levels much: as photon noise, it grows with the root.
-    per_count = (counts.var(axis=1, ddof=1) / np.maximum(levels, 1.0)).mean()
-    return levels, np.sqrt(per_count * np.maximum(levels, 1.0) / counts.shape[1])
+        means[level] += recorder.take(exposed, shown).frames[:, chosen].mean(axis=1).tolist()
+    return np.array(means)
+
+
+def _level_errors(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return standard errors of levels, from the frames of each: counts above darkness, shape (n_levels, n_frames).
+
+    Few frames of a level say little of its noise, and those of all levels much: it grows with the root, as of photons.
+    """
+    levels = np.maximum(counts.mean(axis=1), 1.0)
+    per_count = (counts.var(axis=1, ddof=1) / levels).mean()
+    return np.asarray(np.sqrt(per_count * levels / counts.shape[1]))
 
 
 def _linearity_findings(found: Linearity) -> list[str]:
@@ -816,7 +826,7 @@ def _linearity_findings(found: Linearity) -> list[str]:
     if found.error <= 0.01 and abs(found.curvature) <= 0.02:
         return []
     return [
-        f"The camera is not linear: its counts deviate from a straight line over the exposure by {100 * found.error:.2g} % on "
-        f"average, and bend by {100 * found.curvature:+.2g} % between darkness and full scale. Saturation, a gamma curve "
-        "or a failing exposure control do that."
+        "The camera is not linear: its counts deviate from a straight line over the exposure by "
+        f"{100 * found.error:.2g} % on average, and bend by {100 * found.curvature:+.2g} % between darkness and full "
+        "scale. Saturation, a gamma curve or a failing exposure control do that."
     ]

@@ -57,13 +57,13 @@ class Brightness:
 def estimate_brightness(frames: NDArray[Any], dark_dn: float, full_scale_dn: float) -> Brightness:
     """Estimate the mean of speckle from frames of different patterns.
 
-    Patterns that share features have similar speckles, so the frames are not independent. With `s_f` the standard deviation
-    of the frame means and `s_p` that of the pixels' part, which all patterns share, the squared error is
+    Patterns that share features have similar speckles, so the frames are not independent. With `s_f` the standard
+    deviation of the frame means and `s_p` that of the pixels' part, which all patterns share, the squared error is
 
         s_f^2 / n_frames + g^2 s_p^2 / n_outputs,
 
-    with `g` the number of neighbours in a row that speckle grain makes alike: the variance of the mean of 16 over what it
-    would be if they were independent.
+    with `g` the number of neighbours in a row that speckle grain makes alike: the variance of the mean of 16 over what
+    it would be if they were independent.
 
     Parameters
     ----------
@@ -115,13 +115,11 @@ def _halves(n_patterns: int, n_features: int) -> NDArray[np.bool_]:
     return np.stack([halves, ~halves], axis=1).reshape(-1, n_features)
 
 
-def exposure(
-    device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_patterns: int = 32
-) -> CalibrationResult:
+def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_patterns: int = 32) -> CalibrationResult:
     """Find the exposure, and the gain where needed, for a mean of a ninth of full scale with half of the features on.
 
-    `opu.exposure.choose_exposure` searches, with four patterns. Then other patterns are measured as it found, and the stated
-    exposure is corrected by what they show.
+    `opu.exposure.choose_exposure` searches, with four patterns. Then other patterns are measured as it found, and the
+    stated exposure is corrected by what they show.
 
     Parameters
     ----------
@@ -137,10 +135,10 @@ def exposure(
     Returns
     -------
     CalibrationResult
-        In microseconds; passes within the exposures of the device. Quantities: `gain` (dB), `mean_fraction` (what the search
-        came to: the mean as a fraction of full scale, passes within 5 % of a ninth), `saturated_fraction` (passes up to
-        0.0002; fully developed speckle has 0.00012), `rounds` (measurements of the search, passes up to 3).
-        Data: `histogram`, how many values are in each of 256 bins, and `edges_dn`, shape (257,).
+        In microseconds; passes within the exposures of the device. Quantities: `gain` (dB), `mean_fraction` (what the
+        search came to: the mean as a fraction of full scale, passes within 5 % of a ninth), `saturated_fraction`
+        (passes up to 0.0002; fully developed speckle has 0.00012), `rounds` (measurements of the search, passes up to
+        3). Data: `histogram`, how many values are in each of 256 bins, and `edges_dn`, shape (257,).
 
     Examples
     --------
@@ -202,7 +200,9 @@ def exposure(
     )
 
 
-def _exposure_findings(fraction: float, exposure_us: float, gain_db: float, description: DeviceDescription) -> list[str]:
+def _exposure_findings(
+    fraction: float, exposure_us: float, gain_db: float, description: DeviceDescription
+) -> list[str]:
     if not abs(fraction / TARGET_FRACTION - 1) > 0.05:
         return []
     where = f"At {exposure_us:g} us and {gain_db:.3g} dB"
@@ -224,8 +224,8 @@ def _mean(values: NDArray[Any]) -> float:
 def saturated_share(mean_dn: float, contrast: float, range_dn: float) -> float:
     """Return the share of speckle above a count, for intensities of the gamma distribution.
 
-    Speckle that a pixel averages over has about this distribution, of the shape `1 / contrast^2` (Goodman, Speckle Phenomena
-    in Optics); with the contrast 1 it is the exponential one, and the share `exp(-range / mean)`.
+    Speckle that a pixel averages over has about this distribution, of the shape `1 / contrast^2` (Goodman, Speckle
+    Phenomena in Optics); with the contrast 1 it is the exponential one, and the share `exp(-range / mean)`.
 
     Parameters
     ----------
@@ -294,9 +294,9 @@ class OnesRange:
 def estimate_ones_range(n_on: NDArray[np.float64], frames: NDArray[Any], dark_dn: float, range_dn: float) -> OnesRange:
     """Estimate how many features may be lit from repeats of a few patterns.
 
-    The mean is a line over the number of lit features. The noise of the counts from repeat to repeat is a line over the
-    mean. Means of speckle over `n` pixels have the relative error `g contrast / sqrt(n)`, its contrast about the same, with
-    `g` the number of alike neighbours as in `estimate_brightness`.
+    The mean is a line over the number of lit features. The noise of the counts from repeat to repeat is a line over
+    the mean. Means of speckle over `n` pixels have the relative error `g contrast / sqrt(n)`, its contrast about the
+    same, with `g` the number of alike neighbours as in `estimate_brightness`.
 
     Parameters
     ----------
@@ -312,6 +312,8 @@ def estimate_ones_range(n_on: NDArray[np.float64], frames: NDArray[Any], dark_dn
     OnesRange
         NaN where the light does not grow with the lit features.
     """
+    if frames.shape[2] < 2:
+        return OnesRange(*[math.nan] * 10)
     pixels = frames.mean(axis=1, dtype=np.float64) - dark_dn
     means = pixels.mean(axis=1)
     noises = frames.var(axis=1, ddof=1, dtype=np.float64).mean(axis=1)
@@ -361,9 +363,9 @@ def ones_range(
 ) -> CalibrationResult:
     """Find how few and how many features may be lit, at the exposure that suits half of them.
 
-    Three patterns with an eighth, a quarter and half of the features on, evenly spread and with none in common, tell the
-    mean, the contrast and the noise for any number: see `estimate_ones_range`. At either end of the range frames follow the
-    true intensities with a correlation of about 0.995.
+    Three patterns with an eighth, a quarter and half of the features on, evenly spread and with none in common, tell
+    the mean, the contrast and the noise for any number: see `estimate_ones_range`. At either end of the range frames
+    follow the true intensities with a correlation of about 0.995.
 
     Parameters
     ----------
@@ -413,7 +415,9 @@ def ones_range(
     numbers = np.linspace(1, n_features, 64)
     predicted_dn = found.background_dn + found.dn_per_feature * numbers
     is_known = found.contrast > 0
-    shares = [saturated_share(mean, found.contrast, range_dn) if is_known and mean > 0 else 0.0 for mean in predicted_dn]
+    shares = [
+        saturated_share(mean, found.contrast, range_dn) if is_known and mean > 0 else 0.0 for mean in predicted_dn
+    ]
     return recorder.result(
         "ones_range",
         "largest number of lit features: 0.5 % of the pixels saturate",
@@ -470,7 +474,8 @@ def _ones_findings(found: OnesRange) -> list[str]:
         return ["The light on the camera does not grow with the number of lit features."]
     if found.largest <= found.smallest:
         return [
-            f"From {found.largest:.3g} lit features on pixels saturate, and below {found.smallest:.3g} noise is too large: no "
-            "number of features suits this exposure. The camera is too noisy, or the contrast of the DMD is too low."
+            f"From {found.largest:.3g} lit features on pixels saturate, and below {found.smallest:.3g} noise is too "
+            "large: no number of features suits this exposure. The camera is too noisy, or the contrast of the DMD "
+            "is too low."
         ]
     return []

@@ -36,8 +36,7 @@ def stuck_pixels(frames: NDArray[Any], full_scale_dn: float) -> NDArray[np.bool_
     >>> stuck_pixels(np.array([[255, 3, 255], [255, 4, 9]]), 255)
     array([ True, False, False])
     """
-    stuck: NDArray[np.bool_] = (frames >= full_scale_dn).all(axis=0)
-    return stuck
+    return np.asarray((frames >= full_scale_dn).all(axis=0))
 
 
 def stuck_finding(share: float) -> list[str]:
@@ -51,8 +50,8 @@ def stuck_finding(share: float) -> list[str]:
     if share <= STUCK_SHARE:
         return []
     return [
-        f"{100 * share:.2g} % of the pixels are at full scale in every frame, whatever is shown: saturated (stuck or hot) "
-        "pixels."
+        f"{100 * share:.2g} % of the pixels are at full scale in every frame, whatever is shown: saturated (stuck or "
+        "hot) pixels."
     ]
 
 
@@ -96,7 +95,7 @@ def light_faults(
     noise_dn = 0.0 if dark is None else float(dark[:, ~stuck].std(dtype=np.float64)) / math.sqrt(dark[:, ~stuck].size)
     if light_dn - dark_dn < max(_NO_LIGHT_SHARE * target_dn, 5 * noise_dn):
         faults.append(
-            f"With the light on the mean is {light_dn:.3g} DN, without light it is {dark_dn:.3g} DN: the light makes no "
-            "difference. The laser is off, dead or blocked."
+            f"With the light on the mean is {light_dn:.3g} DN, without light it is {dark_dn:.3g} DN: the light makes "
+            "no difference. The laser is off, dead or blocked."
         )
     return faults
