@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opu.calibration.camera import take_dark, whole_size
 from opu.calibration.faults import light_faults, stuck_pixels
+from opu.calibration.frames import available_size, take_dark
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import CalibrationResult, Quantity
 from opu.exposure import TARGET_FRACTION
@@ -150,7 +150,7 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
     """
     recorder = Recorder(device, noise_key=noise_key)
     description = recorder.description
-    n_features, n_outputs = whole_size(description, 64, n_outputs)
+    n_features, n_outputs = available_size(description, 64, n_outputs)
     patterns = _halves(_SEARCH_PATTERNS + n_patterns, n_features)
     searched, measured = patterns[:_SEARCH_PATTERNS], patterns[_SEARCH_PATTERNS:]
     config = recorder.expose(recorder.config(n_features, n_outputs), searched)
@@ -398,7 +398,7 @@ def ones_range(
     """
     recorder = Recorder(device, noise_key=noise_key)
     description = recorder.description
-    n_features, n_outputs = whole_size(description, n_features, n_outputs)
+    n_features, n_outputs = available_size(description, n_features, n_outputs)
     config = recorder.expose(recorder.config(n_features, n_outputs), _halves(_SEARCH_PATTERNS, n_features))
     dark = take_dark(recorder, config, 8)
     place = np.arange(n_features) % 8
