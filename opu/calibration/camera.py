@@ -43,11 +43,11 @@ __all__ = [
 QUANTISATION_VARIANCE = 1 / 12
 """Variance of rounding to whole counts, in DN^2."""
 
-# From this noise on, in DN before rounding, counts of many different means have on average the variance of the noise and
-# 1/12 more, to 0.1 %.
+# From this noise on, in DN before rounding, counts of many different means have on average the variance of the noise
+# and 1/12 more, to 0.1 %.
 _SMOOTH_NOISE_DN = 0.4
-# Counts of one and the same mean, as without light, need more: rounding biases this mean by 0.001 DN, and the variance by
-# 1 %, at most.
+# Counts of one and the same mean, as without light, need more: rounding biases this mean by 0.001 DN, and the variance
+# by 1 %, at most.
 _SMOOTH_DARK_NOISE_DN = 0.55
 _IDENTIFIABLE_NOISE_DN = 0.3
 
