@@ -1,0 +1,209 @@
+"""Exposure and ones range: brightness that suits speckle, from any device."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+import opu
+from opu.calibration.exposures import (
+    estimate_brightness,
+    estimate_ones_range,
+    exposure,
+    ones_range,
+    saturated_share,
+)
+from opu.calibration.recorder import random_halves
+from opu.exposure import choose_exposure
+from opu.patterns import pack
+from opu.sim.device import SimulatedBench
+
+STUCK = {"hot_fraction": 0.02, "hot_current_e_per_s": 1e11}
+ROUTINES = (exposure, ones_range)
+
+
+@pytest.fixture
+def bench(small_preset):
+    """Return a bench with an aurora's camera changed, and as many times its light."""
+
+    def make(camera=None, brightness=1.0, seed=3, name="aurora"):
+        model = small_preset(name)
+        laser = dataclasses.replace(
+            model.laser, electrons_per_mirror_us=brightness * model.laser.electrons_per_mirror_us
+        )
+        camera = dataclasses.replace(model.camera, **(camera or {}))
+        return SimulatedBench(dataclasses.replace(model, camera=camera, laser=laser), seed=seed)
+
+    return make
+
+
+@pytest.mark.parametrize("routine", ROUTINES)
+@pytest.mark.parametrize("name", ["aurora", "ideal", "generation3", "interferometer", "laboratory"])
+def test_a_healthy_bench_passes(bench, routine, name):
+    with bench(name=name) as device:
+        result = routine(device, n_outputs=4096)
+    assert result.findings == ()
+    assert result.passed, result
+
+
+@pytest.mark.parametrize("brightness", [0.1, 0.4, 1.0, 2.0, 10.0])
+def test_the_exposure_is_found_in_three_rounds(bench, brightness):
+    with bench(brightness=brightness) as device:
+        result = exposure(device)
+    # 21 counts in 400 us with half of the mirrors on.
+    truth = 400 * 255 / 9 / 21 / brightness
+    assert result.passed, result
+    assert result.value == pytest.approx(truth, rel=0.02)
+    assert abs(result.value - truth) < 4 * result.uncertainty
+    assert result.quantities["rounds"].value <= 3
+    assert 5e-5 < result.quantities["saturated_fraction"].value < 2e-4
+    assert result.data["histogram"].sum() == 32 * 16384
+
+
+def test_gain_makes_up_for_light_that_no_exposure_does(bench):
+    with bench(brightness=1 / 1000) as device:
+        result = exposure(device)
+        assert result.data["edges_dn"][-1] == 256
+    # 540 ms are 5.4 times the longest exposure: 14.6 dB.
+    assert result.quantities["gain"].value == pytest.approx(14.6, abs=0.4)
+    assert result.quantities["mean_fraction"].passed
+    assert not result.findings
+
+
+def test_light_out_of_reach_is_named(bench):
+    with bench(brightness=200) as device:
+        result = exposure(device)
+    assert "10 us and 0 dB, the shortest exposure" in result.findings[0]
+    with bench(brightness=1e-4) as device:
+        result = exposure(device)
+    assert "the longest exposure" in result.findings[0]
+    assert not result.passed
+
+
+def test_the_search_does_not_run_from_stuck_pixels(bench):
+    patterns = pack(random_halves(8, 64))
+    config = opu.SessionConfig(n_features=64, n_outputs=4096)
+    chosen = []
+    for camera in ({}, STUCK):
+        with bench(camera=camera) as device:
+            chosen.append(choose_exposure(device, config, patterns)[0].exposure_us)
+    assert chosen[1] == pytest.approx(chosen[0], rel=0.01)
+
+
+def test_the_search_goes_by_the_mean_and_never_by_the_brightest(bench):
+    # One pixel in a thousand at full scale in some frames says nothing of the others.
+    warm = {"hot_fraction": 1e-3, "hot_current_e_per_s": 2e7}
+    with bench(camera=warm) as device:
+        result = exposure(device)
+    assert result.value == pytest.approx(540, rel=0.03)
+
+
+def test_the_search_comes_down_from_far_too_bright(bench):
+    config = opu.SessionConfig(n_features=64, n_outputs=4096, exposure_us=100_000.0)
+    with bench() as device:
+        found, n_frames = choose_exposure(device, config, pack(random_halves(4, 64)))
+    assert found.exposure_us == pytest.approx(540, rel=0.05)
+    assert n_frames <= 5 * 4
+
+
+def test_the_search_keeps_a_gain_that_was_asked_for(bench):
+    config = opu.SessionConfig(n_features=64, n_outputs=4096, gain_db=6.0)
+    with bench() as device:
+        found, _ = choose_exposure(device, config, pack(random_halves(4, 64)))
+    assert found.gain_db == 6.0
+    assert found.exposure_us == pytest.approx(540 / 10 ** (6 / 20), rel=0.05)
+
+
+def test_the_error_of_a_mean_counts_grains_and_shared_features():
+    rng = np.random.default_rng(0)
+    means, errors = [], []
+    for _ in range(200):
+        weights = rng.exponential(1, (64, 256))  # pixels in blocks of four alike, on four rows
+        patterns = random_halves(8, 64, seed=int(rng.integers(2**31)))
+        frames = 28 * (patterns @ np.repeat(weights, 4, axis=1)) / 32
+        found = estimate_brightness(frames, 0.0, 1e9)
+        means.append(found.mean_dn)
+        errors.append(found.error_dn)
+    assert np.mean(errors) == pytest.approx(np.std(means), rel=1.2)
+    assert np.mean(errors) > 0.8 * np.std(means)
+
+
+def test_saturation_of_speckle_of_any_contrast():
+    rng = np.random.default_rng(0)
+    for contrast in (1.0, 0.71, 0.5):
+        shape = 1 / contrast**2
+        drawn = rng.gamma(shape, 60 / shape, 2_000_000)
+        assert saturated_share(60.0, contrast, 200.0) == pytest.approx((drawn > 200).mean(), rel=0.05)
+
+
+def test_the_ones_range_predicts_means_and_saturation(bench):
+    rng = np.random.default_rng(5)
+    with bench() as device:
+        result = ones_range(device)
+        config = result.provenance[-1].config
+        truth = device.capability(opu.GroundTruth)
+        for n_on in (8, 24, 54):
+            shown = rng.permuted(np.tile(np.arange(64) < n_on, (32, 1)), axis=1)
+            light = truth.photoelectrons(config, shown) * 0.0255
+            predicted = np.interp(n_on, result.data["predicted_n_on"], result.data["predicted_mean_dn"])
+            assert predicted == pytest.approx(light.mean(), rel=0.05)
+        share = np.interp(54, result.data["predicted_n_on"], result.data["predicted_saturated"])
+        assert 1 / 1.5 < share / (light > 254.5).mean() < 1.5
+    assert result.quantities["contrast"].value == pytest.approx(1, abs=0.03)
+    assert abs(result.quantities["background"].value) < 4 * result.quantities["background"].uncertainty
+
+
+def test_the_background_of_a_finite_contrast_is_seen(bench, small_preset):
+    model = small_preset("aurora")
+    model = dataclasses.replace(model, dmd=dataclasses.replace(model.dmd, contrast=30.0))
+    with SimulatedBench(model, seed=3) as device:
+        background = ones_range(device).quantities["background"]
+    assert background.value > 4 * background.uncertainty
+
+
+def test_the_smallest_number_has_a_noise_of_a_tenth():
+    rng = np.random.default_rng(1)
+    n_on = np.array([8.0, 16.0, 32.0])
+    light = rng.exponential(1, (3, 1, 20_000)) * n_on[:, np.newaxis, np.newaxis]
+    frames = light + rng.normal(size=(3, 6, 20_000)) * 0.5
+    found = estimate_ones_range(n_on, frames, 0.0, 255.0)
+    assert found.smallest == pytest.approx(5, rel=0.1)
+    assert found.largest == pytest.approx(255 / math.log(200), rel=0.05)
+    assert found.mean_dn(10) == pytest.approx(10, rel=0.05)
+
+
+@pytest.mark.parametrize("routine", ROUTINES)
+def test_stuck_pixels_are_named_and_left_out(bench, routine):
+    values = []
+    for camera in ({}, STUCK):
+        with bench(camera=camera) as device:
+            result = routine(device)
+        values.append(result.value)
+    assert "at full scale in every frame, whatever is shown" in result.findings[0]
+    assert values[1] == pytest.approx(values[0], rel=0.02)
+
+
+@pytest.mark.parametrize("routine", ROUTINES)
+def test_a_camera_that_sees_nothing_is_named(bench, routine):
+    with bench(camera={"gain_dn_per_e": 1e-12}) as device:
+        result = routine(device, n_outputs=2048)
+    assert math.isnan(result.value)
+    assert "dark whatever is shown" in result.findings[0]
+    result.as_json()
+
+
+@pytest.mark.parametrize("routine", ROUTINES)
+def test_a_dead_laser_is_named(bench, routine):
+    with bench(brightness=1e-12) as device:
+        result = routine(device, n_outputs=2048)
+    assert not result.passed
+    assert "the light makes no difference" in result.findings[0]
+
+
+@pytest.mark.parametrize("routine", ROUTINES)
+def test_nothing_but_full_scale_is_a_finding_and_no_error(bench, routine):
+    with bench(camera={"hot_fraction": 1.0, "hot_current_e_per_s": 1e15}) as device:
+        result = routine(device, n_outputs=1024)
+    assert math.isnan(result.value)
+    assert "255 DN" in result.findings[0]
