@@ -1,4 +1,4 @@
-r"""The speckle itself: how large its grains are, and whether its intensities follow the law that everything else assumes.
+r"""The speckle itself: how large its grains are, and whether its intensities follow the law that all else assumes.
 
 Both routines light disjoint groups of mirrors, so that their speckles are independent, and take every frame twice: a
 *covariance between the two* has no noise in its mean. What they assume about the optics is a circular pupil, whose
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -29,7 +29,7 @@ from opu.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from opu.calibration.result import CalibrationResult
+    from opu.calibration.result import CalibrationResult, Limit
     from opu.device import Device, DeviceDescription, SessionConfig
 
 __all__ = [
@@ -42,11 +42,14 @@ __all__ = [
     "estimate_grain",
     "evenly_lit",
     "grain",
+    "jackknife_error",
     "law_distance",
     "pixel_shares",
+    "quantity",
     "record_speckle",
     "speckle_statistics",
     "standard_error",
+    "without_light",
 ]
 
 N_FEATURES = 64
@@ -89,7 +92,7 @@ def standard_error(samples: NDArray[np.float64]) -> float:
     return float(np.std(samples, ddof=1)) / math.sqrt(n) * (1 + 1.21 / (n - 1)) if n > 1 else math.nan
 
 
-def _jackknife_error(values: NDArray[np.float64]) -> float:
+def jackknife_error(values: NDArray[np.float64]) -> float:
     """Return the standard error of an estimate from its values with one sample left out each."""
     n = len(values)
     return standard_error(values) * (n - 1) if n > 1 else math.nan
@@ -119,7 +122,8 @@ def disjoint_patterns(n_patterns: int, n_features: int) -> NDArray[np.bool_]:
         raise ConfigError(
             f"{n_patterns} patterns of {n_features} features are asked for.", f"Use 2 to {n_features} patterns."
         )
-    return np.arange(n_patterns)[:, np.newaxis] == np.arange(n_features) % n_patterns
+    patterns: NDArray[np.bool_] = np.arange(n_patterns)[:, np.newaxis] == np.arange(n_features) % n_patterns
+    return patterns
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +215,7 @@ def record_speckle(
     patterns = disjoint_patterns(n_patterns, n_features)
     config = recorder.config(n_features, region.height * region.width, region=region)
     config = recorder.expose(config, patterns[:4], target_fraction=target_fraction)
-    dark = recorder.take(_without_light(config), np.zeros((N_DARK, n_features), np.bool_)).frames.reshape(shape)
+    dark = recorder.take(without_light(config), np.zeros((N_DARK, n_features), np.bool_)).frames.reshape(shape)
     lit = recorder.take(config, np.concatenate([patterns, patterns])).frames.reshape(shape)
     dark_dn = dark.mean(axis=0, dtype=np.float64)
     once, again = np.split(lit - dark_dn, 2)
@@ -231,7 +235,8 @@ def record_speckle(
     )
 
 
-def _without_light(config: SessionConfig) -> SessionConfig:
+def without_light(config: SessionConfig) -> SessionConfig:
+    """Return a configuration with the light off."""
     return msgspec.structs.replace(config, light="off")
 
 
@@ -465,7 +470,7 @@ def _fit_width(
     widths = _FWHM_PER_LENGTH * np.exp(logs)
     # One pattern less changes little: a step from here tells the change of the fit.
     changes = (_axes(one_less, last) - measured) @ np.linalg.pinv(_slopes(lags, logs)).T
-    return widths, widths * [_jackknife_error(change) for change in changes.T], True
+    return widths, widths * [jackknife_error(change) for change in changes.T], True
 
 
 def _slopes(lags: NDArray[np.int64], logs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -498,12 +503,13 @@ def _independent_share(
     lag = np.arange(-reach, reach + 1)
     near = np.hypot(lag[:, np.newaxis], lag) <= radius
     share = 1 / float(correlation[near].sum())
-    return share, _jackknife_error(1 / one_less[:, near].sum(axis=1))
+    return share, jackknife_error(1 / one_less[:, near].sum(axis=1))
 
 
 def evenly_lit(envelope: NDArray[np.float64], tolerance: float = _EVEN) -> tuple[int, int, int, int]:
-    """Return the largest rectangle in which the light is within a tolerance of its median, as first row, first column,
-    height and width; the whole where none is.
+    """Return the largest rectangle in which the light is within a tolerance of its median.
+
+    As first row, first column, height and width; the whole where there is none.
 
     Examples
     --------
@@ -538,8 +544,9 @@ def _envelope(frames: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     return blocks / mean, math.sqrt(max(float(blocks.var() - noise), 0.0)) / float(mean)
 
 
-def _quantity(value: float, uncertainty: float, unit: str, summary: str, **limit: Any) -> Quantity:
-    return Quantity(value=float(value), unit=unit, uncertainty=float(uncertainty), summary=summary, **limit)
+def quantity(value: float, uncertainty: float, unit: str, summary: str, limit: Limit = (None, None)) -> Quantity:
+    """Return a quantity of numbers of any kind."""
+    return Quantity(value=float(value), unit=unit, uncertainty=float(uncertainty), summary=summary, limit=limit)
 
 
 def grain(
@@ -601,19 +608,19 @@ def grain(
         )
     bound = "" if found.is_resolved else ", not resolved: at most this"
     quantities = {
-        "fwhm_rows": _quantity(found.fwhm_px[0], found.fwhm_error_px[0], "px", f"width along a column{bound}"),
-        "fwhm_columns": _quantity(found.fwhm_px[1], found.fwhm_error_px[1], "px", f"width along a row{bound}"),
-        "stride": _quantity(found.stride_px, 0.0, "px", "distance from which on pixels are independent"),
-        "neighbour_correlation": _quantity(
+        "fwhm_rows": quantity(found.fwhm_px[0], found.fwhm_error_px[0], "px", f"width along a column{bound}"),
+        "fwhm_columns": quantity(found.fwhm_px[1], found.fwhm_error_px[1], "px", f"width along a row{bound}"),
+        "stride": quantity(found.stride_px, 0.0, "px", "distance from which on pixels are independent"),
+        "neighbour_correlation": quantity(
             found.neighbour_correlation, found.neighbour_error, "1", "correlation of pixels at that distance"
         ),
-        "effective_outputs": _quantity(
+        "effective_outputs": quantity(
             found.independent_share * n_pixels,
             found.independent_error * n_pixels,
             "1",
             f"independent outputs that {n_pixels} neighbouring pixels count for",
         ),
-        "envelope_variation": _quantity(
+        "envelope_variation": quantity(
             variation, math.nan, "1", "variation of the light over the region", limit=(None, _EVEN)
         ),
     }
@@ -796,17 +803,17 @@ def speckle_statistics(
         findings = _speckle_findings(found)
     contrast = found.contrast
     quantities = {
-        "pixel_contrast": _quantity(found.pixel_contrast, math.nan, "1", "contrast that the area of the pixels leaves"),
-        "modes": _quantity(found.modes, found.modes_error, "1", "independent patterns that add up", limit=_LIMIT_MODES),
-        "law_distance": _quantity(
+        "pixel_contrast": quantity(found.pixel_contrast, math.nan, "1", "contrast that the area of the pixels leaves"),
+        "modes": quantity(found.modes, found.modes_error, "1", "independent patterns that add up", limit=_LIMIT_MODES),
+        "law_distance": quantity(
             found.distance,
             math.nan,
             "1",
             "distance from the law of speckle",
             limit=(None, max(_LIMIT_DISTANCE, found.critical_distance)),
         ),
-        "independent_values": _quantity(contrast.n_independent, math.nan, "1", "independent grains that were seen"),
-        "saturated_share": _quantity(
+        "independent_values": quantity(contrast.n_independent, math.nan, "1", "independent grains that were seen"),
+        "saturated_share": quantity(
             speckle.saturated_share, math.nan, "1", "share at the highest count", limit=(None, _SATURATED)
         ),
     }
@@ -881,13 +888,13 @@ def _speckle_findings(found: _Statistics) -> list[str]:
         blurred = "; or pixels that average over many grains" if found.may_blur and not found.grain.is_resolved else ""
         findings.append(
             f"The speckle is the sum of {found.modes:.2g} independent patterns: its contrast is {contrast:.2f} where a "
-            f"single one has {found.pixel_contrast:.2f}. A second polarisation, several modes of the laser, few lit mirrors, "
-            f"or a medium that moves during an exposure{blurred}."
+            f"single one has {found.pixel_contrast:.2f}. A second polarisation, several modes of the laser, few lit "
+            f"mirrors, or a medium that moves during an exposure{blurred}."
         )
     if not findings and found.modes < _LIMIT_MODES[0]:
         findings.append(
-            f"The contrast is {contrast:.2f}, more than the {found.pixel_contrast:.2f} of fully developed speckle: light "
-            "that varies over the region, or pixels with an offset of their own."
+            f"The contrast is {contrast:.2f}, more than the {found.pixel_contrast:.2f} of fully developed speckle: "
+            "light that varies over the region, or pixels with an offset of their own."
         )
     if not findings and found.distance > max(_LIMIT_DISTANCE, found.critical_distance):
         findings.append(
