@@ -36,7 +36,8 @@ __all__ = ["MirrorContrastEstimate", "dmd_contrast", "estimate_mirror_contrast"]
 
 _LOWEST_CONTRAST = 300.0
 _DIMMEST_DN = 1.0
-_HIDDEN_DN = 0.25
+_HIDDEN_DN = 1 / math.sqrt(12)
+_DITHER_DN = 0.4
 
 
 @dataclass(frozen=True)
@@ -82,23 +83,33 @@ def estimate_mirror_contrast(
     Returns
     -------
     MirrorContrastEstimate
-        Of NaN where the mirrors that are on give no light. A background below three standard errors, or below a
-        quarter of a count, which rounding hides, is not seen.
+        Of NaN where the mirrors that are on give no light. A background below three standard errors is not seen.
+
+    Notes
+    -----
+    Dark frames that are 0, or the same count all over, hide where within that count their mean lies. Then it is
+    uncertain by `1 / sqrt(12)` DN beside what frames tell. Noise of 0.4 DN or more above a black level shows it.
     """
     bright = on.mean(axis=1) - on_dark.mean()
     faint = off.mean(axis=1) - off_dark.mean()
     bright_dn, faint_dn = float(bright.mean()), float(faint.mean())
     if bright_dn < _DIMMEST_DN:
         return MirrorContrastEstimate(math.nan, math.nan, False, math.nan, math.nan)
-    bright_error = math.hypot(standard_error(bright), standard_error(on_dark.mean(axis=1)))
-    faint_error = math.hypot(standard_error(faint), standard_error(off_dark.mean(axis=1)))
-    if faint_dn < max(3 * faint_error, _HIDDEN_DN):
-        largest_dn = max(max(faint_dn, 0.0) + 1.96 * faint_error, _HIDDEN_DN)
+    bright_error = math.hypot(standard_error(bright), _dark_error(on_dark))
+    faint_error = math.hypot(standard_error(faint), _dark_error(off_dark))
+    if faint_dn <= 3 * faint_error:
+        largest_dn = max(faint_dn, 0.0) + 1.96 * faint_error
         return MirrorContrastEstimate(exposure_ratio * bright_dn / largest_dn, math.nan, True, math.nan, math.nan)
     contrast = exposure_ratio * bright_dn / faint_dn
     error = contrast * math.hypot(bright_error / bright_dn, faint_error / faint_dn)
     coherence, coherence_error = _common_speckle(on - on_dark.mean(axis=0), off - off_dark.mean(axis=0))
     return MirrorContrastEstimate(contrast, error, False, coherence, coherence_error)
+
+
+def _dark_error(dark: NDArray[np.float64]) -> float:
+    """Return the standard error of the mean of dark frames, with what rounding and a black level of 0 hide."""
+    is_open = np.sqrt(dark.var(axis=0, ddof=1).mean()) >= _DITHER_DN and (dark == 0).mean() < 0.01
+    return math.hypot(standard_error(dark.mean(axis=1)), 0.0 if is_open else _HIDDEN_DN)
 
 
 def _common_speckle(on: NDArray[np.float64], off: NDArray[np.float64]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 r"""Whether the device stays what it is: the medium, the light, and a pattern's frame.
 
-The field of the speckle at two times has the correlation `g1`, its intensity `g1^2`: *the intensity forgets twice as fast
-as the field*. What is stated here is the field's, since it is the field that a transmission matrix describes::
+The field of the speckle at two times has the correlation `g1`, its intensity `g1^2`: *the intensity forgets twice as
+fast as the field*. What is stated here is the field's, since it is the field that a transmission matrix describes::
 
     g1(t, t') = (1 - p) exp(-(w(t') - w(t))) + p,    w(t) = t / tau + n (1 - exp(-t / T))
 
@@ -70,9 +70,9 @@ _FORGOTTEN = 0.1
 def correlations(once: NDArray[np.float64], again: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the covariances of speckles between all times, by pattern.
 
-    The mean over the patterns is taken off each pixel at each time (light that no pattern changes says nothing about the
-    medium), and the mean over the pixels off each frame. Two frames of a pattern at each time keep noise out of the
-    diagonal.
+    The mean over the patterns is taken off each pixel at each time (light that no pattern changes says nothing about
+    the medium), and the mean over the pixels off each frame. Two frames of a pattern at each time keep noise out of
+    the diagonal.
 
     Parameters
     ----------
@@ -93,7 +93,8 @@ def correlations(once: NDArray[np.float64], again: NDArray[np.float64]) -> NDArr
     covariance: NDArray[np.float64] = mean @ mean.transpose(0, 2, 1)
     diagonal = np.arange(covariance.shape[1])
     covariance[:, diagonal, diagonal] = np.einsum("ptx,ptx->pt", *deviations)
-    return covariance / once.shape[2]
+    covariance /= once.shape[2]
+    return covariance
 
 
 def _normalised(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -254,9 +255,9 @@ def estimate_drift(covariance: NDArray[np.float64], times_s: NDArray[np.float64]
     """Estimate how a medium forgets from the covariances of its speckles.
 
     Jumps are found first. Between them the law at the head of this module is fitted to the correlations of all pairs of
-    times: the plateau where the field was followed below 0.6, the warm-up where the medium forgets more slowly at the end
-    than at the beginning by four standard errors. Standard errors come from leaving out one pattern at a time; patterns
-    that light other mirrors forget other things.
+    times: the plateau where the field was followed below 0.6, the warm-up where the medium forgets more slowly at the
+    end than at the beginning by four standard errors. Standard errors come from leaving out one pattern at a time;
+    patterns that light other mirrors forget other things.
 
     Parameters
     ----------
@@ -299,7 +300,47 @@ def estimate_drift(covariance: NDArray[np.float64], times_s: NDArray[np.float64]
     # One pattern less changes little: a step from here tells the change of the fit.
     changes = np.zeros((n, 4))
     changes[:, free] = (left_out - measured) @ np.linalg.pinv(pairs.slopes(parameters, free)).T
-    return _drift_estimate(pairs, parameters, changes, free, duration_s, clock, intensity, error, jumps)
+    time_s, time_error_s = _correlation_time(parameters[_RATE], jackknife_error(changes[:, _RATE]), duration_s)
+    end_s, end_error_s = _warm_up_end(parameters, changes, duration_s) if _SIZE in free else (0.0, math.nan)
+    has_plateau = _PLATEAU in free
+    between = _Pairs(np.minimum(earlier, later), np.maximum(earlier, later), chosen)
+    field = np.sqrt(np.maximum(intensity, 0.0))
+    return DriftEstimate(
+        time_s=time_s,
+        time_error_s=time_error_s,
+        is_bound=math.isnan(time_error_s),
+        plateau=float(parameters[_PLATEAU]) if has_plateau else math.nan,
+        plateau_error=jackknife_error(changes[:, _PLATEAU]) if has_plateau else math.nan,
+        warm_up_end_s=end_s,
+        warm_up_end_error_s=end_error_s,
+        jumps=tuple(jumps),
+        field=field,
+        field_error=error / (2 * np.maximum(field, 0.1)),
+        model=np.sqrt(between.model(parameters)),
+    )
+
+
+def _correlation_time(rate: float, rate_error: float, duration_s: float) -> tuple[float, float]:
+    """Return the correlation time and its error for a rate per duration; a lower bound and NaN if that may be 0."""
+    if rate >= 3 * rate_error and rate * _LONGEST_IN_RUNS >= 1:
+        return float(duration_s / rate), float(duration_s * rate_error / rate**2)
+    fastest = max(rate, 0.0) + 1.96 * rate_error
+    return float(duration_s / max(fastest, 1 / _LONGEST_IN_RUNS)), math.nan
+
+
+def _warm_up_end(
+    parameters: NDArray[np.float64], changes: NDArray[np.float64], duration_s: float
+) -> tuple[float, float]:
+    """Return when a warm-up adds no more than 1 % in ten minutes to the decay, and its error."""
+
+    def end_s(size: float, log_constant: float) -> float:
+        constant_s = duration_s * math.exp(log_constant)
+        excess = size / constant_s / _WARM_RATE_PER_S
+        return constant_s * math.log(excess) if excess > 1 else 0.0
+
+    size, log_constant = parameters[_SIZE], parameters[_CONSTANT]
+    ends_s = [end_s(size + change[_SIZE], log_constant + change[_CONSTANT]) for change in changes]
+    return end_s(size, log_constant), jackknife_error(np.array(ends_s))
 
 
 def _slows_down(pairs: _Pairs, measured: NDArray[np.float64], left_out: NDArray[np.float64]) -> bool:
@@ -312,54 +353,6 @@ def _slows_down(pairs: _Pairs, measured: NDArray[np.float64], left_out: NDArray[
     gain = float(measured[late].mean() - measured[early].mean())
     gain_error = jackknife_error(left_out[:, late].mean(axis=1) - left_out[:, early].mean(axis=1))
     return gain > max(4 * gain_error, 0.01)
-
-
-def _drift_estimate(
-    pairs: _Pairs,
-    parameters: NDArray[np.float64],
-    changes: NDArray[np.float64],
-    free: list[int],
-    duration_s: float,
-    clock: NDArray[np.float64],
-    intensity: NDArray[np.float64],
-    error: NDArray[np.float64],
-    jumps: list[Jump],
-) -> DriftEstimate:
-    rate, plateau, size, log_constant = parameters
-    rate_error = max(jackknife_error(changes[:, _RATE]), 1e-9)
-    is_bound = bool(rate < 3 * rate_error)
-    if is_bound:
-        time_s, time_error_s = duration_s / max(max(rate, 0.0) + 1.96 * rate_error, 1 / _LONGEST_IN_RUNS), math.nan
-    else:
-        time_s, time_error_s = duration_s / rate, duration_s * rate_error / rate**2
-    has_plateau = _PLATEAU in free
-    end_s, end_error_s = 0.0, math.nan
-    if _SIZE in free:
-
-        def end(size: float, log_constant: float) -> float:
-            constant_s = duration_s * math.exp(log_constant)
-            excess = size / constant_s / _WARM_RATE_PER_S
-            return constant_s * math.log(excess) if excess > 1 else 0.0
-
-        end_s = end(size, log_constant)
-        ends = [end(size + change[_SIZE], log_constant + change[_CONSTANT]) for change in changes]
-        end_error_s = jackknife_error(np.array(ends))
-    earlier, later = np.meshgrid(clock, clock, indexing="ij")
-    model = _Pairs(np.minimum(earlier, later), np.maximum(earlier, later), pairs.chosen).model(parameters)
-    field = np.sqrt(np.maximum(intensity, 0.0))
-    return DriftEstimate(
-        time_s=float(time_s),
-        time_error_s=float(time_error_s),
-        is_bound=is_bound,
-        plateau=float(plateau) if has_plateau else math.nan,
-        plateau_error=jackknife_error(changes[:, _PLATEAU]) if has_plateau else math.nan,
-        warm_up_end_s=end_s,
-        warm_up_end_error_s=end_error_s,
-        jumps=tuple(jumps),
-        field=field,
-        field_error=error / (2 * np.maximum(field, 0.1)),
-        model=np.sqrt(np.maximum(model, 0.0)),
-    )
 
 
 def image_shift(reference: NDArray[np.float64], frames: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -431,7 +424,9 @@ def _probe(
     # One output is the cheapest frame there is. It shows both halves in turn, so that mirrors land evenly.
     waiting = recorder.config(2, 1, exposure_us=wait_us)
     shown = np.concatenate([patterns, patterns])
-    frames, times_s = [], []
+    frames: list[NDArray[np.float64]] = []
+    times_s: list[float] = []
+    now_s = 0.0
     with recorder.device.open_session(config) as session, recorder.device.open_session(waiting) as pause:
         for i in range(n_probes):
             if i:
@@ -490,8 +485,9 @@ def stability(
     -------
     CalibrationResult
         The correlation time of the *field* in seconds, that of the intensity being half of it; passes from 150 s on
-        (two hundredths of it are what a matrix of a thousand features takes at 2 kHz). A lower bound, with an uncertainty
-        of NaN, where no decay was seen. `quantities`: `intensity_time`, `plateau`, `time_to_99` and `time_to_95`
+        (two hundredths of it are what a matrix of a thousand features takes at 2 kHz). A lower bound, with an
+        uncertainty of NaN, where no decay was seen. `quantities`: `intensity_time`, `plateau`, `time_to_99` and
+        `time_to_95`
         (how long the field keeps these correlations; infinite above the plateau), `warm_up_end`, `jumps`,
         `image_shift`, `power_drift` (peak to peak), `end_correlation` (of the field, first and last probe). `data`:
         `time_s`, `device_time_s`, `field_correlation` with the first probe, its `field_correlation_error` and `model`,
@@ -783,8 +779,8 @@ def _laser_findings(found: PowerEstimate, duration_s: float, interval: int) -> I
         yield _power_finding(found.drift, duration_s)
     if found.residual > _LARGEST_RESIDUAL:
         yield (
-            f"The power changes faster than reference frames can follow: {found.residual:.2%} remain after a correction "
-            f"by one in {interval}."
+            f"The power changes faster than reference frames can follow: {found.residual:.2%} remain after a "
+            f"correction by one in {interval}."
         )
     if found.noise > _LARGEST_NOISE:
         yield f"The power differs by {found.noise:.1%} from frame to frame: the laser is noisy, or light is missing."
