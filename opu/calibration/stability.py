@@ -487,12 +487,11 @@ def stability(
         The correlation time of the *field* in seconds, that of the intensity being half of it; passes from 150 s on
         (two hundredths of it are what a matrix of a thousand features takes at 2 kHz). A lower bound, with an
         uncertainty of NaN, where no decay was seen. `quantities`: `intensity_time`, `plateau`, `time_to_99` and
-        `time_to_95`
-        (how long the field keeps these correlations; infinite above the plateau), `warm_up_end`, `jumps`,
-        `image_shift`, `power_drift` (peak to peak), `end_correlation` (of the field, first and last probe). `data`:
-        `time_s`, `device_time_s`, `field_correlation` with the first probe, its `field_correlation_error` and `model`,
-        `neighbour_correlation` (field, each probe and the next), `power` relative to its mean, `shift_px`, shape
-        (n_probes, 2). `frames` counts those of waiting, too.
+        `time_to_95` (how long the field keeps these correlations; infinite above the plateau), `warm_up_end`,
+        `jumps`, `image_shift`, `power_drift` (peak to peak), `end_correlation` (of the field, first and last probe).
+        `data`: `time_s` from the first probe on, `device_time_s`, `field_correlation` between all probes with its
+        `field_correlation_error` and its `model`, shape (n_probes, n_probes), `power` relative to its mean, and
+        `shift_px`, shape (n_probes, 2). `frames` counts those of waiting, too.
 
     Examples
     --------
@@ -568,10 +567,9 @@ def stability(
         data={
             "time_s": run.times_s - run.times_s[0],
             "device_time_s": run.times_s,
-            "field_correlation": found.field[0],
-            "field_correlation_error": found.field_error[0],
-            "model": found.model[0],
-            "neighbour_correlation": np.diagonal(found.field, 1).copy(),
+            "field_correlation": found.field,
+            "field_correlation_error": found.field_error,
+            "model": found.model,
             "power": power,
             "shift_px": shifts[:, :2],
         },
