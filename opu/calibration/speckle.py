@@ -49,6 +49,7 @@ __all__ = [
     "record_speckle",
     "speckle_statistics",
     "standard_error",
+    "student_factor",
     "without_light",
 ]
 
@@ -66,30 +67,37 @@ _EVEN = 0.2
 _SATURATED = 1e-3
 _DIMMEST_DN = 1.0
 _FWHM_PER_LENGTH = 1.028993969962188
-_SECOND_DARK_RING = 2.2331
+_THIRD_DARK_RING = 3.2383
 _LARGEST_V = 40.0
 _SAMPLES_PER_VALUE = 8
 _CRITICAL = 1.50
 
 
-def standard_error(samples: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean of independent samples, such that 1.96 of it cover 95 %.
+def student_factor(n: int) -> float:
+    """Return by how much to stretch the standard error of `n` samples, such that 1.96 of it cover 95 %.
 
-    Few samples know their spread badly. Student's quantile, `1.96 (1 + 1.21 / dof)` to first order in the degrees of
-    freedom, makes up for it.
-
-    Parameters
-    ----------
-    samples : ndarray, shape (n, ...)
-        At least two.
+    Few samples know their spread badly. Student's quantile over the normal one, to second order in the degrees of
+    freedom (Abramowitz and Stegun 26.7.5).
 
     Examples
     --------
-    >>> round(standard_error(np.array([1.0, 2.0, 3.0, 4.0])), 3)
-    0.906
+    >>> round(1.96 * student_factor(6), 2)  # the exact one is 2.57
+    2.55
+    """
+    dof = n - 1
+    return 1 + 1.21 / dof + 1.44 / dof**2 if dof > 0 else math.nan
+
+
+def standard_error(samples: NDArray[np.float64]) -> float:
+    """Return the standard error of the mean of independent samples, stretched by `student_factor`.
+
+    Parameters
+    ----------
+    samples : ndarray, shape (n,)
+        NaN for fewer than two.
     """
     n = len(samples)
-    return float(np.std(samples, ddof=1)) / math.sqrt(n) * (1 + 1.21 / (n - 1)) if n > 1 else math.nan
+    return float(np.std(samples, ddof=1)) / math.sqrt(n) * student_factor(n) if n > 1 else math.nan
 
 
 def jackknife_error(values: NDArray[np.float64]) -> float:
@@ -214,7 +222,8 @@ def record_speckle(
     shape = (-1, region.height, region.width)
     patterns = disjoint_patterns(n_patterns, n_features)
     config = recorder.config(n_features, region.height * region.width, region=region)
-    config = recorder.expose(config, patterns[:4], target_fraction=target_fraction)
+    some = patterns[:: max(1, n_patterns // 8)]  # from all over the mirrors, which are not lit evenly
+    config = recorder.expose(config, some, target_fraction=target_fraction)
     dark = recorder.take(without_light(config), np.zeros((N_DARK, n_features), np.bool_)).frames.reshape(shape)
     lit = recorder.take(config, np.concatenate([patterns, patterns])).frames.reshape(shape)
     dark_dn = dark.mean(axis=0, dtype=np.float64)
@@ -382,7 +391,8 @@ def estimate_grain(once: NDArray[np.float64], again: NDArray[np.float64]) -> Gra
     """Estimate the size of the grains from two frames of each of several independent speckles.
 
     The model of a circular pupil is fitted to the correlation along both axes, up to where it falls below a tenth. The
-    effective number of pixels is a sum of what was measured, up to the second dark ring. Standard errors come from
+    effective number of pixels is a sum of what was measured, up to the third dark ring,
+    beyond which 6 % of its area would lie. Standard errors come from
     leaving out one pattern at a time.
 
     Parameters
@@ -405,7 +415,7 @@ def estimate_grain(once: NDArray[np.float64], again: NDArray[np.float64]) -> Gra
     correlation = total / power
     one_less = without_one / without_one[:, reach, reach][:, np.newaxis, np.newaxis]
     n = len(one_less)
-    error = np.std(one_less, axis=0, ddof=1) * (n - 1) / math.sqrt(n) * (1 + 1.21 / (n - 1))
+    error = np.std(one_less, axis=0, ddof=1) * (n - 1) / math.sqrt(n) * student_factor(n)
     fwhm, fwhm_error, is_resolved = _fit_width(correlation, one_less, error)
     stride = _stride(correlation, error)
     at_stride = [(reach + stride, reach), (reach, reach + stride)]
@@ -499,7 +509,7 @@ def _independent_share(
     correlation: NDArray[np.float64], one_less: NDArray[np.float64], fwhm_px: float
 ) -> tuple[float, float]:
     reach = len(correlation) // 2
-    radius = min(reach, math.ceil(_SECOND_DARK_RING * fwhm_px / _FWHM_PER_LENGTH + 0.5))
+    radius = min(reach, math.ceil(_THIRD_DARK_RING * fwhm_px / _FWHM_PER_LENGTH + 0.5))
     lag = np.arange(-reach, reach + 1)
     near = np.hypot(lag[:, np.newaxis], lag) <= radius
     share = 1 / float(correlation[near].sum())
@@ -550,7 +560,7 @@ def quantity(value: float, uncertainty: float, unit: str, summary: str, limit: L
 
 
 def grain(
-    device: Device, *, noise_key: int = 0, n_patterns: int = N_PATTERNS, side_px: int = SIDE_PX
+    device: Device, *, noise_key: int = 0, n_patterns: int = N_FEATURES, side_px: int = SIDE_PX
 ) -> CalibrationResult:
     """Measure the size of the speckle grains, and how far apart pixels are independent.
 

@@ -27,6 +27,7 @@ from opu.calibration.speckle import (
     jackknife_error,
     quantity,
     standard_error,
+    student_factor,
     without_light,
 )
 from opu.errors import ConfigError
@@ -274,7 +275,7 @@ def estimate_drift(covariance: NDArray[np.float64], times_s: NDArray[np.float64]
     n = len(covariance)
     total = covariance.sum(axis=0)
     intensity, one_less = _normalised(total), _normalised(total - covariance)
-    error = np.std(one_less, axis=0, ddof=1) * (n - 1) / math.sqrt(n) * (1 + 1.21 / (n - 1))
+    error = np.std(one_less, axis=0, ddof=1) * (n - 1) / math.sqrt(n) * student_factor(n)
     if np.median(np.diagonal(intensity, 1)) < _FORGOTTEN:
         return replace(_unknown_drift(len(times_s)), field=np.sqrt(np.maximum(intensity, 0.0)))
     jumps = find_jumps(intensity, np.diagonal(error, 1))
@@ -297,9 +298,10 @@ def estimate_drift(covariance: NDArray[np.float64], times_s: NDArray[np.float64]
     else:
         starts = [start]
     parameters = min((_fit(pairs, measured, one, free) for one in starts), key=lambda fit: fit[1])[0]
-    # One pattern less changes little: a step from here tells the change of the fit.
-    changes = np.zeros((n, 4))
-    changes[:, free] = (left_out - measured) @ np.linalg.pinv(pairs.slopes(parameters, free)).T
+    one_less_each = np.stack([_fit(pairs, values, parameters, free)[0] for values in left_out])
+    # Quenouille's correction: what leaving out one pattern changes on average is the bias of all but one.
+    parameters = parameters - (n - 1) * (one_less_each.mean(axis=0) - parameters)
+    changes = one_less_each - one_less_each.mean(axis=0)
     time_s, time_error_s = _correlation_time(parameters[_RATE], jackknife_error(changes[:, _RATE]), duration_s)
     end_s, end_error_s = _warm_up_end(parameters, changes, duration_s) if _SIZE in free else (0.0, math.nan)
     has_plateau = _PLATEAU in free
@@ -417,13 +419,14 @@ def _probe(
     region = central_region(recorder.description, side_px)
     patterns = disjoint_patterns(n_patterns, N_FEATURES)
     config = recorder.config(N_FEATURES, region.height * region.width, region=region)
-    config = recorder.expose(config, patterns[:4], target_fraction=SPECKLE_FRACTION)
+    some = patterns[:: max(1, n_patterns // 8)]  # from all over the mirrors, which are not lit evenly
+    config = recorder.expose(config, some, target_fraction=SPECKLE_FRACTION)
     dark = recorder.take(without_light(config), np.zeros((N_DARK, N_FEATURES), np.bool_)).frames
     exposure = recorder.description.exposure_us
     wait_us = max(min(_LONGEST_WAIT_US, exposure.maximum), exposure.minimum)
     # One output is the cheapest frame there is. It shows both halves in turn, so that mirrors land evenly.
     waiting = recorder.config(2, 1, exposure_us=wait_us)
-    shown = np.concatenate([patterns, patterns])
+    shown = patterns.repeat(2, axis=0)  # the two frames of a pattern follow each other: no drift between them
     frames: list[NDArray[np.float64]] = []
     times_s: list[float] = []
     now_s = 0.0
@@ -436,7 +439,7 @@ def _probe(
             now_s = _end_s(taken)
             times_s.append(now_s - len(shown) * taken.provenance.frame_us * 0.5e-6)
     above = np.stack(frames) - dark.mean(axis=0, dtype=np.float64)
-    run = _Run(np.array(times_s), above[:, :n_patterns], above[:, n_patterns:])
+    run = _Run(np.array(times_s), above[:, ::2], above[:, 1::2])
     return run, np.array([region.height, region.width])
 
 
@@ -683,13 +686,23 @@ def estimate_power(powers: NDArray[np.float64], interval: int) -> PowerEstimate:
     means = blocks.mean(axis=1) / mean
     return PowerEstimate(
         residual=residual,
-        residual_error=standard_error(squares) / (2 * max(residual, 1e-6)),
+        residual_error=_residual_error(residual, noise, squares.size * (interval - 1)),
         drift=float(np.ptp(means)),
         drift_error=math.sqrt(2 / interval) * noise,
         noise=noise,
         noise_error=standard_error(noise_squares) / (2 * max(noise, 1e-12)),
         corrected=corrected,
     )
+
+
+def _residual_error(residual: float, noise: float, n_frames: int) -> float:
+    """Return the standard error of a root mean square `r` from which noise `s` was removed, of these very frames.
+
+    A frame's square has the variance `4 r^2 s^2` beside that of its noise, of which neighbours tell all but a product,
+    with the variance `s^4`.
+    """
+    spread = noise * math.sqrt(4 * residual**2 + noise**2)
+    return spread / math.sqrt(n_frames) / (2 * residual) if residual > 0 else math.sqrt(spread) / n_frames**0.25
 
 
 def laser_power(
