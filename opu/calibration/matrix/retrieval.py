@@ -18,6 +18,7 @@ complex conjugation.
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["FinishedRows", "PhaseRetrieval", "believed_rows"]
 
 LARGEST_RESIDUAL_RATIO = 1.5
-"""Rows whose residual is above this multiple of the median are not believed; 3 would let rows through that correlate by
-a half with the truth."""
+"""Rows whose residual is above this multiple of that of rows as bright are not believed; 3 would let rows through that
+correlate by a half with the truth."""
 LARGEST_RESIDUAL = 0.25
 """Relative. Rows without any phase have 0.3 and more at 4 patterns a feature, and 0.46 with very many."""
 _BETA = 0.9
@@ -46,8 +47,8 @@ _RESTART_GROWTH = 2
 _DIM_SHARE = 0.15
 _RANK_TOLERANCE = 1e-6
 _SMALLEST_BATCH = 64
-
-Planes = "NDArray[np.float32]"
+_ROWS_FOR_A_FIT = 16
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -417,8 +418,9 @@ def relative_residuals(residuals: NDArray[np.float32], powers: NDArray[np.float6
 def believed_rows(residuals: NDArray[np.float32], powers: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell which rows to believe by the residuals of their amplitudes.
 
-    A row is out when its residual is above 1.5 times the median both absolutely, as photon noise makes it the same for
-    bright and dim rows, and relative to its amplitude, as errors of the model do; or above a quarter of its amplitude.
+    A row is out when its residual is above 1.5 times what rows of its brightness have, or above a quarter of its
+    amplitude. Read and quantisation noise weigh less in bright rows: a bright row that has lost one quadrature has the
+    residual of a good row of the usual brightness.
 
     Parameters
     ----------
@@ -437,13 +439,45 @@ def believed_rows(residuals: NDArray[np.float32], powers: NDArray[np.float64]) -
     >>> believed_rows(np.array([0.1, 0.1, 0.1, 0.2]), np.array([1.0, 1.0, 4.0, 1.0]))
     array([ True,  True,  True, False])
     """
-    lit = powers > 0
-    if not lit.any():
-        return lit
-    relative = relative_residuals(residuals, powers)
-    excess = np.minimum(residuals / np.median(residuals[lit]), relative / np.median(relative[lit]))
-    believed: NDArray[np.bool_] = lit & (excess <= LARGEST_RESIDUAL_RATIO) & (relative <= LARGEST_RESIDUAL)
+    believed: NDArray[np.bool_] = powers > 0
+    lit = np.flatnonzero(believed)
+    if len(lit):
+        ratio = residuals[lit] / np.maximum(expected_residuals(residuals[lit], powers[lit]), _TINY)
+        relative = relative_residuals(residuals, powers)[lit]
+        believed[lit] = (ratio <= LARGEST_RESIDUAL_RATIO) & (relative <= LARGEST_RESIDUAL)
     return believed
+
+
+def expected_residuals(residuals: NDArray[np.float32], powers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the residuals that rows of such brightness have, fitted to most of the rows; all of them have light.
+
+    The squares are `p + q / power + r * power`: photon noise, read and quantisation noise, and errors in proportion to
+    the intensity. None is negative. Rows that stand out are left out of the next fit.
+    """
+    expected = np.full(len(powers), float(np.median(residuals)))
+    scale = float(np.median(powers))
+    terms = np.stack([np.ones(len(powers)), scale / powers, powers / scale], axis=1)
+    for _ in range(4):
+        good = (residuals > 0) & (residuals <= LARGEST_RESIDUAL_RATIO * expected)
+        if good.sum() < _ROWS_FOR_A_FIT:
+            break
+        squares = residuals[good].astype(np.float64) ** 2
+        expected = np.sqrt(terms @ _non_negative_fit(terms[good] / squares[:, np.newaxis]))
+    return expected
+
+
+def _non_negative_fit(relative_terms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the parts, none below zero, with which terms add up to 1 best: the best of all choices of terms."""
+    n_terms = relative_terms.shape[1]
+    best, least = np.zeros(n_terms), math.inf
+    for chosen in (list(c) for n in range(1, n_terms + 1) for c in itertools.combinations(range(n_terms), n)):
+        parts, *_ = np.linalg.lstsq(relative_terms[:, chosen], np.ones(len(relative_terms)), rcond=None)
+        error = float(((relative_terms[:, chosen] @ parts - 1) ** 2).sum())
+        if (parts >= 0).all() and error < least:
+            least = error
+            best = np.zeros(n_terms)
+            best[chosen] = parts
+    return best
 
 
 def frame_correlations(one: ArrayLike, other: ArrayLike) -> NDArray[np.float64]:
