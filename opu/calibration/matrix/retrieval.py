@@ -35,7 +35,15 @@ from opu.patterns import PackedPatterns, as_array, as_packed, pack, unpack
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["FinishedRows", "PhaseRetrieval", "believed_rows"]
+__all__ = [
+    "FinishedRows",
+    "PhaseRetrieval",
+    "believed_rows",
+    "expected_residuals",
+    "frame_correlations",
+    "relative_residuals",
+    "retrieval_patterns",
+]
 
 LARGEST_RESIDUAL_RATIO = 1.5
 """Rows whose residual is above this multiple of that of rows as bright are not believed; 3 would let rows through that
@@ -47,6 +55,8 @@ _RESTART_GROWTH = 2
 _DIM_SHARE = 0.15
 _RANK_TOLERANCE = 1e-6
 _SMALLEST_BATCH = 64
+_SHARE = 1 / 3
+_VARIED_SHARES = (0.2, 0.45)
 _ROWS_FOR_A_FIT = 16
 _TINY = 1e-12
 
@@ -522,3 +532,33 @@ def _targets(counts: NDArray[np.float32], bounds: NDArray[np.float32]) -> NDArra
     """Return amplitudes of rows, shape (n_rows, n_patterns); below zero where a sample is saturated."""
     amplitudes = np.sqrt(np.maximum(counts, 0))
     return np.ascontiguousarray(np.where(counts >= bounds, -amplitudes, amplitudes).T)
+
+
+def retrieval_patterns(
+    n_patterns: int, n_features: int, *, varied: bool = False, seed: int = 0
+) -> NDArray[np.bool_]:
+    """Return random patterns that suit phase retrieval, shape (n_patterns, n_features).
+
+    Each feature is on with a probability of a third. What all patterns have in common is a field of constant phase,
+    and where it is much brighter than what differs, the quadrature to it hardly shows in the intensities. The ratio of
+    the two is `p / (1 - p)` on average, with an exponential distribution over the rows: half as large for a third as
+    for a half, and rows with ten times the average exist.
+
+    Parameters
+    ----------
+    n_patterns, n_features : int
+        The shape.
+    varied : bool
+        Draw the probability for each pattern from 0.2 to 0.45, so that the numbers of ones differ by more than chance:
+        this tells a background, which is always on, from the sum of all features.
+    seed : int
+        Of the patterns.
+
+    Examples
+    --------
+    >>> retrieval_patterns(1000, 90).mean().round(2)
+    np.float64(0.33)
+    """
+    rng = np.random.default_rng(seed)
+    share = rng.uniform(*_VARIED_SHARES, (n_patterns, 1)) if varied else _SHARE
+    return rng.random((n_patterns, n_features), np.float32) < share
