@@ -50,6 +50,8 @@ LARGEST_RESIDUAL_RATIO = 1.5
 correlate by a half with the truth."""
 LARGEST_RESIDUAL = 0.25
 """Relative. Rows without any phase have 0.3 and more at 4 patterns a feature, and 0.46 with very many."""
+NEGLIGIBLE_RESIDUAL = 0.005
+"""Relative. What a camera without noise leaves is how far the polish has come, and tells nothing."""
 _BETA = 0.9
 _RESTART_GROWTH = 2
 _DIM_SHARE = 0.15
@@ -58,7 +60,6 @@ _SMALLEST_BATCH = 64
 _SHARE = 1 / 3
 _VARIED_SHARES = (0.2, 0.45)
 _ROWS_FOR_A_FIT = 16
-_TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -452,7 +453,8 @@ def believed_rows(residuals: NDArray[np.float32], powers: NDArray[np.float64]) -
     believed: NDArray[np.bool_] = powers > 0
     lit = np.flatnonzero(believed)
     if len(lit):
-        ratio = residuals[lit] / np.maximum(expected_residuals(residuals[lit], powers[lit]), _TINY)
+        expected = expected_residuals(residuals[lit], powers[lit])
+        ratio = residuals[lit] / np.maximum(expected, NEGLIGIBLE_RESIDUAL * np.sqrt(powers[lit]))
         relative = relative_residuals(residuals, powers)[lit]
         believed[lit] = (ratio <= LARGEST_RESIDUAL_RATIO) & (relative <= LARGEST_RESIDUAL)
     return believed

@@ -2,12 +2,14 @@
 
 Each pattern of a scrambled Hadamard matrix is shown once for each of three or four phases of the arm. The sum over the
 phases `1/n sum_k exp(2 pi i k / n) I_k = z conj(r)` is linear in the field `z`, and the inverse of the Hadamard matrix
-gives the single features. All patterns off tell the brightness `|r|^2` of the arm. (Popoff et al., PRL 104, 100601,
+gives the single features. All patterns off tell the brightness `|r|^2` of the arm. A fit of the amplitudes then takes
+half of the photon noise away. (Popoff et al., PRL 104, 100601,
 2010, with four phases.)
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ from opu.calibration.matrix.hadamard import ScrambledHadamard
 from opu.calibration.matrix.retrieval import believed_rows, relative_residuals
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["SteppedMatrix", "SteppingPlan"]
 
@@ -25,6 +27,10 @@ _OFF_PATTERNS = 16
 _DARKEST_REFERENCE = 0.1
 """Relative to the median. The error of a row goes with the inverse of the arm's amplitude at its pixel."""
 _PATTERNS_AT_ONCE = 64
+_REFINEMENTS = 6
+_COMPLETE_VISIBILITY = 0.97
+_DIM_SHARE = 0.1
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,50 +79,99 @@ class SteppingPlan:
         off = np.zeros((_OFF_PATTERNS, n_features), np.bool_)
         self.patterns: NDArray[np.bool_] = np.concatenate([off, self._plan.patterns]).repeat(n_steps, axis=0)
 
-    def recover(self, intensities: NDArray[Any]) -> SteppedMatrix:
+    def recover(self, intensities: NDArray[Any], *, saturation: ArrayLike = math.inf) -> SteppedMatrix:
         """Return the matrix.
 
         Parameters
         ----------
         intensities : ndarray, shape (len(patterns), n_outputs)
             Counts above the dark level.
+        saturation : array_like, a number or shape (n_outputs,)
+            From which intensity on a sample is a lower bound.
         """
-        steps = intensities.reshape(-1, self.n_steps, intensities.shape[1])
-        phases = np.exp(2j * np.pi * np.arange(self.n_steps) / self.n_steps)
-        products = np.tensordot(phases / self.n_steps, steps, axes=(0, 1))
-        dark = products[:_OFF_PATTERNS].mean(axis=0)
-        reference = _reference_power(steps[:_OFF_PATTERNS].mean(axis=(0, 1), dtype=np.float64), np.abs(dark) ** 2)
-        lit = reference > 0
-        scale = np.divide(1, np.sqrt(reference), out=np.zeros(len(reference)), where=lit)
-        found = self._plan.invert((products[_OFF_PATTERNS:] - dark).T) * scale[:, np.newaxis]
-        background = dark * scale
-        residuals, powers = self._residuals(steps[_OFF_PATTERNS:], found, background, np.sqrt(reference), phases)
+        n_outputs = intensities.shape[1]
+        steps = intensities.reshape(-1, self.n_steps, n_outputs)
+        phases = np.exp(2j * np.pi * np.arange(self.n_steps) / self.n_steps)[:, np.newaxis]
+        off, shown = steps[:_OFF_PATTERNS], steps[_OFF_PATTERNS:]
+        product = (off.mean(axis=0, dtype=np.float64) * phases).mean(axis=0)
+        reference = _reference_power(off.mean(axis=(0, 1), dtype=np.float64), np.abs(product) ** 2)
+        arm = _Arm(np.sqrt(reference), phases, _visibility(shown, phases, reference))
+        fields = np.empty((len(shown), n_outputs), np.complex128)
+        squares, powers = np.zeros(n_outputs), np.zeros(n_outputs)
+        for start in range(0, len(shown), _PATTERNS_AT_ONCE):
+            some = np.maximum(shown[start : start + _PATTERNS_AT_ONCE], 0).astype(np.float64)
+            found = arm.fields(some, np.asarray(saturation))
+            fields[start : start + len(some)] = found
+            squares += ((np.sqrt(arm.intensities(found)) - np.sqrt(some)) ** 2).sum(axis=(0, 1))
+            powers += some.sum(axis=(0, 1))
+        background = product * arm.scale
+        n_frames = len(shown) * self.n_steps
+        residuals, powers = np.sqrt(squares / n_frames).astype(np.float32), powers / n_frames
         bright = reference > _DARKEST_REFERENCE * np.median(reference)
         return SteppedMatrix(
-            found.astype(np.complex64),
+            self._plan.invert((fields - background).T).astype(np.complex64),
             background.astype(np.complex64),
             relative_residuals(residuals, powers),
             believed_rows(residuals, powers) & bright,
         )
 
-    def _residuals(
-        self,
-        steps: NDArray[Any],
-        matrix: NDArray[np.complex128],
-        background: NDArray[np.complex128],
-        arm: NDArray[np.float64],
-        phases: NDArray[np.complex128],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Return root mean square residuals of the amplitudes of all frames, and mean intensities, of the rows."""
-        squares, powers = np.zeros(len(arm)), np.zeros(len(arm))
-        for start in range(0, len(steps), _PATTERNS_AT_ONCE):
-            some = np.maximum(steps[start : start + _PATTERNS_AT_ONCE], 0)
-            fields = self._plan.patterns[start : start + _PATTERNS_AT_ONCE] @ matrix.T + background
-            amplitudes = np.abs(fields[:, np.newaxis] + arm * phases[:, np.newaxis])
-            squares += ((amplitudes - np.sqrt(some)) ** 2).sum(axis=(0, 1))
-            powers += some.sum(axis=(0, 1), dtype=np.float64)
-        n_frames = len(steps) * self.n_steps
-        return np.sqrt(squares / n_frames).astype(np.float32), powers / n_frames
+
+@dataclass(frozen=True, eq=False)
+class _Arm:
+    """The reference arm: its amplitude at each pixel, its phases, and the visibility of the interference."""
+
+    amplitude: NDArray[np.float64]
+    phases: NDArray[np.complex128]
+    visibility: float
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """Return the field for a product `z conj(r)`, for each pixel; 0 where there is no light of the arm."""
+        strength = self.amplitude * self.visibility
+        return np.divide(1, strength, out=np.zeros(len(strength)), where=strength > 0)
+
+    def intensities(self, fields: NDArray[np.complex128]) -> NDArray[np.float64]:
+        """Return the intensities of fields with each phase of the arm, shape (n_patterns, n_steps, n_outputs)."""
+        waves = self.amplitude * self.phases
+        found = np.abs(fields[:, np.newaxis] + waves) ** 2
+        found -= 2 * (1 - self.visibility) * (fields[:, np.newaxis] * waves.conj()).real
+        return np.maximum(found, 0)
+
+    def fields(self, steps: NDArray[np.float64], saturation: NDArray[np.float32]) -> NDArray[np.complex128]:
+        """Return the fields of patterns, shape (n_patterns, n_outputs).
+
+        The linear solution has photon noise in proportion to `1 + |z|^2 / |r|^2`. A few steps of a fit of the
+        amplitudes, whose photon noise is even, take that factor away: half the noise where a field is as bright as
+        the arm. Amplitudes are those of a sum of two fields only where the interference is complete.
+        """
+        fields: NDArray[np.complex128] = (steps * self.phases).mean(axis=1) * self.scale
+        if self.visibility < _COMPLETE_VISIBILITY:
+            return fields
+        wanted = np.sqrt(steps)
+        weights = steps / (steps + _DIM_SHARE * max(float(steps.mean()), _TINY)) * (self.amplitude > 0)
+        saturated = steps >= saturation
+        for _ in range(_REFINEMENTS):
+            total = fields[:, np.newaxis] + self.amplitude * self.phases
+            amplitudes = np.abs(total)
+            missing = np.where(saturated, np.maximum(wanted - amplitudes, 0), wanted - amplitudes)
+            # Each frame shows one direction of the plane, so the mean over them is half of what is missing.
+            fields = fields + 2 * (weights * missing * total / np.maximum(amplitudes, _TINY)).mean(axis=1)
+        return fields
+
+
+def _visibility(steps: NDArray[Any], phases: NDArray[np.complex128], reference: NDArray[np.float64]) -> float:
+    """Return how much of the interference shows: less than 1 where a pixel averages over fringes of a tilted arm.
+
+    The power of the products `z conj(r)` against that of the field times that of the arm, median of the pixels.
+    """
+    products = np.zeros(len(reference))
+    for start in range(0, len(steps), _PATTERNS_AT_ONCE):
+        products += (np.abs((steps[start : start + _PATTERNS_AT_ONCE] * phases).mean(axis=1)) ** 2).sum(axis=0)
+    powers = (steps.mean(axis=(0, 1), dtype=np.float64) - reference) * reference
+    usable = (powers > 0) & (products > 0)
+    if not usable.any():
+        return 1.0
+    return min(1.0, float(np.median(np.sqrt(products[usable] / len(steps) / powers[usable]))))
 
 
 def _reference_power(total: NDArray[np.float64], product_power: NDArray[np.float64]) -> NDArray[np.float64]:
