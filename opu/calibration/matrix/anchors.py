@@ -53,12 +53,12 @@ class AnchorPlan:
 
     Examples
     --------
-    >>> from opu.calibration.matrix.comparison import row_correlation
+    >>> from opu.calibration.matrix.comparison import row_correlations
     >>> plan = AnchorPlan(32)
     >>> rng = np.random.default_rng(0)
     >>> matrix = rng.standard_normal((4, 32)) + 1j * rng.standard_normal((4, 32))
     >>> found = plan.recover(np.abs(plan.patterns @ matrix.T) ** 2)
-    >>> row_correlation(found, matrix).round(6)
+    >>> row_correlations(found, matrix).round(6)
     array([1., 1., 1., 1.])
     """
 

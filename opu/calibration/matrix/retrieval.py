@@ -174,12 +174,12 @@ class PhaseRetrieval:
     Examples
     --------
     >>> import numpy as np
-    >>> from opu.calibration.matrix.comparison import row_correlation
+    >>> from opu.calibration.matrix.comparison import row_correlations
     >>> rng = np.random.default_rng(0)
     >>> matrix = rng.standard_normal((64, 24)) + 1j * rng.standard_normal((64, 24))
     >>> patterns = rng.integers(0, 2, (192, 24))
     >>> retrieval = PhaseRetrieval().fit(patterns, np.abs(patterns @ matrix.T) ** 2)
-    >>> bool(retrieval.kept_.all()), bool(row_correlation(retrieval.matrix_, matrix).min() > 0.999)
+    >>> bool(retrieval.kept_.all()), bool(row_correlations(retrieval.matrix_, matrix).min() > 0.999)
     (True, True)
     """
 
