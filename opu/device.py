@@ -176,6 +176,8 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     `speckle_grain_px` is the correlation area of the speckle in pixel areas, 0 for independent pixels, None if unknown.
     `references` are the ways in which a reference arm can be used (`REFERENCE_STEPS`), and `reference_carrier` is the
     tilt of that arm in cycles per pixel, along rows and columns.
+    `calibration_id` names the calibration that is applied to the device, `calibrated_unix_s` is when it was measured,
+    and `calibrated_medium_epoch` the epoch of the medium then; None without any.
     """
 
     contract_version: int
@@ -202,6 +204,8 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     references: tuple[str, ...] = (NO_REFERENCE,)
     reference_carrier: tuple[float, float] | None = None
     calibration_id: str | None = None
+    calibrated_unix_s: float | None = None
+    calibrated_medium_epoch: int | None = None
     versions: dict[str, str] = {}
 
     @property
@@ -287,7 +291,8 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
     Device time (`device_us`, `device_start_us`) is what the device books for the call and when it started on the
     device's own clock; `started_unix_s` and `finished_unix_s` are wall-clock times of the device's host.
-    `laser_power_mw` is the power that the laser was set to, None where it is unknown.
+    `laser_power_mw` is the power that the laser was set to, None where it is unknown. `calibration_id` names the
+    calibration that was applied to the device, and `calibrated_unix_s` is when that was measured; None without any.
     """
 
     device_id: str
@@ -306,6 +311,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     saturated_fraction: float
     skipped_frames: int
     laser_power_mw: float | None = None
+    calibrated_unix_s: float | None = None
 
 
 class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True):
