@@ -1,9 +1,9 @@
 """Sealed HDF5 files: a few arrays and a page of JSON, read without trust.
 
-HDF5 is a language of its own: links into other files, objects, filters, sizes that nothing holds. These files use none of
-it. Their root has datasets of plain numbers, stored in one piece, and two attributes, `format` and `meta` (JSON). Before
-the HDF5 data, in the *user block* that the format leaves to applications, stands a seal with the SHA-256 of all that
-follows: damage is noticed before the HDF5 library looks at it. Any HDF5 reader can read the files.
+HDF5 is a language of its own: links into other files, objects, filters, sizes that nothing holds. These files use none
+of it. Their root has datasets of plain numbers, stored in one piece, and two attributes, `format` and `meta` (JSON).
+Before the HDF5 data, in the *user block* that the format leaves to applications, stands a seal with the SHA-256 of all
+that follows: damage is noticed before the HDF5 library looks at it. Any HDF5 reader can read the files.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -88,7 +88,8 @@ def load(path: str | os.PathLike[str], device: Device | None = None) -> Transmis
         The extra `hdf5` is not installed.
     """
     meta, arrays = read_sealed(path, _FORMAT, _Meta, _DTYPES, "The matrix")
-    matrix = TransmissionMatrix(**arrays, **msgspec.structs.asdict(meta))
+    fields: dict[str, Any] = {**arrays, **msgspec.structs.asdict(meta)}
+    matrix = TransmissionMatrix(**fields)
     if wrong := _inconsistent(matrix):
         raise DataFileError(
             f"The matrix {os.fspath(path)!r} is damaged: its {', '.join(wrong)} cannot be right.", "Measure it again."

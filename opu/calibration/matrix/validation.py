@@ -54,7 +54,8 @@ def row_correlations(one: NDArray[np.complex64], two: NDArray[np.complex64]) -> 
     array([1.   , 0.707])
     """
     norms = np.linalg.norm(one, axis=1).astype(np.float64) * np.linalg.norm(two, axis=1)
-    return np.divide(_agreement(one, two), norms, out=np.zeros(len(one)), where=norms > 0)
+    found: NDArray[np.float64] = np.divide(_agreement(one, two), norms, out=np.zeros(len(one)), where=norms > 0)
+    return found
 
 
 def normalised_error(truth: NDArray[np.complex64], estimate: NDArray[np.complex64]) -> float:
@@ -180,9 +181,9 @@ def held_out(
 
     Random patterns with half of the features on are shown twice each. The value is the Pearson correlation of
     predicted and measured intensities over the rows to be believed, divided by the square root of the correlation of
-    the two measurements: 1 for a perfect matrix behind any noise. (Some divide by that correlation itself, which flatters
-    the matrix; it is the quantity `pearson_over_repeatability`.) For a field correlation `c` of the matrix with the
-    medium as it is, the value is `c ** 2`.
+    the two measurements: 1 for a perfect matrix behind any noise. (Some divide by that correlation itself, which
+    flatters the matrix; it is the quantity `pearson_over_repeatability`.) For a field correlation `c` of the matrix
+    with the medium as it is, the value is `c ** 2`.
 
     Parameters
     ----------
@@ -245,8 +246,8 @@ def faults_of_matrix(matrix: TransmissionMatrix, provenance: Provenance) -> list
     faults = []
     if (provenance.medium_id, provenance.medium_epoch) != (matrix.medium_id, matrix.medium_epoch):
         faults.append(
-            f"The matrix was measured through the medium {matrix.medium_id}, epoch {matrix.medium_epoch}, and the device "
-            f"has {provenance.medium_id}, epoch {provenance.medium_epoch}: measure it again."
+            f"The matrix was measured through the medium {matrix.medium_id}, epoch {matrix.medium_epoch}, and the "
+            f"device has {provenance.medium_id}, epoch {provenance.medium_epoch}: measure it again."
         )
     share = float(matrix.kept.mean())
     if share < _LEAST_KEPT:
@@ -270,7 +271,7 @@ def _faults_of_agreement(found: HeldOut, matrix: TransmissionMatrix, provenance:
     if found.disattenuated + 3 * found.uncertainty < LOWEST_CORRELATION:
         age_s = provenance.finished_unix_s - matrix.measured_unix_s
         return [
-            f"The matrix predicts new frames at a correlation of only {found.disattenuated:.4f}, though frames repeat at "
-            f"{found.repeatability:.4f}: the medium has moved since it was measured {age_s:.0f} s ago, or it is wrong."
+            f"The matrix predicts new frames at a correlation of only {found.disattenuated:.4f}, while frames "
+            f"repeat at {found.repeatability:.4f}: the medium moved since then, {age_s:.0f} s ago, or it is wrong."
         ]
     return []
