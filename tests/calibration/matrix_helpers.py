@@ -20,7 +20,7 @@ def exposed(device, **fields):
         return session.config
 
 
-def true_matrix(device, config, *, error=0.0, seed=0):
+def true_matrix(device, config, *, error=0.0, seed=0, off_phase_rad=0.0):
     """Return the matrix of a session from the ground truth, in units of its frames.
 
     Rows have random phases, half of them are conjugated, and noise of the relative size `error` is added.
@@ -32,12 +32,17 @@ def true_matrix(device, config, *, error=0.0, seed=0):
     patterns = rng.random((32, config.n_features)) < 0.5
     with device.open_session(msgspec.structs.replace(config, noise_key=99)) as session:
         counts = session.project(patterns.repeat(4, axis=0)).frames.mean() - description.black_level_dn
-    entries = entries * np.sqrt(counts / np.square(np.abs(entries @ patterns.T)).mean())
-    noise = rng.normal(size=(2, *entries.shape)) * np.sqrt(np.square(np.abs(entries)).mean() / 2)
+    off = 0 if description.dmd_contrast is None else np.exp(1j * off_phase_rad) / np.sqrt(description.dmd_contrast)
+    # The light of all mirrors, which features that fill the DMD share.
+    background = off / (1 - off) * entries.sum(axis=1, keepdims=True)
+    scale = np.sqrt(counts / np.square(np.abs(entries @ patterns.T + background)).mean())
+    entries = np.concatenate([entries, background], axis=1) * scale
+    noise = rng.normal(size=(2, *entries.shape)) * np.sqrt(np.square(np.abs(entries[:, :-1])).mean() / 2)
+    noise[..., -1] = 0
     entries = (entries + error * (noise[0] + 1j * noise[1])) / np.sqrt(1 + error**2)
     entries = entries * np.exp(2j * np.pi * rng.random((len(entries), 1)))
     entries[::2] = entries[::2].conj()
-    return wrap(device, config, entries)
+    return wrap(device, config, entries[:, :-1], background=entries[:, -1].astype(np.complex64))
 
 
 def wrap(device, config, entries, **fields):
@@ -49,7 +54,7 @@ def wrap(device, config, entries, **fields):
             "matrix": entries.astype(np.complex64),
             "background": np.zeros(n_outputs, np.complex64),
             "dark_dn": np.full(n_outputs, description.black_level_dn, np.float32),
-            "row_quality": np.full(n_outputs, 0.05, np.float32),
+            "row_quality": np.full(n_outputs, 0.02, np.float32),
             "kept": np.ones(n_outputs, bool),
             "config": config,
             "method": "truth",

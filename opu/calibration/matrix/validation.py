@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -117,7 +117,7 @@ class HeldOut:
     repeatability_uncertainty: float
 
 
-def compare_intensities(predicted: NDArray[np.float32], measured: NDArray[np.float32]) -> HeldOut:
+def compare_intensities(predicted: NDArray[np.floating[Any]], measured: NDArray[np.floating[Any]]) -> HeldOut:
     """Compare predicted with measured intensities, and correct for the noise of the measurement.
 
     The correlations are over patterns, with the mean of each pixel removed, pooled over pixels. Noise lowers the
@@ -206,6 +206,7 @@ def held_out(
     config = msgspec.structs.replace(matrix.config, noise_key=noise_key ^ _NOISE)
     patterns = random_halves(n_patterns, matrix.n_features, seed=_PATTERN_SEED + noise_key)
     projection = recorder.take(config, np.concatenate([patterns, patterns]))
+    provenance = projection.provenance
     frames = projection.frames.reshape(2, n_patterns, -1)[..., matrix.kept].astype(np.float32)
     predicted = matrix.intensities(patterns)[:, matrix.kept]
     found = compare_intensities(predicted, frames)
@@ -227,8 +228,8 @@ def held_out(
             "kept": _plain_quantity(share, 0.0, "share of the rows to be believed"),
         },
         findings=[
-            *faults_of_matrix(matrix, projection.provenance),
-            *_faults_of_agreement(found, matrix, projection.provenance),
+            *faults_of_matrix(matrix, provenance.medium_id, provenance.medium_epoch),
+            *_faults_of_agreement(found, matrix, provenance),
         ],
         data={
             "predicted_dn": predicted[:, :_ROWS_OF_FIGURE],
@@ -241,13 +242,13 @@ def _plain_quantity(value: float, uncertainty: float, summary: str) -> Quantity:
     return Quantity(value=value, unit="1", uncertainty=uncertainty, summary=summary)
 
 
-def faults_of_matrix(matrix: TransmissionMatrix, provenance: Provenance) -> list[str]:
-    """Return what is wrong with a matrix, given where frames of the device come from, in words."""
+def faults_of_matrix(matrix: TransmissionMatrix, medium_id: str, medium_epoch: int) -> list[str]:
+    """Return what is wrong with a matrix in words, given the medium that the device has now."""
     faults = []
-    if (provenance.medium_id, provenance.medium_epoch) != (matrix.medium_id, matrix.medium_epoch):
+    if (medium_id, medium_epoch) != (matrix.medium_id, matrix.medium_epoch):
         faults.append(
             f"The matrix was measured through the medium {matrix.medium_id}, epoch {matrix.medium_epoch}, and the "
-            f"device has {provenance.medium_id}, epoch {provenance.medium_epoch}: measure it again."
+            f"device has {medium_id}, epoch {medium_epoch}: measure it again."
         )
     share = float(matrix.kept.mean())
     if share < _LEAST_KEPT:
