@@ -14,7 +14,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -38,7 +38,7 @@ from opu.errors import CapacityError, ConfigError, DataFileError, MediumChangedE
 from opu.parts import selected_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -52,6 +52,8 @@ _DTYPES = {"hot_pixels": "int32", "dark_dn": "float32"}
 _ID_DIGITS = 16
 # Wider than any sensor, so that one number names a pixel on all of them.
 _WIDE = 2**31
+
+ValueT = TypeVar("ValueT")
 
 
 class _Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -181,9 +183,9 @@ class Calibration:
     def from_results(cls, results: Iterable[CalibrationResult]) -> Calibration:
         """Make a calibration of what routines have found.
 
-        Taken are the data `hot_pixels` and `offset_map_dn` of `dark_frames`, the value of `exposure` and its quantity
-        `gain_db`, and the quantity `stride` and the data `region` (row, column, height, width) of `grain`. What is not
-        there, or could not be measured, is left open.
+        Taken are the data `hot_pixels` and `stuck_pixels` (numbers of outputs) and `offset_map` of `dark_frames`, the
+        value of `exposure` and its quantity `gain`, and the quantity `stride` and the data `even_region` (row, column,
+        height, width) of `grain`. What is not there, or could not be measured, is left open.
 
         Parameters
         ----------
@@ -298,23 +300,24 @@ def _of_dark_frames(result: CalibrationResult | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if result is None or not result.provenance:
         return found
-    config = result.provenance[0].config
-    hot = result.data.get("hot_pixels")
-    if hot is not None:
-        numbers = _pixel_numbers(config)[np.asarray(hot).ravel()]
+    # Of sessions with several exposures, on the same pixels, the map is that of the middle one.
+    configs = sorted((one.config for one in result.provenance), key=lambda config: config.exposure_us or 0.0)
+    config = configs[len(configs) // 2]
+    bad = [result.data[name] for name in ("hot_pixels", "stuck_pixels") if name in result.data]
+    if bad:
+        numbers = _pixel_numbers(config)[np.unique(np.concatenate(bad).astype(np.int64))]
         found["hot_pixels"] = np.stack(np.divmod(numbers, _WIDE), axis=1).astype(np.int32)
-    offset = result.data.get("offset_map_dn")
-    if offset is not None and np.size(offset) == config.n_outputs:
-        found["dark_dn"] = np.asarray(offset, np.float32).ravel()
-        found["dark_config"] = config
+    offset = _first(result.data, "offset_map", "offset_map_dn")
+    if offset is not None and offset.size == config.n_outputs:
+        found["dark_dn"], found["dark_config"] = offset.astype(np.float32).ravel(), config
     return found
 
 
 def _of_exposure(result: CalibrationResult | None) -> dict[str, Any]:
     if result is None or not math.isfinite(result.value):
         return {}
-    gain = result.quantities.get("gain_db")
-    return {"exposure_us": result.value, "gain_db": 0.0 if gain is None else gain.value}
+    gain = _first(result.quantities, "gain", "gain_db")
+    return {"exposure_us": result.value, "gain_db": 0.0 if gain is None or math.isnan(gain.value) else gain.value}
 
 
 def _of_grain(result: CalibrationResult | None) -> dict[str, Any]:
@@ -324,10 +327,15 @@ def _of_grain(result: CalibrationResult | None) -> dict[str, Any]:
     stride = result.quantities.get("stride")
     if stride is not None and stride.value >= 1:
         found["stride"] = round(stride.value)
-    region = result.data.get("region")
-    if region is not None and np.size(region) == 4:
-        found["region"] = Region(*(int(number) for number in np.ravel(region)))
+    region = _first(result.data, "even_region", "region")
+    if region is not None and region.size == 4 and min(region[2:]) > 0:
+        found["region"] = Region(*(int(number) for number in region))
     return found
+
+
+def _first(mapping: Mapping[str, ValueT], *names: str) -> ValueT | None:
+    """Return the first of several entries that is there."""
+    return next((mapping[name] for name in names if name in mapping), None)
 
 
 def apply(device: Device, calibration: Calibration) -> CalibratedDevice:

@@ -108,6 +108,8 @@ class _Losses(NamedTuple):
 def _losses(matrix: TransmissionMatrix, patterns: NDArray[np.bool_]) -> _Losses:
     """Return the factors that the matrix itself tells."""
     kept = matrix.kept
+    if not kept.any():
+        return _Losses(math.nan, math.nan)
     columns = np.sqrt(np.square(np.abs(matrix.matrix[kept])).mean(axis=0, dtype=np.float64))
     illumination = float(columns.sum() ** 2 / (len(columns) * max(np.square(columns).sum(), np.finfo(float).tiny)))
     fields = matrix.fields(patterns)[:, kept]
@@ -165,10 +167,9 @@ def focusing(
     reach = ideal * losses.illumination * losses.modulated
     patterns = focusing_patterns(matrix, targets, optimise_phase=optimise_phase)
     foci = bench.focus(patterns, targets, random_dn, reach)
-    enhancements = foci.focus_dn / random_dn if random_dn > 0 else np.full(len(targets), math.nan)
-    enhancement = float(enhancements.mean()) if len(targets) else math.nan
+    enhancements = foci.focus_dn / random_dn
+    enhancement, scatter = float(enhancements.mean()), float(enhancements.std()) / math.sqrt(len(enhancements))
     # Of the foci, and of the pixels whose mean is the denominator.
-    scatter = float(enhancements.std()) / math.sqrt(max(1, len(targets) - 1))
     relative = math.hypot(scatter / enhancement, bench.mean_error / random_dn) if enhancement > 0 else math.nan
     ratio = enhancement / expected if expected > 0 else math.nan
     over_all_on = enhancement * random_dn / foci.all_on_dn if foci.all_on_dn > 0 else math.nan
@@ -227,16 +228,17 @@ class _Bench:
         projection = self._recorder.take(self._config, np.concatenate([patterns, patterns]))
         self._medium = (projection.provenance.medium_id, projection.provenance.medium_epoch)
         frames = projection.frames.reshape(2, len(patterns), -1)[..., matrix.kept].astype(np.float64)
-        if not matrix.kept.any():
-            return compare_intensities(np.zeros((2, 1)), np.zeros((2, 2, 1))), math.nan
+        found = compare_intensities(matrix.intensities(patterns)[:, matrix.kept], frames)
+        if math.isnan(found.disattenuated):
+            return found, math.nan
         means = frames.mean(axis=(0, 1)) - self._dark_dn(self._config)[matrix.kept]
         self.mean_error = float(means.std()) / math.sqrt(len(means))
-        return compare_intensities(matrix.intensities(patterns)[:, matrix.kept], frames), float(means.mean())
+        return found, float(means.mean())
 
     def focus(self, patterns: NDArray[np.bool_], targets: NDArray[np.intp], random_dn: float, reach: float) -> _Foci:
         """Show the patterns of foci, and the all-on pattern."""
-        if not (len(targets) and random_dn > 0 and reach > 0):
-            return _Foci(np.full(len(targets), math.nan), math.nan, np.zeros((1, 1)), np.zeros(2, np.intp), [])
+        if not (random_dn > 0 and reach > 0):  # as where no row is to be believed
+            return _Foci(np.full(1, math.nan), math.nan, np.zeros((1, 1)), np.zeros(2, np.intp), [])
         config, factor = self._for_focus(random_dn * reach)
         shown = np.concatenate([patterns, np.ones((1, patterns.shape[1]), bool)])
         projection = self._recorder.take(config, shown)

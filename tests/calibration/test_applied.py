@@ -102,10 +102,13 @@ def test_hot_pixels_are_left_out_without_a_region(small_preset):
     hot[:, 0] += rows // 2 - 1
     with SimulatedBench(model, seed=5) as bench:
         calibrated = apply(bench, calibration_for(bench, region=None, hot_pixels=hot.astype(np.int32)))
-        with OpuServer(calibrated, "tcp://127.0.0.1:0") as server, opu.open(server.uri) as remote:
-            with remote.open_session(SessionConfig(n_features=32, n_outputs=columns + 1)) as session:
-                assert session.project(PATTERNS).frames.shape == (6, columns + 1)
-                assert session.config.region.height == 4
+        with (
+            OpuServer(calibrated, "tcp://127.0.0.1:0") as server,
+            opu.open(server.uri) as remote,
+            remote.open_session(SessionConfig(n_features=32, n_outputs=columns + 1)) as session,
+        ):
+            assert session.project(PATTERNS).frames.shape == (6, columns + 1)
+            assert session.config.region.height == 4
         assert calibrated.calibration.dark_levels(session.config).shape == (columns + 1,)
 
 
@@ -300,14 +303,19 @@ def result_of(device, name, value, data=None, **quantities):
 def test_a_calibration_is_made_of_results(device, small_preset):
     offset = np.linspace(0, 1, 900, dtype=np.float32)
     results = [
-        result_of(device, "dark_frames", 0.0, {"offset_map_dn": offset, "hot_pixels": np.array([0, 7])}),
-        result_of(device, "exposure", 480.0, gain_db=3.0),
-        result_of(device, "grain", 4.0, {"region": np.array([100, 200, 120, 150])}, stride=3.0),
+        result_of(
+            device,
+            "dark_frames",
+            0.0,
+            {"offset_map": offset, "hot_pixels": np.array([0, 7]), "stuck_pixels": np.array([9])},
+        ),
+        result_of(device, "exposure", 480.0, gain=3.0),
+        result_of(device, "grain", 4.0, {"even_region": np.array([100, 200, 120, 150])}, stride=3.0),
     ]
     calibration = Calibration.from_results(results)
     row, columns = results[0].provenance[0].config.region.row, device.describe().pixels[1]
     assert columns > 900
-    np.testing.assert_array_equal(calibration.hot_pixels, [[row, 0], [row, 7]])
+    np.testing.assert_array_equal(calibration.hot_pixels, [[row, 0], [row, 7], [row, 9]])
     assert calibration.dark_config == results[0].provenance[0].config
     assert (calibration.exposure_us, calibration.gain_db, calibration.stride) == (480.0, 3.0, 3)
     assert calibration.region == REGION

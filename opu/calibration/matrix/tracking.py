@@ -34,7 +34,7 @@ import msgspec
 import numpy as np
 
 from opu.calibration.matrix.validation import HeldOut, compare_intensities, faults_of_matrix
-from opu.calibration.recorder import Recorder, random_halves
+from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
 from opu.errors import PatternShapeError
 from opu.patterns import as_packed, unpack
@@ -135,7 +135,7 @@ class MatrixTracker:
             To be shown, and given to `partial_fit` with their frames.
         """
         n_probes = math.ceil(n_frames * PROBE_DUTY / (1 - PROBE_DUTY))
-        return random_halves(n_probes, self._start.n_features, seed=_PROBE_SEED + self.n_probes_)
+        return _random_probes(n_probes, self._start.n_features, _PROBE_SEED + self.n_probes_)
 
     def partial_fit(self, patterns: ArrayLike | PackedPatterns, frames: ArrayLike) -> MatrixTracker:
         """Learn from frames, in the order in which they were taken.
@@ -195,6 +195,11 @@ class MatrixTracker:
         self.drift_per_probe_ = min(max(drift, _DRIFT_RANGE[0]), _DRIFT_RANGE[1])
 
 
+def _random_probes(n_probes: int, n_features: int, seed: int) -> NDArray[np.bool_]:
+    """Return random patterns. With exactly half on, the background could not be told from the mean of the features."""
+    return np.random.default_rng(seed).random((n_probes, n_features)) < 0.5
+
+
 def tracking(
     device: Device, *, matrix: TransmissionMatrix, noise_key: int = 0, n_probes: int | None = None
 ) -> CalibrationResult:
@@ -224,7 +229,7 @@ def tracking(
     """
     recorder = Recorder(device, noise_key=noise_key)
     tracker = MatrixTracker(matrix, full_scale_dn=recorder.description.full_scale_dn)
-    probes = random_halves(n_probes or 4 * matrix.n_features, matrix.n_features, seed=_PROBE_SEED + noise_key)
+    probes = _random_probes(n_probes or 4 * matrix.n_features, matrix.n_features, _PROBE_SEED + noise_key)
     batches = np.array_split(probes, max(1, min(_BATCHES, len(probes) // 2)))
     config = msgspec.structs.replace(matrix.config, noise_key=noise_key ^ _NOISE)
     kept = matrix.kept
