@@ -325,6 +325,7 @@ class Bench(Device):
                 saturated_fraction=report.saturated_fraction,
                 skipped_frames=report.skipped_frames,
                 laser_power_mw=laser_power_mw,
+                calibrated_unix_s=self._description.calibrated_unix_s,
             )
             projections.append(Projection(run.out, provenance))
             start_us, lead_us = start_us + device_us, 0.0

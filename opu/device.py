@@ -167,6 +167,15 @@ class MediumDescription(msgspec.Struct, frozen=True, kw_only=True):
     min_ones: int
 
 
+class Region(msgspec.Struct, frozen=True):
+    """A rectangle of camera pixels: first row and column, height and width."""
+
+    row: int
+    column: int
+    height: int
+    width: int
+
+
 class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     """What a device is and what it offers, as JSON-able data.
 
@@ -177,6 +186,10 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     `speckle_grain_px` is the correlation area of the speckle in pixel areas, 0 for independent pixels, None if unknown.
     `references` are the ways in which a reference arm can be used (`REFERENCE_STEPS`), and `reference_carrier` is the
     tilt of that arm in cycles per pixel, along rows and columns.
+    `calibration_id` names the calibration that is applied to the device, `calibrated_unix_s` is when it was measured,
+    and `calibrated_medium_epoch` the epoch of the medium then; None without any. Sessions that name no region have the
+    `default_region` (None: rows in the middle of the sensor) and `default_stride`. `pixels_left_out` is how many pixels
+    of the sensor sessions never report, because they are no good.
     """
 
     contract_version: int
@@ -203,6 +216,11 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     references: tuple[str, ...] = (NO_REFERENCE,)
     reference_carrier: tuple[float, float] | None = None
     calibration_id: str | None = None
+    calibrated_unix_s: float | None = None
+    calibrated_medium_epoch: int | None = None
+    default_region: Region | None = None
+    default_stride: int = 1
+    pixels_left_out: int = 0
     versions: dict[str, str] = {}
 
     @property
@@ -214,15 +232,6 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     def frame_us(self) -> float:
         """Time from one frame to the next at the default exposure, in microseconds."""
         return self.timing.frame_us(self.exposure_us.default)
-
-
-class Region(msgspec.Struct, frozen=True):
-    """A rectangle of camera pixels: first row and column, height and width."""
-
-    row: int
-    column: int
-    height: int
-    width: int
 
 
 class SessionConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,13 +247,16 @@ class SessionConfig(msgspec.Struct, frozen=True, kw_only=True):
         How features lie on the mirrors. `lined`: each feature fills an equal run of consecutive mirrors, row by
         row; mirrors that are left over stay off.
     region : Region or None
-        Where the pixels are taken from; None is the least number of whole rows in the middle of the sensor.
+        Where the pixels are taken from; None is the device's default: where none was calibrated, the least number of
+        whole rows in the middle of the sensor.
     stride : int
-        Take every `stride`-th pixel of every `stride`-th row of the region.
+        Take every `stride`-th pixel of every `stride`-th row of the region; without a region, 1 is the device's
+        default.
     exposure_us : float or None
         Exposure time in microseconds; None is the device's default.
     gain_db : float
-        Camera gain in decibels of amplitude (20 dB multiply the counts by 10).
+        Camera gain in decibels of amplitude (20 dB multiply the counts by 10); without an exposure, 0 is the device's
+        default.
     light : str
         `on` or `off`. With finite DMD contrast all-mirrors-off is not dark; `off` is.
     reference : str
@@ -288,7 +300,8 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
     Device time (`device_us`, `device_start_us`) is what the device books for the call and when it started on the
     device's own clock; `started_unix_s` and `finished_unix_s` are wall-clock times of the device's host.
-    `laser_power_mw` is the power that the laser was set to, None where it is unknown.
+    `laser_power_mw` is the power that the laser was set to, None where it is unknown. `calibration_id` names the
+    calibration that was applied to the device, and `calibrated_unix_s` is when that was measured; None without any.
     """
 
     device_id: str
@@ -307,6 +320,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     saturated_fraction: float
     skipped_frames: int
     laser_power_mw: float | None = None
+    calibrated_unix_s: float | None = None
 
 
 class DeviceSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -428,14 +442,15 @@ def _require_within(name: str, value: object, limits: Limits) -> float:
     return number
 
 
-def _middle_rows(config: SessionConfig, pixels: tuple[int, int]) -> Region:
-    rows, columns = pixels
+def _middle_rows(config: SessionConfig, description: DeviceDescription) -> Region:
+    rows, columns = description.pixels
     per_row = -(-columns // config.stride)
-    height = min(rows, (-(-config.n_outputs // per_row) - 1) * config.stride + 1)
+    n_pixels = config.n_outputs + description.pixels_left_out
+    height = min(rows, (-(-n_pixels // per_row) - 1) * config.stride + 1)
     return Region((rows - height) // 2, 0, height, columns)
 
 
-def _check_region(region: Region, config: SessionConfig, pixels: tuple[int, int]) -> Region:
+def _check_region(region: Region | None, config: SessionConfig, pixels: tuple[int, int]) -> Region:
     rows, columns = pixels
     if not isinstance(region, Region):
         raise ConfigError(f"region is {region!r}.", "Use opu.Region(row, column, height, width), or None.")
@@ -504,15 +519,25 @@ def resolve_config(config: SessionConfig, description: DeviceDescription) -> Ses
             f"n_outputs is {config.n_outputs}, more than the {rows * columns} pixels of the camera.",
             f"Ask for at most {rows * columns} outputs.",
         )
-    region = _middle_rows(config, description.pixels) if config.region is None else config.region
-    region = _check_region(region, config, description.pixels)
-    exposure = description.exposure_us.default if config.exposure_us is None else config.exposure_us
+    if config.region is None:
+        config = _with_default_region(config, description)
+    exposure, gain = config.exposure_us, config.gain_db
+    if exposure is None:
+        exposure = description.exposure_us.default
+        gain = description.gain_db.default if gain == 0 else gain
     return msgspec.structs.replace(
         config,
-        region=region,
+        region=_check_region(config.region, config, description.pixels),
         exposure_us=_require_within("exposure_us", exposure, description.exposure_us),
-        gain_db=_require_within("gain_db", config.gain_db, description.gain_db),
+        gain_db=_require_within("gain_db", gain, description.gain_db),
     )
+
+
+def _with_default_region(config: SessionConfig, description: DeviceDescription) -> SessionConfig:
+    if config.stride == 1:
+        config = msgspec.structs.replace(config, stride=description.default_stride)
+    region = description.default_region or _middle_rows(config, description)
+    return msgspec.structs.replace(config, region=region)
 
 
 def check_change(change: SettingsChange, limits: Mapping[str, Limits]) -> dict[str, float]:

@@ -31,6 +31,7 @@ __all__ = [
     "ProtocolError",
     "RefusedError",
     "ServerFailureError",
+    "StaleCalibrationWarning",
     "UnreachableError",
     "UnsupportedError",
     "UriError",
@@ -132,7 +133,7 @@ class UnsupportedError(InputError):
 
 
 class MediumChangedError(OpuError):
-    """Something was measured through another medium, before the medium moved, or at another power of the laser."""
+    """Something was measured through another medium or other pixels, before the medium moved, or at another power."""
 
     code = "medium_changed"
 
@@ -235,6 +236,10 @@ class ServerFailureError(LinkError):
     """The server met an error of its own, which is not the fault of the request."""
 
     code = "server_failure"
+
+
+class StaleCalibrationWarning(UserWarning):
+    """The calibration of a device is old, or the medium has changed for good since it was measured."""
 
 
 def _tree(root: type[OpuError]) -> list[type[OpuError]]:

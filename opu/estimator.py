@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -14,7 +15,15 @@ import numpy as np
 
 from opu.device import Device, SessionConfig
 from opu.encoders import BitPlaneEncoder, ThresholdEncoder
-from opu.errors import ClosedError, ConfigError, LinkError, MediumChangedError, MissingExtraError, OpuError
+from opu.errors import (
+    ClosedError,
+    ConfigError,
+    LinkError,
+    MediumChangedError,
+    MissingExtraError,
+    OpuError,
+    StaleCalibrationWarning,
+)
 from opu.exposure import choose_exposure
 from opu.linear import LinearProjector, fit_linear_map
 from opu.patterns import pack
@@ -32,7 +41,7 @@ except ImportError as missing:
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from opu.device import Session
+    from opu.device import Provenance, Session
     from opu.linear import LinearMap
 
 __all__ = ["OPU"]
@@ -66,6 +75,7 @@ class _Link:
         self.next_frame_index = 0
         self.next_linear_frame_index: int | None = None
         self._lock = threading.RLock()
+        self._has_warned = False
         self._reset()
 
     def _reset(self) -> None:
@@ -95,18 +105,31 @@ class _Link:
         """Return the device, opened, and check that its medium is the fitted one."""
         if self._device is None:
             device, owned = _open(estimator.device)
-            medium = device.describe().medium
-            if (medium.medium_id, medium.epoch) != (estimator.medium_id_, estimator.medium_epoch_):
+            try:
+                _check_same(device, estimator)
+            except MediumChangedError:
                 if owned:
                     device.close()
-                raise MediumChangedError(
-                    f"The estimator was fitted through the medium {estimator.medium_id_}, epoch "
-                    f"{estimator.medium_epoch_}; the device {device.uri} has {medium.medium_id}, epoch {medium.epoch}.",
-                    "Use the device that it was fitted on, or fit it again.",
-                )
+                raise
             self.use(device, owned=owned)
             return device
         return self._device
+
+    def note(self, provenance: Provenance, estimator: OPU) -> None:
+        """Warn, once, if frames come from a device whose calibration is stale."""
+        if self._has_warned or self._device is None or provenance.calibrated_unix_s is None:
+            return
+        age_s = provenance.finished_unix_s - provenance.calibrated_unix_s
+        epoch = self._device.describe().calibrated_medium_epoch
+        if age_s > estimator.max_calibration_age_s:
+            reason = f"is {age_s:.0f} s old, more than max_calibration_age_s = {estimator.max_calibration_age_s:g}"
+        elif epoch not in (None, provenance.medium_epoch):
+            reason = f"was measured in epoch {epoch} of the medium, and this is epoch {provenance.medium_epoch}"
+        else:
+            return
+        self._has_warned = True
+        message = f"The calibration {provenance.calibration_id} of the device {reason}. Calibrate the device again."
+        warnings.warn(message, StaleCalibrationWarning, stacklevel=3)
 
     def session(self, estimator: OPU) -> Session:
         """Return the session of `transform`."""
@@ -140,7 +163,26 @@ class _Link:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.RLock()
+        self._has_warned = False
         self._reset()
+
+
+def _check_same(device: Device, estimator: OPU) -> None:
+    """Check that a device has the medium and the calibration, and so the pixels, that an estimator was fitted with."""
+    description = device.describe()
+    medium = description.medium
+    if (medium.medium_id, medium.epoch) != (estimator.medium_id_, estimator.medium_epoch_):
+        raise MediumChangedError(
+            f"The estimator was fitted through the medium {estimator.medium_id_}, epoch "
+            f"{estimator.medium_epoch_}; the device {device.uri} has {medium.medium_id}, epoch {medium.epoch}.",
+            "Use the device that it was fitted on, or fit it again.",
+        )
+    if description.calibration_id != estimator.calibration_id_:
+        raise MediumChangedError(
+            f"The estimator was fitted with the calibration {estimator.calibration_id_}; the device {device.uri} has "
+            f"{description.calibration_id}, which may leave out other pixels.",
+            "Apply the calibration that it was fitted with, or fit it again.",
+        )
 
 
 def _open(device: str | Device | None) -> tuple[Device, bool]:
@@ -180,6 +222,9 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     noise_key : int
         The noise of the frames of `transform`, as in `opu.SessionConfig`. Frames of `linear_transform` have this key
         with its highest bit flipped, so that no two frames share their noise.
+    max_calibration_age_s : float
+        From which age on, in seconds, the calibration that is applied to the device is called stale, with a
+        `StaleCalibrationWarning`; a day unless said otherwise.
 
     Attributes
     ----------
@@ -195,6 +240,8 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         The dtype of a frame: `uint8` for 8-bit devices, otherwise `uint16`.
     medium_id_, medium_epoch_ : str, int
         The medium, that is, the matrix `A`.
+    calibration_id_ : str or None
+        The calibration that is applied to the device.
     expected_ones_ : float
         Mean number of lit features of a bit plane of the fitted data, which sizes the anchor.
     linear_map_ : LinearMap
@@ -218,6 +265,7 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
     frame_dtype_: str
     medium_id_: str
     medium_epoch_: int
+    calibration_id_: str | None
     expected_ones_: float
     linear_map_: LinearMap
     _link: _Link
@@ -231,6 +279,7 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         n_bits: int = 8,
         exposure_us: float | None = None,
         noise_key: int = 0,
+        max_calibration_age_s: float = 86_400.0,
     ) -> None:
         self.n_components = n_components
         self.device = device
@@ -238,6 +287,7 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         self.n_bits = n_bits
         self.exposure_us = exposure_us
         self.noise_key = noise_key
+        self.max_calibration_age_s = max_calibration_age_s
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:  # noqa: ARG002 - scikit-learn passes y to every step
         """Open the device, learn the encoders and choose the exposure. The frame numbers start anew.
@@ -284,8 +334,10 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         return self
 
     def _prepare(self, device: Device, config: SessionConfig, shown: NDArray[np.bool_]) -> None:
-        medium = device.describe().medium
+        description = device.describe()
+        medium = description.medium
         self.medium_id_, self.medium_epoch_ = medium.medium_id, medium.epoch
+        self.calibration_id_ = description.calibration_id
         if self.exposure_us is None and shown.any():
             config, self._link.next_frame_index = choose_exposure(device, config, pack(shown))
         self.session_config_ = config
@@ -314,7 +366,7 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         NotFittedError
             `fit` was not called.
         MediumChangedError
-            The device was opened again and has another medium.
+            The device was opened again and has another medium or calibration.
         LinkError, ClosedError
             The link to the device failed. The next call opens it again.
         """
@@ -336,8 +388,8 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
                 )
                 for start in range(0, len(samples), rows)
             )
-            for _ in _pipelined(futures):
-                pass  # the frames are in their place
+            for projection in _pipelined(futures):
+                link.note(projection.provenance, self)  # the frames are in their place
         return frames
 
     def linear_transform(self, X: ArrayLike) -> NDArray[np.float32]:
@@ -363,7 +415,7 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
         ConfigError, CapacityError
             The device does not offer what a linear projection needs: mirrors and pixels to spare for the anchor.
         MediumChangedError
-            The device was opened again and has another medium.
+            The device was opened again and has another medium or calibration.
         LinkError, ClosedError
             The link to the device failed. The next call opens it again.
         """
@@ -385,8 +437,9 @@ class OPU(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # 
                     projector.submit(flat[i : i + patterns_at_once], ternary=encoder.signed_)
                     for i in range(0, len(flat), patterns_at_once)
                 )
-                parts = [part.output for part in _pipelined(futures)]
-                projected = np.concatenate(parts).reshape(*planes.shape[:2], -1)
+                parts = list(_pipelined(futures))
+                link.note(parts[-1].projection.provenance, self)
+                projected = np.concatenate([part.output for part in parts]).reshape(*planes.shape[:2], -1)
                 output[start : start + rows] = encoder.decode(projected)
             link.next_linear_frame_index = projector.next_frame_index
         return output

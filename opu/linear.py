@@ -78,6 +78,7 @@ class _Meta(msgspec.Struct, frozen=True, kw_only=True):
     medium_epoch: int
     n_frames: int
     laser_power_mw: float | None = None
+    calibration_id: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +110,8 @@ class LinearMap:
         What fitting cost.
     laser_power_mw : float or None
         The laser power at which it was measured, None where it is unknown.
+    calibration_id : str or None
+        The calibration of the device on which it was measured, None without any: it may leave out pixels.
     """
 
     config: SessionConfig
@@ -122,6 +125,7 @@ class LinearMap:
     medium_epoch: int
     n_frames: int
     laser_power_mw: float | None = None
+    calibration_id: str | None = None
 
     @property
     def n_outputs(self) -> int:
@@ -145,6 +149,7 @@ class LinearMap:
             medium_epoch=self.medium_epoch,
             n_frames=self.n_frames,
             laser_power_mw=self.laser_power_mw,
+            calibration_id=self.calibration_id,
         )
         buffer = io.BytesIO()
         np.savez(
@@ -186,6 +191,7 @@ class LinearMap:
                 medium_epoch=meta.medium_epoch,
                 n_frames=meta.n_frames,
                 laser_power_mw=meta.laser_power_mw,
+                calibration_id=meta.calibration_id,
             )
             _check_consistent(linear_map)
         except Exception as error:  # numpy, zipfile, zlib and msgspec raise a dozen classes for damaged content
@@ -387,6 +393,7 @@ def _fit_anchor(device: Device, wish: _Wish) -> LinearMap:
         medium_epoch=projection.provenance.medium_epoch,
         n_frames=_aligned(n_frames + len(frames)),
         laser_power_mw=projection.provenance.laser_power_mw,
+        calibration_id=projection.provenance.calibration_id,
     )
 
 
@@ -452,6 +459,7 @@ def _fit_arm(device: Device, wish: _Wish) -> LinearMap:
         medium_epoch=projection.provenance.medium_epoch,
         n_frames=_aligned(n_frames + len(steps)),
         laser_power_mw=projection.provenance.laser_power_mw,
+        calibration_id=projection.provenance.calibration_id,
     )
 
 
@@ -569,12 +577,19 @@ class LinearProjector:
     """
 
     def __init__(self, device: Device, linear_map: LinearMap, *, first_frame_index: int | None = None) -> None:
-        medium = device.describe().medium
+        description = device.describe()
+        medium = description.medium
         if medium.medium_id != linear_map.medium_id:
             raise MediumChangedError(
                 f"The linear map was fitted through the medium {linear_map.medium_id}; the device {device.uri} has "
                 f"{medium.medium_id}.",
                 "Use the device that it was fitted on, or fit it again with opu.fit_linear_map().",
+            )
+        if description.calibration_id != linear_map.calibration_id:
+            raise MediumChangedError(
+                f"The linear map was fitted with the calibration {linear_map.calibration_id}; the device {device.uri} "
+                f"has {description.calibration_id}, which may leave out other pixels.",
+                "Apply the calibration that it was fitted with, or fit it again with opu.fit_linear_map().",
             )
         n_steps = METHODS[linear_map.method].n_frames
         if first_frame_index is not None and first_frame_index % n_steps:

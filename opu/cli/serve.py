@@ -17,7 +17,7 @@ import typer
 import opu
 from opu.cli.server_log import LogFormat, open_log
 from opu.console import JsonOption, reporting, table
-from opu.errors import ServerFailureError
+from opu.errors import ConfigError, ServerFailureError
 from opu.remote import DEFAULT_BIND
 from opu.remote.health import HealthLimits, find_fault
 
@@ -98,6 +98,10 @@ def serve(
     log: Annotated[
         LogFormat, typer.Option(help="text: lines for people; json: one JSON object a line.")
     ] = LogFormat.text,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Apply a calibration: every client has it, and sees its id and its age."),
+    ] = None,
     json_to: JsonOption = None,
 ) -> None:
     """Serve a device to many clients, until SIGINT (Ctrl-C) or SIGTERM.
@@ -111,6 +115,8 @@ def serve(
     Example: opu serve 'sim:?preset=aurora&seed=7' --bind 'tcp://*:5755' --keys keys
 
     Example: opu serve 'sim:?preset=aurora&seed=7' --metrics 127.0.0.1:9755 --log json
+
+    Example: opu serve 'sim:?preset=aurora&seed=7' --calibration calibration.h5
     """
     with (
         reporting("serve", json_to) as report,
@@ -126,13 +132,17 @@ def serve(
         gate = open_gate(policy.value, keys, allow, insecure)
         parse_bind(bind, gate.beyond_loopback)
         with (
-            opu.open(uri) as device,
+            opu.open(uri) as opened,
+            _calibrated(opened, calibration) as device,
             OpuServer(device, bind, ServerLimits(quantum_s=quantum_ms / 1000), gate) as server,
             _telling_metrics(server, metrics_at, stuck_after) as metrics_url,
             server_log.collect(),
         ):
             report.fields |= {"uri": server.uri, "device": uri, "pid": os.getpid()}
             server_log.say(f"Serving {uri} at {server.uri}", **report.fields)
+            if calibration is not None:
+                calibration_id = device.describe().calibration_id
+                server_log.say(f"Calibration {calibration_id} applied", calibration_id=calibration_id)
             if metrics_url is not None:
                 server_log.say(f"Metrics at {metrics_url}/metrics, health at {metrics_url}/health", url=metrics_url)
             with _announcing(server, announce, device.describe().model, has_keys=keys is not None):
@@ -151,6 +161,21 @@ def serve(
             clients=counters.welcomed,
             refused=counters.refusals,
         )
+
+
+def _calibrated(device: opu.Device, path: Path | None) -> AbstractContextManager[opu.Device]:
+    """Apply the calibration in a file, if one is given."""
+    if path is None:
+        return nullcontext(device)
+    from opu.calibration.applied import Calibration, apply
+
+    calibration = Calibration.load(path)
+    if device.describe().backend == "tcp":
+        raise ConfigError(
+            f"{device.uri} is a device that another server serves.",
+            "Have that server apply the calibration: all its clients need the same.",
+        )
+    return apply(device, calibration)
 
 
 @contextmanager

@@ -24,7 +24,14 @@ def fields(struct):
     [
         (
             "description of a device",
-            [device.DeviceDescription, device.Limits, device.Timing, device.SpeedTier, device.MediumDescription],
+            [
+                device.DeviceDescription,
+                device.Limits,
+                device.Timing,
+                device.SpeedTier,
+                device.MediumDescription,
+                device.Region,
+            ],
         ),
         ("description of a session", [device.SessionDescription]),
         ("provenance", [device.Provenance]),

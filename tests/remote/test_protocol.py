@@ -50,7 +50,7 @@ PROVENANCE = Provenance(
     medium_epoch=1,
     session_id="s1",
     config=CONFIG,
-    calibration_id=None,
+    calibration_id="4f0c4b7a9d21",
     first_frame_index=2**40,
     n_frames=2,
     frame_us=500.0,
@@ -61,6 +61,7 @@ PROVENANCE = Provenance(
     saturated_fraction=0.25,
     skipped_frames=0,
     laser_power_mw=10.0,
+    calibrated_unix_s=1.74e9,
 )
 LIMITS = protocol.LinkLimits(max_payload_bytes=2**28, max_sessions=16, max_queued=64, expire_s=15.0)
 LEASE = protocol.LeaseStatus(holder="anna", note="aligning", expires_s=29.5)
