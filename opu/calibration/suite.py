@@ -5,19 +5,68 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from opu.calibration.camera import dark_frames, linearity, photon_transfer
+from opu.calibration.exposures import exposure, ones_range
+from opu.calibration.feedback import feedback
+from opu.calibration.focusing import focusing
+from opu.calibration.linear import linear_mode
+from opu.calibration.matrix.measure import measure_transmission_matrix, transmission_matrix
+from opu.calibration.matrix.spectrum import singular_values
+from opu.calibration.matrix.tracking import tracking
+from opu.calibration.mirrors import dmd_contrast
 from opu.calibration.result import CalibrationResult
-from opu.calibration.routines import ROUTINES
+from opu.calibration.speckle import grain, speckle_statistics
+from opu.calibration.stability import laser_power, repeatability, stability
+from opu.calibration.trigger import latency, trigger_window
 from opu.errors import ClosedError, ConfigError, OpuError, UnreachableError, UnsupportedError
 
 if TYPE_CHECKING:
+    from opu.calibration.matrix import TransmissionMatrix
     from opu.device import Device
 
 __all__ = ["QUICK", "ROUTINES", "calibrate"]
 
-QUICK: Mapping[str, Mapping[str, Any]] = {}
+ROUTINES: dict[str, Callable[..., CalibrationResult]] = {
+    routine.__name__: routine
+    for routine in (
+        dark_frames,
+        exposure,
+        ones_range,
+        photon_transfer,
+        linearity,
+        repeatability,
+        grain,
+        speckle_statistics,
+        dmd_contrast,
+        latency,
+        trigger_window,
+        stability,
+        laser_power,
+        linear_mode,
+        feedback,
+        transmission_matrix,
+        singular_values,
+        focusing,
+        tracking,
+    )
+}
+"""The routines by name, in the order in which they run: later ones lean on what earlier ones look after."""
+
+QUICK: Mapping[str, Mapping[str, Any]] = {
+    "photon_transfer": {"n_repeats": 8},
+    "stability": {"n_probes": 12},
+    "laser_power": {"n_references": 12},
+    "linear_mode": {"n_outputs": 256, "n_repeats": 32},
+    "feedback": {"n_outputs": 256, "n_errors": 32},
+    "transmission_matrix": {"n_features": 96, "n_outputs": 128},
+    "focusing": {"n_targets": 50},
+}
 """Arguments with which a routine takes as few frames as will do."""
+
+_OF_A_MATRIX = ("singular_values", "focusing", "tracking")
 
 
 def calibrate(
@@ -72,11 +121,11 @@ def calibrate(
     for name in names or ():
         if name not in ROUTINES:
             raise ConfigError(f"Unknown calibration routine {name!r}.", f"Routines: {', '.join(ROUTINES)}.")
+    run = _Run(device, noise_key, QUICK if quick else {})
     results: list[CalibrationResult] = []
     for name in names or ROUTINES:
-        options = QUICK.get(name, {}) if quick else {}
         try:
-            result = _run(device, name, noise_key, options)
+            result = run.measure(name)
         except UnsupportedError as error:
             if names:
                 raise
@@ -87,20 +136,46 @@ def calibrate(
     return results
 
 
-def _run(device: Device, name: str, noise_key: int, options: Mapping[str, Any]) -> CalibrationResult:
-    started_s = time.perf_counter()
-    try:
-        return ROUTINES[name](device, noise_key=noise_key, **options)
-    except (UnsupportedError, UnreachableError, ClosedError):
-        raise
-    except OpuError as error:
-        return CalibrationResult(
-            name=name,
-            summary="the routine could not be carried out",
-            value=math.nan,
-            unit="1",
-            uncertainty=math.nan,
-            frames=0,
-            seconds=time.perf_counter() - started_s,
-            findings=(f"{error.problem} {error.remedy}",),
-        )
+class _Run:
+    """A run of several routines, which share the transmission matrix that one of them measures."""
+
+    def __init__(self, device: Device, noise_key: int, options: Mapping[str, Mapping[str, Any]]) -> None:
+        self._device = device
+        self._noise_key = noise_key
+        self._options = options
+        self._matrix: TransmissionMatrix | None = None
+
+    def measure(self, name: str) -> CalibrationResult:
+        """Carry out a routine; what the device fails becomes a finding."""
+        started_s = time.perf_counter()
+        try:
+            return self._routine(name)(self._device, noise_key=self._noise_key, **self._options.get(name, {}))
+        except (UnsupportedError, UnreachableError, ClosedError):
+            raise
+        except OpuError as error:
+            return CalibrationResult(
+                name=name,
+                summary="the routine could not be carried out",
+                value=math.nan,
+                unit="1",
+                uncertainty=math.nan,
+                frames=0,
+                seconds=time.perf_counter() - started_s,
+                findings=(f"{error.problem} {error.remedy}",),
+            )
+
+    def _routine(self, name: str) -> Callable[..., CalibrationResult]:
+        if name == "transmission_matrix":
+            return partial(transmission_matrix, on_matrix=self._keep)
+        if name in _OF_A_MATRIX:
+            return partial(ROUTINES[name], matrix=self._matrix or self._measured())
+        return ROUTINES[name]
+
+    def _keep(self, matrix: TransmissionMatrix) -> None:
+        self._matrix = matrix
+
+    def _measured(self) -> TransmissionMatrix:
+        """Return a matrix for a routine that was named without the one that measures it."""
+        options = self._options.get("transmission_matrix", {})
+        self._matrix = measure_transmission_matrix(self._device, noise_key=self._noise_key, **options)
+        return self._matrix
