@@ -27,6 +27,7 @@ from opu.files import check_writable, unwritable
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from opu.calibration import HealthReport
     from opu.device import Device
 
 __all__ = ["demo"]
@@ -35,6 +36,20 @@ DIGITAL_METHODS = ("bp", "dfa", "ternary", "shallow")
 SEEDS_OF_CLIENTS = ((0, 2), (1,))
 TRAINING = ("--data", "digits", "--hidden", "32,32", "--threshold", "0.15")
 SPECKLE_SIDE = 128
+CALIBRATION = (
+    "dark_frames",
+    "exposure",
+    "photon_transfer",
+    "linearity",
+    "repeatability",
+    "speckle_statistics",
+    "latency",
+    "linear_mode",
+    "feedback",
+    "transmission_matrix",
+    "focusing",
+)
+CALIBRATION_FOLDER = "calibration"
 _TRAINING_TIMEOUT_S = 600
 _LOOK_S = 0.05
 _MEASURE_S = 0.25
@@ -68,7 +83,8 @@ def demo(
             raise unwritable(output, error) from error
         for path in (page, data):
             check_writable(path)
-        speckle = _run(report, f"sim:?preset=aurora&seed={seed}", seed)
+        health, speckle = _run(report, f"sim:?preset=aurora&seed={seed}", seed)
+        health.save(output / CALIBRATION_FOLDER)
         write_page(page, report.fields, speckle)
         write_json("demo", report, data)
         _show(report)
@@ -76,8 +92,10 @@ def demo(
         report.console.print(where, soft_wrap=True)
 
 
-def _run(report: Report, device_uri: str, seed: int) -> NDArray[Any]:
-    """Do everything, fill the report's fields, and return a picture of the speckle."""
+def _run(report: Report, device_uri: str, seed: int) -> tuple[HealthReport, NDArray[Any]]:
+    """Do everything, fill the report's fields, and return what the calibration found and a picture of the speckle."""
+    from opu.calibration import check_health
+
     say = partial(report.console.print, soft_wrap=True)
     with (
         tempfile.TemporaryDirectory(prefix="openopu-demo-") as folder,
@@ -101,7 +119,7 @@ def _run(report: Report, device_uri: str, seed: int) -> NDArray[Any]:
         clients = _train([(*light, *rate, *_seeds(seeds)) for seeds in SEEDS_OF_CLIENTS], folder, advance)
         with opu.open(server["uri"]) as device:
             say("Calibrating over the link")
-            calibration = _calibration(device, advance)
+            health = check_health(device, list(CALIBRATION), quick=True, on_result=lambda _: advance())
             say("Measuring throughput over the link and in process")
             throughput = _throughput(device, advance)
             speckle = _speckle(device)
@@ -128,7 +146,7 @@ def _run(report: Report, device_uri: str, seed: int) -> NDArray[Any]:
             for run in runs
         ],
         "server": server,
-        "calibration": calibration,
+        "calibration": health.as_json()["calibration"],
         "throughput": throughput,
         "curves": {method: document["epochs"] for method, document in trained.items()}
         | {"optical": clients[0]["epochs"]},
@@ -137,16 +155,15 @@ def _run(report: Report, device_uri: str, seed: int) -> NDArray[Any]:
         "seed": seed,
         "versions": _versions(),
     }
-    report.ok = all(result["passed"] for result in calibration.values())
-    return speckle
+    report.ok = health.passed
+    return health, speckle
 
 
 def _n_steps() -> int:
     """Return how often the demo's progress bar advances."""
-    from opu.calibration import ROUTINES
     from opu.calibration.throughput import DEFAULT_BATCHES
 
-    return len(DIGITAL_METHODS) + 1 + len(SEEDS_OF_CLIENTS) + len(ROUTINES) + 2 * len(DEFAULT_BATCHES)
+    return len(DIGITAL_METHODS) + 1 + len(SEEDS_OF_CLIENTS) + len(CALIBRATION) + 2 * len(DEFAULT_BATCHES)
 
 
 def _seeds(*groups: Sequence[int]) -> list[str]:
@@ -183,13 +200,6 @@ def _train(calls: list[tuple[str, ...]], folder: str, advance: Callable[[], None
             process.kill()
             process.wait()
     return [msgspec.json.decode(report.read_bytes()) for report in reports]
-
-
-def _calibration(device: Device, advance: Callable[[], None]) -> dict[str, dict[str, Any]]:
-    from opu.calibration import calibrate as run
-
-    results = run(device, on_result=lambda _: advance())
-    return {result.name: msgspec.to_builtins(result.as_json()) for result in results}
 
 
 def _throughput(device: Device, advance: Callable[[], None]) -> list[dict[str, Any]]:

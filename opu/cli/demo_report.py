@@ -65,7 +65,8 @@ def _page(fields: dict[str, Any], speckle: NDArray[Any]) -> str:
         _clients_section(fields),
         _speckle_section(speckle),
         "<h2>Is the device to be believed?</h2>",
-        "<p>Measured by a client over the link, through the device contract alone.</p>",
+        "<p>Measured by a client over the link, through the device contract alone. "
+        '<a href="calibration/index.html">Its report</a> has the figures.</p>',
         html_table(calibrate.COLUMNS, calibrate.calibration_rows(fields["calibration"])),
         "<h2>How fast does it answer?</h2>",
         "<p>Wall-clock times on this machine: rate with four batches in flight, latency with one. What the real "

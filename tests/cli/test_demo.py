@@ -46,6 +46,7 @@ def test_the_demo_does_the_main_job(small_demo):
     assert min(r["start_unix_s"] for r in second) < max(r["end_unix_s"] for r in first)
     assert document["server"]["frames"] > sum(run["frames"] for run in runs)
     assert all(result["passed"] for result in document["calibration"].values())
+    assert "The device can be believed" in (output / "calibration" / "index.html").read_text()
     assert {row["where"] for row in document["throughput"]} == {"in_process", "link"}
     assert document["seed"] == 3
     assert "Test accuracy" in result.output
@@ -64,7 +65,7 @@ def test_the_page_is_one_file_with_everything_in_it(small_demo):
     assert len(set(identifiers)) == len(identifiers) > 20
     assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', page)) <= set(identifiers)
     assert page.count('<div class="wide"><table>') == page.count("<table>")
-    for text in ("speckle_contrast", "optical", "in process", "link"):
+    for text in ("speckle_statistics", "optical", "in process", "link"):
         assert text in page
 
 

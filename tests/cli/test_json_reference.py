@@ -17,7 +17,7 @@ LISTED = dict(re.findall(r"^\| `opu ([^`]+)` \| (.+) \|$", PAGE.read_text(encodi
         ("scan", []),
         ("settings", ["sim:"]),
         ("keygen", ["client", "--to", "KEYS"]),
-        ("calibrate", ["sim:", "dark_level"]),
+        ("calibrate", ["sim:", "dark_frames"]),
         ("bench", ["sim:", "--batches", "1", "--seconds", "0.02"]),
     ],
 )

@@ -36,19 +36,41 @@ def test_selftest_of_two_devices_finds_that_they_differ():
 
 def test_calibrate_writes_every_field(tmp_path):
     target = tmp_path / "result.json"
-    status, result = run("calibrate", "sim:?seed=7", "dark_level", "repeat_correlation", f"--json={target}")
+    status, result = run("calibrate", "sim:?seed=7", "dark_frames", "repeatability", f"--json={target}")
     document = json.loads(target.read_text())
     assert status == 0, result.output
-    assert list(document["calibration"]) == ["dark_level", "repeat_correlation"]
+    assert list(document["calibration"]) == ["dark_frames", "repeatability"]
     fields = {"value", "unit", "uncertainty", "limit", "passed", "frames", "seconds"}
-    assert fields <= set(document["calibration"]["dark_level"])
+    assert fields <= set(document["calibration"]["dark_frames"])
 
 
 def test_json_goes_to_standard_output_alone():
-    status, result = run("calibrate", "sim:?seed=7", "dark_level", "--json")
+    status, result = run("calibrate", "sim:?seed=7", "dark_frames", "--json")
     assert status == 0
-    assert json.loads(result.stdout)["calibration"]["dark_level"]["passed"] is True
-    assert "dark_level" in result.stderr
+    assert json.loads(result.stdout)["calibration"]["dark_frames"]["passed"] is True
+    assert "dark_frames" in result.stderr
+
+
+def test_calibrate_reports_and_compares(tmp_path):
+    folder = tmp_path / "health"
+    status, result = run("calibrate", "sim:?seed=7", "dark_frames", "grain", "--quick", "--report", str(folder))
+    assert status == 0, result.output
+    assert (folder / "index.html").exists()
+    status, result = run(
+        "calibrate", "sim:?seed=8", "dark_frames", "grain", "--quick", "--report", str(folder), "--json"
+    )
+    document = json.loads(result.stdout)
+    assert status == 0
+    assert document["changes"][0] == "The device was sim-aurora-7 and is sim-aurora-8."
+    saved = json.loads((folder / "report.json").read_text())
+    assert saved["device_id"] == "sim-aurora-8"
+
+
+def test_calibrate_refuses_a_report_that_it_cannot_write(tmp_path):
+    (tmp_path / "file").write_text("")
+    status, result = run("calibrate", "sim:", "dark_frames", "--report", str(tmp_path / "file" / "x"), "--json")
+    assert status == 2
+    assert json.loads(result.stdout)["error"]["code"] == "data_file"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from html import escape
 from typing import TYPE_CHECKING
@@ -18,21 +19,27 @@ if TYPE_CHECKING:
 
 __all__ = ["limit_text", "number_text", "page_of"]
 
+_MOST_DECIMALS = 6
+
 _COLUMNS = ("Routine", "What", "Value", "Limit", "Result", "Frames", "s")
 
 
 def number_text(value: float, uncertainty: float, unit: str) -> str:
-    """Word a number with its standard error and unit.
+    """Word a number with its standard error, of which two digits are given, and its unit.
 
     Examples
     --------
-    >>> number_text(21.034, 0.02, "DN"), number_text(0.5, float("nan"), "1")
-    ('21.03 ± 0.02 DN', '0.5')
+    >>> number_text(21.034, 0.02, "DN"), number_text(0.5, float("nan"), "1"), number_text(2047.0, 31.7, "1")
+    ('21.034 ± 0.020 DN', '0.5', '2047 ± 32')
     """
-    if value != value:  # noqa: PLR0124 - NaN
+    if math.isnan(value):
         return "not measured"
-    spread = "" if uncertainty != uncertainty else f" ± {uncertainty:.1g}"  # noqa: PLR0124
-    return f"{value:.4g}{spread}{'' if unit == '1' else f' {unit}'}"
+    text = f"{value:.4g}"
+    if math.isfinite(value) and math.isfinite(uncertainty) and uncertainty > 0:
+        decimals = max(0, 1 - math.floor(math.log10(uncertainty)))
+        is_wide = decimals > _MOST_DECIMALS or abs(value) >= 10**_MOST_DECIMALS
+        text = f"{value:.4g} ± {uncertainty:.1g}" if is_wide else f"{value:.{decimals}f} ± {uncertainty:.{decimals}f}"
+    return f"{text}{'' if unit == '1' else f' {unit}'}"
 
 
 def limit_text(limit: Limit, unit: str) -> str:
@@ -43,7 +50,7 @@ def limit_text(limit: Limit, unit: str) -> str:
     >>> limit_text((None, 0.5), "DN"), limit_text((0.98, 1.02), "1"), limit_text((None, None), "1")
     ('at most 0.5 DN', '0.98 to 1.02', '')
     """
-    low, high = (None if side is None else f"{side:.4g}" for side in limit)
+    low, high = (None if side is None else f"{side:.6g}" for side in limit)
     text = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else ""
     return f"{text}{'' if unit == '1' or not text else f' {unit}'}"
 
