@@ -259,7 +259,7 @@ def tracking(
                 value=2 / tracker.drift_per_probe_ * probe_s,
                 unit="s",
                 uncertainty=math.nan,
-                summary="correlation time of the field",
+                summary="correlation time of the field, if nothing else makes frames differ",
             ),
         },
         findings=faults_of_matrix(matrix, projection.provenance.medium_id, projection.provenance.medium_epoch),

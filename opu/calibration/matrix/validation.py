@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["HeldOut", "compare_intensities", "faults_of_matrix", "held_out", "normalised_error", "row_correlations"]
 
 LOWEST_CORRELATION = 0.99
+# Pixels that see more than one field, as of grains smaller than a pixel, do not agree better than that with any row.
+_FAULTY_CORRELATION = 0.95
 _LEAST_REPEATABILITY = 0.5
 _LEAST_KEPT = 0.5
 # Neither the patterns nor the noise of the frames that a matrix was fitted to.
@@ -105,16 +107,20 @@ class HeldOut:
         Correlation of two measurements.
     disattenuated : float
         `pearson / sqrt(repeatability)`: what a camera without noise would have seen.
-    uncertainty, pearson_uncertainty, repeatability_uncertainty : float
-        Their standard errors.
+    slope : float
+        Of measured over predicted intensities, with the mean of each pixel removed: noise does not change it.
+    uncertainty, pearson_uncertainty, repeatability_uncertainty, slope_uncertainty : float
+        Standard errors of `disattenuated` and of the others.
     """
 
     pearson: float
     repeatability: float
     disattenuated: float
+    slope: float
     uncertainty: float
     pearson_uncertainty: float
     repeatability_uncertainty: float
+    slope_uncertainty: float
 
 
 def compare_intensities(predicted: NDArray[np.floating[Any]], measured: NDArray[np.floating[Any]]) -> HeldOut:
@@ -143,8 +149,9 @@ def compare_intensities(predicted: NDArray[np.floating[Any]], measured: NDArray[
     n = len(arrays[0])
     without = _correlations(sums.sum(axis=1, keepdims=True) - sums)
     errors = np.sqrt((n - 1) / n * np.square(without - without.mean(axis=1, keepdims=True)).sum(axis=1))
-    pearson, repeatability, disattenuated = (float(value) for value in values)
-    return HeldOut(pearson, repeatability, disattenuated, float(errors[2]), float(errors[0]), float(errors[1]))
+    pearson, repeatability, disattenuated, slope = (float(value) for value in values)
+    pearson_error, repeatability_error, error, slope_error = (float(value) for value in errors)
+    return HeldOut(pearson, repeatability, disattenuated, slope, error, pearson_error, repeatability_error, slope_error)
 
 
 def _pairs(arrays: list[NDArray[np.float64]]) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
@@ -160,7 +167,7 @@ def _sums_by_pattern(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDAr
 
 
 def _correlations(moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return Pearson correlation, repeatability and their disattenuated ratio from the five moments."""
+    """Return Pearson correlation, repeatability, their disattenuated ratio, and the slope from the five moments."""
     predicted, across, first, second, repeat = moments
     measured = (first + second) / 2
 
@@ -170,7 +177,12 @@ def _correlations(moments: NDArray[np.float64]) -> NDArray[np.float64]:
         return safe
 
     return np.stack(
-        [ratio(across, predicted * measured), ratio(repeat, first * second), ratio(across, predicted * repeat)]
+        [
+            ratio(across, predicted * measured),
+            ratio(repeat, first * second),
+            ratio(across, predicted * repeat),
+            ratio(across, predicted * predicted),
+        ]
     )
 
 
@@ -269,7 +281,7 @@ def _faults_of_agreement(found: HeldOut, matrix: TransmissionMatrix, provenance:
             f"Two frames of one pattern correlate at only {found.repeatability:.3f}: too little light, "
             "or frames that are lost or swapped."
         ]
-    if found.disattenuated + 3 * found.uncertainty < LOWEST_CORRELATION:
+    if found.disattenuated < _FAULTY_CORRELATION:
         age_s = provenance.finished_unix_s - matrix.measured_unix_s
         return [
             f"The matrix predicts new frames at a correlation of only {found.disattenuated:.4f}, while frames "
