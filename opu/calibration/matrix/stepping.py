@@ -1,0 +1,181 @@
+"""The transmission matrix with a reference arm whose phase steps: no phase is left to guess.
+
+Each pattern of a scrambled Hadamard matrix is shown once for each of three or four phases of the arm. The sum over the
+phases `1/n sum_k exp(2 pi i k / n) I_k = z conj(r)` is linear in the field `z`, and the inverse of the Hadamard matrix
+gives the single features. All patterns off tell the brightness `|r|^2` of the arm. A fit of the amplitudes then takes
+half of the photon noise away. (Popoff et al., PRL 104, 100601,
+2010, with four phases.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from opu.calibration.matrix.hadamard import ScrambledHadamard
+from opu.calibration.matrix.retrieval import believed_rows, relative_residuals
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["SteppedMatrix", "SteppingPlan"]
+
+_OFF_PATTERNS = 16
+_DARKEST_REFERENCE = 0.1
+"""Relative to the median. The error of a row goes with the inverse of the arm's amplitude at its pixel."""
+_PATTERNS_AT_ONCE = 64
+_REFINEMENTS = 6
+_COMPLETE_VISIBILITY = 0.97
+_DIM_SHARE = 0.1
+_TINY = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class SteppedMatrix:
+    """What a stepped measurement gave; see `opu.calibration.matrix.TransmissionMatrix`.
+
+    Parameters
+    ----------
+    matrix : ndarray of complex64, shape (n_outputs, n_features)
+        In the square root of the unit of the intensities, but for the phase of the arm at each pixel.
+    background : ndarray of complex64, shape (n_outputs,)
+        The field with all features off.
+    row_quality : ndarray of float32, shape (n_outputs,)
+        Relative residual of the amplitudes.
+    kept : ndarray of bool, shape (n_outputs,)
+        Which rows to believe.
+    """
+
+    matrix: NDArray[np.complex64]
+    background: NDArray[np.complex64]
+    row_quality: NDArray[np.float32]
+    kept: NDArray[np.bool_]
+
+
+class SteppingPlan:
+    """What to show, and how the matrix follows.
+
+    Parameters
+    ----------
+    n_features : int
+        The width of a pattern; cheapest are powers of two.
+    n_steps : int
+        Phases of the arm, three or four.
+    seed : int
+        Of the patterns.
+
+    Attributes
+    ----------
+    patterns : ndarray of bool, shape (n_steps * (n_off + n_patterns), n_features)
+        What to show, each pattern `n_steps` times in a row.
+    """
+
+    def __init__(self, n_features: int, n_steps: int, *, seed: int = 0) -> None:
+        self.n_steps = n_steps
+        self._plan = ScrambledHadamard(n_features, seed=seed)
+        off = np.zeros((_OFF_PATTERNS, n_features), np.bool_)
+        self.patterns: NDArray[np.bool_] = np.concatenate([off, self._plan.patterns]).repeat(n_steps, axis=0)
+
+    def recover(self, intensities: NDArray[Any], *, saturation: ArrayLike = math.inf) -> SteppedMatrix:
+        """Return the matrix.
+
+        Parameters
+        ----------
+        intensities : ndarray, shape (len(patterns), n_outputs)
+            Counts above the dark level.
+        saturation : array_like, a number or shape (n_outputs,)
+            From which intensity on a sample is a lower bound.
+        """
+        n_outputs = intensities.shape[1]
+        steps = intensities.reshape(-1, self.n_steps, n_outputs)
+        phases = np.exp(2j * np.pi * np.arange(self.n_steps) / self.n_steps)[:, np.newaxis]
+        off, shown = steps[:_OFF_PATTERNS], steps[_OFF_PATTERNS:]
+        product = (off.mean(axis=0, dtype=np.float64) * phases).mean(axis=0)
+        reference = _reference_power(off.mean(axis=(0, 1), dtype=np.float64), np.abs(product) ** 2)
+        arm = _Arm(np.sqrt(reference), phases, _visibility(shown, phases, reference))
+        fields = np.empty((len(shown), n_outputs), np.complex128)
+        squares, powers = np.zeros(n_outputs), np.zeros(n_outputs)
+        for start in range(0, len(shown), _PATTERNS_AT_ONCE):
+            some = np.maximum(shown[start : start + _PATTERNS_AT_ONCE], 0).astype(np.float64)
+            found = arm.fields(some, np.asarray(saturation))
+            fields[start : start + len(some)] = found
+            squares += ((np.sqrt(arm.intensities(found)) - np.sqrt(some)) ** 2).sum(axis=(0, 1))
+            powers += some.sum(axis=(0, 1))
+        background = product * arm.scale
+        n_frames = len(shown) * self.n_steps
+        residuals, powers = np.sqrt(squares / n_frames).astype(np.float32), powers / n_frames
+        bright = reference > _DARKEST_REFERENCE * np.median(reference)
+        return SteppedMatrix(
+            self._plan.invert((fields - background).T).astype(np.complex64),
+            background.astype(np.complex64),
+            relative_residuals(residuals, powers),
+            believed_rows(residuals, powers) & bright,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Arm:
+    """The reference arm: its amplitude at each pixel, its phases, and the visibility of the interference."""
+
+    amplitude: NDArray[np.float64]
+    phases: NDArray[np.complex128]
+    visibility: float
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """Return the field for a product `z conj(r)`, for each pixel; 0 where there is no light of the arm."""
+        strength = self.amplitude * self.visibility
+        return np.divide(1, strength, out=np.zeros(len(strength)), where=strength > 0)
+
+    def intensities(self, fields: NDArray[np.complex128]) -> NDArray[np.float64]:
+        """Return the intensities of fields with each phase of the arm, shape (n_patterns, n_steps, n_outputs)."""
+        waves = self.amplitude * self.phases
+        found = np.abs(fields[:, np.newaxis] + waves) ** 2
+        found -= 2 * (1 - self.visibility) * (fields[:, np.newaxis] * waves.conj()).real
+        return np.maximum(found, 0)
+
+    def fields(self, steps: NDArray[np.float64], saturation: NDArray[np.float32]) -> NDArray[np.complex128]:
+        """Return the fields of patterns, shape (n_patterns, n_outputs).
+
+        The linear solution has photon noise in proportion to `1 + |z|^2 / |r|^2`. A few steps of a fit of the
+        amplitudes, whose photon noise is even, take that factor away: half the noise where a field is as bright as
+        the arm. Amplitudes are those of a sum of two fields only where the interference is complete.
+        """
+        fields: NDArray[np.complex128] = (steps * self.phases).mean(axis=1) * self.scale
+        if self.visibility < _COMPLETE_VISIBILITY:
+            return fields
+        wanted = np.sqrt(steps)
+        weights = steps / (steps + _DIM_SHARE * max(float(steps.mean()), _TINY)) * (self.amplitude > 0)
+        saturated = steps >= saturation
+        for _ in range(_REFINEMENTS):
+            total = fields[:, np.newaxis] + self.amplitude * self.phases
+            amplitudes = np.abs(total)
+            missing = np.where(saturated, np.maximum(wanted - amplitudes, 0), wanted - amplitudes)
+            # Each frame shows one direction of the plane, so the mean over them is half of what is missing.
+            fields = fields + 2 * (weights * missing * total / np.maximum(amplitudes, _TINY)).mean(axis=1)
+        return fields
+
+
+def _visibility(steps: NDArray[Any], phases: NDArray[np.complex128], reference: NDArray[np.float64]) -> float:
+    """Return how much of the interference shows: less than 1 where a pixel averages over fringes of a tilted arm.
+
+    The power of the products `z conj(r)` against that of the field times that of the arm, median of the pixels.
+    """
+    products = np.zeros(len(reference))
+    for start in range(0, len(steps), _PATTERNS_AT_ONCE):
+        products += (np.abs((steps[start : start + _PATTERNS_AT_ONCE] * phases).mean(axis=1)) ** 2).sum(axis=0)
+    powers = (steps.mean(axis=(0, 1), dtype=np.float64) - reference) * reference
+    usable = (powers > 0) & (products > 0)
+    if not usable.any():
+        return 1.0
+    return min(1.0, float(np.median(np.sqrt(products[usable] / len(steps) / powers[usable]))))
+
+
+def _reference_power(total: NDArray[np.float64], product_power: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `|r|^2` from `|r|^2 + |b|^2` and `|b conj(r)|^2`: the larger root, the arm outshines the background."""
+    bright = np.maximum(total, 0)
+    power: NDArray[np.float64] = (bright + np.sqrt(np.maximum(bright**2 - 4 * product_power, 0))) / 2
+    return power
