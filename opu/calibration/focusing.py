@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
+from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.matrix.validation import HeldOut, compare_intensities, faults_of_matrix
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import Quantity
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["expected_enhancement", "focusing", "focusing_patterns"]
 
 TOLERANCE = 0.1
+_FEATURES, _OUTPUTS = 128, 400
 _RANDOM_PATTERNS = 64
 _DARK_FRAMES = 32
 _PHASES = 64
@@ -125,7 +127,7 @@ def _losses(matrix: TransmissionMatrix, patterns: NDArray[np.bool_]) -> _Losses:
 def focusing(
     device: Device,
     *,
-    matrix: TransmissionMatrix,
+    matrix: TransmissionMatrix | None = None,
     noise_key: int = 0,
     n_targets: int = 100,
     optimise_phase: bool = False,
@@ -139,8 +141,9 @@ def focusing(
     ----------
     device : Device
         The device whose matrix it is.
-    matrix : TransmissionMatrix
-        Its rows to be believed are the possible targets.
+    matrix : TransmissionMatrix, optional
+        Its rows to be believed are the possible targets. Default one that is
+        measured first.
     noise_key : int
         The noise of the frames; it also draws the targets.
     n_targets : int
@@ -158,6 +161,7 @@ def focusing(
         the focus exposure, with `spot_target`, its row and column there.
     """
     recorder = Recorder(device, noise_key=noise_key)
+    matrix = given_or_measured(matrix, recorder, noise_key, _FEATURES, _OUTPUTS)
     bench = _Bench(recorder, matrix, noise_key)
     rng = np.random.default_rng([_PATTERN_SEED, noise_key])
     candidates = np.flatnonzero(matrix.kept)

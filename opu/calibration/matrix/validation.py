@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from opu.calibration.matrix.comparison import row_correlations
+from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import Quantity
 
@@ -31,33 +33,11 @@ LOWEST_CORRELATION = 0.99
 _FAULTY_CORRELATION = 0.95
 _LEAST_REPEATABILITY = 0.5
 _LEAST_KEPT = 0.5
+_FEATURES, _OUTPUTS = 128, 256
 # Neither the patterns nor the noise of the frames that a matrix was fitted to.
 _PATTERN_SEED = 0x48454C44
 _NOISE = 2**62
 _ROWS_OF_FIGURE = 64
-
-
-def row_correlations(one: NDArray[np.complex64], two: NDArray[np.complex64]) -> NDArray[np.float64]:
-    """Return how well the rows of two matrices agree, up to the phase and the conjugation of each.
-
-    Parameters
-    ----------
-    one, two : ndarray of complex, shape (n_rows, n_columns)
-        The order makes no difference.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_rows,)
-        `max(|<a, b>|, |<conj a, b>|) / (|a| |b|)`, from 0 to 1; 0 where a row is zero.
-
-    Examples
-    --------
-    >>> row_correlations(np.array([[1, 1j], [1, 1j]]), np.array([[1, -1j], [1, 1]])).round(3)
-    array([1.   , 0.707])
-    """
-    norms = np.linalg.norm(one, axis=1).astype(np.float64) * np.linalg.norm(two, axis=1)
-    found: NDArray[np.float64] = np.divide(_agreement(one, two), norms, out=np.zeros(len(one)), where=norms > 0)
-    return found
 
 
 def normalised_error(truth: NDArray[np.complex64], estimate: NDArray[np.complex64]) -> float:
@@ -187,7 +167,7 @@ def _correlations(moments: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def held_out(
-    device: Device, *, matrix: TransmissionMatrix, noise_key: int = 0, n_patterns: int = 50
+    device: Device, *, matrix: TransmissionMatrix | None = None, noise_key: int = 0, n_patterns: int = 50
 ) -> CalibrationResult:
     """Compare the intensities that a matrix predicts with frames that it was not fitted to.
 
@@ -201,8 +181,8 @@ def held_out(
     ----------
     device : Device
         The device whose matrix it is.
-    matrix : TransmissionMatrix
-        What to check.
+    matrix : TransmissionMatrix, optional
+        What to check; default one that is measured first.
     noise_key : int
         The noise of the frames.
     n_patterns : int
@@ -215,6 +195,7 @@ def held_out(
         `measured_dn`, shape (n_patterns, up to 64 rows), in DN above the dark level.
     """
     recorder = Recorder(device, noise_key=noise_key)
+    matrix = given_or_measured(matrix, recorder, noise_key, _FEATURES, _OUTPUTS)
     config = msgspec.structs.replace(matrix.config, noise_key=noise_key ^ _NOISE)
     patterns = random_halves(n_patterns, matrix.n_features, seed=_PATTERN_SEED + noise_key)
     projection = recorder.take(config, np.concatenate([patterns, patterns]))
