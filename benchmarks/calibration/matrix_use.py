@@ -1,6 +1,7 @@
 """What is done with a matrix: validation (C17), singular values (C18), focusing (C19), tracking (C20).
 
-The matrices are those of the ground truth with the error of a good measurement; C14 to C16 measure them.
+Good matrices are measured. Those that are tracked, and poor ones, are those of the ground truth with an error, because
+a medium that drifts while it is measured is another matter.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import opu
 from benchmarks.calibration.cases import Check, Estimate
 from benchmarks.calibration.true_matrix import exposed, true_matrix
 from opu.calibration.focusing import expected_enhancement, focusing
+from opu.calibration.matrix.measure import measure_transmission_matrix
 from opu.calibration.matrix.spectrum import singular_values
 from opu.calibration.matrix.tracking import PROBE_DUTY, MatrixTracker
 from opu.calibration.matrix.validation import held_out, row_correlations
@@ -28,6 +30,11 @@ ERROR = 0.07  # relative: a row correlation of 0.9976
 LOOKS = 10
 
 
+def measured(device, seed, **sizes):
+    """Return a measured matrix."""
+    return measure_transmission_matrix(device, noise_key=seed, **sizes)
+
+
 def fidelity(device, matrix):
     """Return the mean squared row correlation with the ground truth."""
     truth = device.capability(opu.GroundTruth).transmission_matrix(matrix.config)
@@ -37,8 +44,8 @@ def fidelity(device, matrix):
 def validation(seed):
     """C17: frames that were not used tell a right matrix from a wrong one."""
     with opu.open(f"sim:?preset=aurora&seed={seed}") as device:
-        config = exposed(device, n_features=256, n_outputs=512)
-        good, poor = (true_matrix(device, config, error=error, seed=seed) for error in (ERROR, 0.3))
+        good = measured(device, seed, n_features=256, n_outputs=512)
+        poor = true_matrix(device, good.config, error=0.3, seed=seed)
         found, failed = (held_out(device, matrix=matrix, noise_key=seed) for matrix in (good, poor))
         return {
             "held_out": Check(
@@ -51,7 +58,7 @@ def validation(seed):
                 found.quantities["pearson_over_repeatability"].value, (0.99, None), "the same over the repeatability"
             ),
             "error": Check(
-                found.value - fidelity(device, good), (-0.003, 0.003), "difference from the true squared correlation"
+                found.value - fidelity(device, good), (-0.005, 0.005), "difference from the true squared correlation"
             ),
             "error_of_poor": Check(
                 failed.value - fidelity(device, poor), (-0.02, 0.02), "the same for a row correlation of 0.958"
@@ -63,8 +70,7 @@ def validation(seed):
 def spectrum(seed):
     """C18: singular values on the law, and what is not random is named."""
     with opu.open(f"sim:?preset=aurora&seed={seed}") as device:
-        config = exposed(device, n_features=256, n_outputs=512)
-        matrix = true_matrix(device, config, error=ERROR, seed=seed)
+        matrix = measured(device, seed, n_features=256, n_outputs=512)
         twins = matrix.matrix.copy()
         twins[:, 200:] = twins[:, :56]
         grain = matrix.matrix.copy()
@@ -87,11 +93,10 @@ def spectrum(seed):
 def foci(seed):
     """C19: enhancement against the theory with the true correlation."""
     with opu.open(f"sim:?preset=aurora&seed={seed}") as device:
-        config = exposed(device, n_features=512, n_outputs=512)
-        matrix = true_matrix(device, config, error=0.3, seed=seed)
+        matrix = measured(device, seed, n_features=256, n_outputs=512)
         found = focusing(device, matrix=matrix, noise_key=seed)
         enhancement = found.quantities["enhancement"].value
-        expected = 1 + (expected_enhancement(512) - 1) * fidelity(device, matrix)
+        expected = 1 + (expected_enhancement(256) - 1) * fidelity(device, matrix)
         return {
             "over_theory": Check(
                 enhancement / expected,

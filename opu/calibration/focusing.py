@@ -13,13 +13,15 @@ without its finite-size terms; both are derived in the documentation). Against t
 twice as bright, it is half of that: *an enhancement without its denominator means nothing*. What a real matrix loses
 multiplies `eta_0 - 1`:
 
-    eta = 1 + (eta_0 - 1) F B M
+    eta = (1 + (eta_0 - 1) F B M) D
 
-`F`, the fidelity, is `|correlation|^2` of the matrix with the medium times `g_1^2` of what has drifted since: both
-are in the disattenuated correlation of predicted and measured intensities of random patterns, which is measured at the
-same time. `B = (sum s_n)^2 / (N sum s_n^2)` is the factor of uneven illumination, `s_n` the root mean square of column
-n; `M` is the share of the light of random patterns that the features modulate, the rest being that of mirrors which
-are off.
+`F`, the fidelity, is `|correlation|^2` of the matrix with the medium times `g_1^2` of what has drifted since, times the
+share of the light of a pixel that its row describes, less than 1 where a pixel sees several grains or polarisations.
+All of it is in the slope of measured over predicted intensities of random patterns, both divided by their means, which
+is measured at the same time. `B = (sum s_n)^2 / (N sum s_n^2)` is the factor of uneven illumination, `s_n` the root
+mean square of column n; `M` is the share of the light of random patterns that the features modulate, the rest being
+that of mirrors which are off. `D` is what the matrix says of the denominator: all random halves share the field of half
+of all features, and a few hundred pixels are by chance a few percent brighter or darker for it than all pixels are.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
+from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.matrix.validation import HeldOut, compare_intensities, faults_of_matrix
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import Quantity
@@ -45,12 +48,13 @@ if TYPE_CHECKING:
 __all__ = ["expected_enhancement", "focusing", "focusing_patterns"]
 
 TOLERANCE = 0.1
+_FEATURES, _OUTPUTS = 128, 400
 _RANDOM_PATTERNS = 64
 _DARK_FRAMES = 32
 _PHASES = 64
 _SPOT_PX = 10
-# Of full scale, for the mean focus: their spread is a few percent.
-_FOCUS_FRACTION = 0.5
+# Of full scale, for the mean focus: single ones are brighter, the more so the fewer features there are.
+_FOCUS_FRACTION = 1 / 3
 _NOISE = 2**60
 _PATTERN_SEED = 0x464F4355
 _LEAST_FIDELITY = 0.5
@@ -103,25 +107,27 @@ class _Losses(NamedTuple):
 
     illumination: float
     modulated: float
+    denominator: float
 
 
 def _losses(matrix: TransmissionMatrix, patterns: NDArray[np.bool_]) -> _Losses:
-    """Return the factors that the matrix itself tells."""
+    """Return the factors that the matrix itself tells, given the random patterns of the denominator."""
     kept = matrix.kept
-    if not kept.any():
-        return _Losses(math.nan, math.nan)
-    columns = np.sqrt(np.square(np.abs(matrix.matrix[kept])).mean(axis=0, dtype=np.float64))
-    illumination = float(columns.sum() ** 2 / (len(columns) * max(np.square(columns).sum(), np.finfo(float).tiny)))
-    fields = matrix.fields(patterns)[:, kept]
-    power = float(np.square(np.abs(fields)).mean())
-    modulated = float(np.square(np.abs(fields - matrix.background[kept])).mean())
-    return _Losses(illumination, modulated / power if power > 0 else math.nan)
+    powers = np.square(np.abs(matrix.matrix[kept]))
+    if not powers.any():
+        return _Losses(math.nan, math.nan, math.nan)
+    columns = powers.mean(axis=0, dtype=np.float64)
+    illumination = float(np.sqrt(columns).sum() ** 2 / (len(columns) * columns.sum()))
+    modulated = float(columns.sum()) / 2
+    ensemble = modulated + float(np.square(np.abs(matrix.background[kept])).mean())
+    predicted = float(matrix.intensities(patterns)[:, kept].mean(dtype=np.float64))
+    return _Losses(illumination, modulated / ensemble, ensemble / predicted)
 
 
 def focusing(
     device: Device,
     *,
-    matrix: TransmissionMatrix,
+    matrix: TransmissionMatrix | None = None,
     noise_key: int = 0,
     n_targets: int = 100,
     optimise_phase: bool = False,
@@ -135,8 +141,9 @@ def focusing(
     ----------
     device : Device
         The device whose matrix it is.
-    matrix : TransmissionMatrix
-        Its rows to be believed are the possible targets.
+    matrix : TransmissionMatrix, optional
+        Its rows to be believed are the possible targets. Default one that is
+        measured first.
     noise_key : int
         The noise of the frames; it also draws the targets.
     n_targets : int
@@ -149,11 +156,12 @@ def focusing(
     CalibrationResult
         The enhancement over the expected one, limit 0.9 to 1.1. Quantities: `enhancement`, against the mean of random
         patterns with half of the features on; `enhancement_over_all_on`; `expected`, with all factors; `fidelity`,
-        `illumination`, `modulated`, the factors. Data: `enhancements` and `targets`, shape (n_targets,), and `spot_dn`,
-        shape (rows, columns), the counts above the dark level around the middle target in the focus exposure, with
-        `spot_target`, its row and column there.
+        `illumination`, `modulated`, `denominator`, the factors. Data: `enhancements` and `targets`, shape
+        (n_targets,), and `spot_dn`, shape (rows, columns), the counts above the dark level around the middle target in
+        the focus exposure, with `spot_target`, its row and column there.
     """
     recorder = Recorder(device, noise_key=noise_key)
+    matrix = given_or_measured(matrix, recorder, noise_key, _FEATURES, _OUTPUTS)
     bench = _Bench(recorder, matrix, noise_key)
     rng = np.random.default_rng([_PATTERN_SEED, noise_key])
     candidates = np.flatnonzero(matrix.kept)
@@ -161,16 +169,15 @@ def focusing(
     randoms = random_halves(_RANDOM_PATTERNS, matrix.n_features, seed=_PATTERN_SEED + noise_key)
     losses = _losses(matrix, randoms)
     ideal = expected_enhancement(matrix.n_features)
-    found, random_dn = bench.compare(randoms)
-    fidelity = found.disattenuated
-    expected = 1 + (ideal - 1) * fidelity * losses.illumination * losses.modulated
-    reach = ideal * losses.illumination * losses.modulated
+    found, random_dn, predicted_dn = bench.compare(randoms)
+    fidelity = found.slope * predicted_dn / random_dn
+    reach = ideal * losses.illumination * losses.modulated * losses.denominator
+    expected = (1 + (ideal - 1) * fidelity * losses.illumination * losses.modulated) * losses.denominator
     patterns = focusing_patterns(matrix, targets, optimise_phase=optimise_phase)
     foci = bench.focus(patterns, targets, random_dn, reach)
     enhancements = foci.focus_dn / random_dn
     enhancement, scatter = float(enhancements.mean()), float(enhancements.std()) / math.sqrt(len(enhancements))
-    # Of the foci, and of the pixels whose mean is the denominator.
-    relative = math.hypot(scatter / enhancement, bench.mean_error / random_dn) if enhancement > 0 else math.nan
+    relative = scatter / enhancement if enhancement > 0 else math.nan
     ratio = enhancement / expected if expected > 0 else math.nan
     over_all_on = enhancement * random_dn / foci.all_on_dn if foci.all_on_dn > 0 else math.nan
     return recorder.result(
@@ -178,15 +185,20 @@ def focusing(
         "enhancement of foci over the expected one",
         ratio,
         "1",
-        ratio * math.hypot(relative, found.uncertainty / fidelity if fidelity > 0 else math.nan),
+        ratio * math.hypot(relative, found.slope_uncertainty / found.slope),
         limit=(1 - TOLERANCE, 1 + TOLERANCE),
         quantities={
             "enhancement": _quantity(enhancement, enhancement * relative, "over the mean of random half-on patterns"),
             "enhancement_over_all_on": _quantity(over_all_on, math.nan, "over the mean of the all-on pattern"),
             "expected": _quantity(expected, math.nan, "1 + (N / 2 - 1) / pi with all factors"),
-            "fidelity": _quantity(fidelity, found.uncertainty, "squared correlation of the matrix with the medium"),
+            "fidelity": _quantity(
+                fidelity,
+                fidelity * found.slope_uncertainty / found.slope,
+                "squared correlation of the matrix with the medium",
+            ),
             "illumination": _quantity(losses.illumination, math.nan, "factor of uneven illumination"),
             "modulated": _quantity(losses.modulated, math.nan, "share of the light that features modulate"),
+            "denominator": _quantity(losses.denominator, math.nan, "random patterns of all pixels over those of these"),
         },
         findings=[*bench.faults(found), *foci.faults],
         data={
@@ -219,21 +231,20 @@ class _Bench:
         self._recorder = recorder
         self._matrix = matrix
         self._config = msgspec.structs.replace(matrix.config, noise_key=noise_key ^ _NOISE)
-        self.mean_error = math.nan
         self._medium = ("", 0)
 
-    def compare(self, patterns: NDArray[np.bool_]) -> tuple[HeldOut, float]:
-        """Compare predictions with frames; also return the mean counts of those above the dark level."""
+    def compare(self, patterns: NDArray[np.bool_]) -> tuple[HeldOut, float, float]:
+        """Compare predictions with frames; also return the mean counts above the dark level, measured and predicted."""
         matrix = self._matrix
         projection = self._recorder.take(self._config, np.concatenate([patterns, patterns]))
         self._medium = (projection.provenance.medium_id, projection.provenance.medium_epoch)
         frames = projection.frames.reshape(2, len(patterns), -1)[..., matrix.kept].astype(np.float64)
-        found = compare_intensities(matrix.intensities(patterns)[:, matrix.kept], frames)
+        predicted = matrix.intensities(patterns)[:, matrix.kept]
+        found = compare_intensities(predicted, frames)
         if math.isnan(found.disattenuated):
-            return found, math.nan
-        means = frames.mean(axis=(0, 1)) - self._dark_dn(self._config)[matrix.kept]
-        self.mean_error = float(means.std()) / math.sqrt(len(means))
-        return found, float(means.mean())
+            return found, math.nan, math.nan
+        above_dn = float(frames.mean() - self._dark_dn(self._config)[matrix.kept].mean())
+        return found, above_dn, float(predicted.mean(dtype=np.float64))
 
     def focus(self, patterns: NDArray[np.bool_], targets: NDArray[np.intp], random_dn: float, reach: float) -> _Foci:
         """Show the patterns of foci, and the all-on pattern."""

@@ -80,6 +80,13 @@ def test_a_right_matrix_passes(bench):
     assert result.data["predicted_dn"].shape == result.data["measured_dn"].shape == (50, 64)
 
 
+def test_a_matrix_that_is_not_given_is_measured(bench):
+    device, _ = bench
+    result = held_out(device)
+    assert result.passed, result.findings
+    assert result.frames > 6 * 128
+
+
 def test_the_value_is_the_square_of_the_field_correlation(bench):
     device, config = bench
     matrix = true_matrix(device, config, error=0.3)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.matrix.validation import faults_of_matrix
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
@@ -48,6 +49,7 @@ _LARGEST_NEIGHBOUR_CORRELATION = 0.05
 _LOW_QUANTILE = 0.02
 _LARGEST_LOW_SHARE = 0.05
 _STEPS = 4096
+_FEATURES, _OUTPUTS = 160, 320
 _POINTS_OF_FIGURE = 200
 # Truly random matrices with n singular values have a distance of 2 / n with a standard deviation of 0.25 / n: measured
 # from 64 x 32 to 512 x 512.
@@ -191,17 +193,19 @@ def neighbour_correlation(matrix: TransmissionMatrix) -> tuple[float, float]:
     return float(shared.mean()) - 1.5 / n_features, error
 
 
-def singular_values(device: Device, *, matrix: TransmissionMatrix, noise_key: int = 0) -> CalibrationResult:
+def singular_values(
+    device: Device, *, matrix: TransmissionMatrix | None = None, noise_key: int = 0
+) -> CalibrationResult:
     """Compare the singular values of a measured matrix with the law of random matrices. No frame is taken.
 
     Parameters
     ----------
     device : Device
         The device whose matrix it is.
-    matrix : TransmissionMatrix
-        What was measured; the rows to be believed are used.
+    matrix : TransmissionMatrix, optional
+        What was measured; the rows to be believed are used. Default one that is measured first.
     noise_key : int
-        Makes no difference: nothing is measured.
+        The noise of the frames of that measurement.
 
     Returns
     -------
@@ -211,6 +215,7 @@ def singular_values(device: Device, *, matrix: TransmissionMatrix, noise_key: in
         `effective_features`. Data: `singular_values`, and `law_value` and `law_density`, the curve of the law.
     """
     recorder = Recorder(device, noise_key=noise_key)
+    matrix = given_or_measured(matrix, recorder, noise_key, _FEATURES, _OUTPUTS)
     medium = recorder.description.medium
     found = spectrum_of(matrix.matrix[matrix.kept])
     shared, shared_error = neighbour_correlation(matrix)

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.matrix.validation import HeldOut, compare_intensities, faults_of_matrix
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
@@ -57,6 +58,7 @@ _DRIFT_RANGE = (1e-12, 1e-1)
 _DRIFT_GAIN = 0.01
 _LARGEST_SURPRISE = 3.0
 _BATCHES = 16
+_FEATURES, _OUTPUTS = 64, 100
 _LARGEST_LOSS = 0.002
 _NOISE = 2**61
 _PROBE_SEED = 0x50524F42
@@ -201,7 +203,7 @@ def _random_probes(n_probes: int, n_features: int, seed: int) -> NDArray[np.bool
 
 
 def tracking(
-    device: Device, *, matrix: TransmissionMatrix, noise_key: int = 0, n_probes: int | None = None
+    device: Device, *, matrix: TransmissionMatrix | None = None, noise_key: int = 0, n_probes: int | None = None
 ) -> CalibrationResult:
     """Follow a matrix for a while, and compare it with the frozen one.
 
@@ -213,8 +215,8 @@ def tracking(
     ----------
     device : Device
         The device whose matrix it is.
-    matrix : TransmissionMatrix
-        Where it starts.
+    matrix : TransmissionMatrix, optional
+        Where it starts; default one that is measured first.
     noise_key : int
         The noise of the frames.
     n_probes : int, optional
@@ -228,6 +230,7 @@ def tracking(
         `time_s`, the device time of each.
     """
     recorder = Recorder(device, noise_key=noise_key)
+    matrix = given_or_measured(matrix, recorder, noise_key, _FEATURES, _OUTPUTS)
     tracker = MatrixTracker(matrix, full_scale_dn=recorder.description.full_scale_dn)
     probes = _random_probes(n_probes or 4 * matrix.n_features, matrix.n_features, _PROBE_SEED + noise_key)
     batches = np.array_split(probes, max(1, min(_BATCHES, len(probes) // 2)))
@@ -259,7 +262,7 @@ def tracking(
                 value=2 / tracker.drift_per_probe_ * probe_s,
                 unit="s",
                 uncertainty=math.nan,
-                summary="correlation time of the field",
+                summary="correlation time of the field, if nothing else makes frames differ",
             ),
         },
         findings=faults_of_matrix(matrix, projection.provenance.medium_id, projection.provenance.medium_epoch),

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from opu.calibration.matrix.comparison import row_correlations
+from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import Quantity
 
@@ -27,35 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["HeldOut", "compare_intensities", "faults_of_matrix", "held_out", "normalised_error", "row_correlations"]
 
 LOWEST_CORRELATION = 0.99
+# Pixels that see more than one field, as of grains smaller than a pixel, do not agree better than that with any row.
+_FAULTY_CORRELATION = 0.95
 _LEAST_REPEATABILITY = 0.5
 _LEAST_KEPT = 0.5
+_FEATURES, _OUTPUTS = 128, 256
 # Neither the patterns nor the noise of the frames that a matrix was fitted to.
 _PATTERN_SEED = 0x48454C44
 _NOISE = 2**62
 _ROWS_OF_FIGURE = 64
-
-
-def row_correlations(one: NDArray[np.complex64], two: NDArray[np.complex64]) -> NDArray[np.float64]:
-    """Return how well the rows of two matrices agree, up to the phase and the conjugation of each.
-
-    Parameters
-    ----------
-    one, two : ndarray of complex, shape (n_rows, n_columns)
-        The order makes no difference.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_rows,)
-        `max(|<a, b>|, |<conj a, b>|) / (|a| |b|)`, from 0 to 1; 0 where a row is zero.
-
-    Examples
-    --------
-    >>> row_correlations(np.array([[1, 1j], [1, 1j]]), np.array([[1, -1j], [1, 1]])).round(3)
-    array([1.   , 0.707])
-    """
-    norms = np.linalg.norm(one, axis=1).astype(np.float64) * np.linalg.norm(two, axis=1)
-    found: NDArray[np.float64] = np.divide(_agreement(one, two), norms, out=np.zeros(len(one)), where=norms > 0)
-    return found
 
 
 def normalised_error(truth: NDArray[np.complex64], estimate: NDArray[np.complex64]) -> float:
@@ -105,16 +87,20 @@ class HeldOut:
         Correlation of two measurements.
     disattenuated : float
         `pearson / sqrt(repeatability)`: what a camera without noise would have seen.
-    uncertainty, pearson_uncertainty, repeatability_uncertainty : float
-        Their standard errors.
+    slope : float
+        Of measured over predicted intensities, with the mean of each pixel removed: noise does not change it.
+    uncertainty, pearson_uncertainty, repeatability_uncertainty, slope_uncertainty : float
+        Standard errors of `disattenuated` and of the others.
     """
 
     pearson: float
     repeatability: float
     disattenuated: float
+    slope: float
     uncertainty: float
     pearson_uncertainty: float
     repeatability_uncertainty: float
+    slope_uncertainty: float
 
 
 def compare_intensities(predicted: NDArray[np.floating[Any]], measured: NDArray[np.floating[Any]]) -> HeldOut:
@@ -143,8 +129,9 @@ def compare_intensities(predicted: NDArray[np.floating[Any]], measured: NDArray[
     n = len(arrays[0])
     without = _correlations(sums.sum(axis=1, keepdims=True) - sums)
     errors = np.sqrt((n - 1) / n * np.square(without - without.mean(axis=1, keepdims=True)).sum(axis=1))
-    pearson, repeatability, disattenuated = (float(value) for value in values)
-    return HeldOut(pearson, repeatability, disattenuated, float(errors[2]), float(errors[0]), float(errors[1]))
+    pearson, repeatability, disattenuated, slope = (float(value) for value in values)
+    pearson_error, repeatability_error, error, slope_error = (float(value) for value in errors)
+    return HeldOut(pearson, repeatability, disattenuated, slope, error, pearson_error, repeatability_error, slope_error)
 
 
 def _pairs(arrays: list[NDArray[np.float64]]) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
@@ -160,7 +147,7 @@ def _sums_by_pattern(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDAr
 
 
 def _correlations(moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return Pearson correlation, repeatability and their disattenuated ratio from the five moments."""
+    """Return Pearson correlation, repeatability, their disattenuated ratio, and the slope from the five moments."""
     predicted, across, first, second, repeat = moments
     measured = (first + second) / 2
 
@@ -170,12 +157,17 @@ def _correlations(moments: NDArray[np.float64]) -> NDArray[np.float64]:
         return safe
 
     return np.stack(
-        [ratio(across, predicted * measured), ratio(repeat, first * second), ratio(across, predicted * repeat)]
+        [
+            ratio(across, predicted * measured),
+            ratio(repeat, first * second),
+            ratio(across, predicted * repeat),
+            ratio(across, predicted * predicted),
+        ]
     )
 
 
 def held_out(
-    device: Device, *, matrix: TransmissionMatrix, noise_key: int = 0, n_patterns: int = 50
+    device: Device, *, matrix: TransmissionMatrix | None = None, noise_key: int = 0, n_patterns: int = 50
 ) -> CalibrationResult:
     """Compare the intensities that a matrix predicts with frames that it was not fitted to.
 
@@ -189,8 +181,8 @@ def held_out(
     ----------
     device : Device
         The device whose matrix it is.
-    matrix : TransmissionMatrix
-        What to check.
+    matrix : TransmissionMatrix, optional
+        What to check; default one that is measured first.
     noise_key : int
         The noise of the frames.
     n_patterns : int
@@ -203,6 +195,7 @@ def held_out(
         `measured_dn`, shape (n_patterns, up to 64 rows), in DN above the dark level.
     """
     recorder = Recorder(device, noise_key=noise_key)
+    matrix = given_or_measured(matrix, recorder, noise_key, _FEATURES, _OUTPUTS)
     config = msgspec.structs.replace(matrix.config, noise_key=noise_key ^ _NOISE)
     patterns = random_halves(n_patterns, matrix.n_features, seed=_PATTERN_SEED + noise_key)
     projection = recorder.take(config, np.concatenate([patterns, patterns]))
@@ -269,7 +262,7 @@ def _faults_of_agreement(found: HeldOut, matrix: TransmissionMatrix, provenance:
             f"Two frames of one pattern correlate at only {found.repeatability:.3f}: too little light, "
             "or frames that are lost or swapped."
         ]
-    if found.disattenuated + 3 * found.uncertainty < LOWEST_CORRELATION:
+    if found.disattenuated < _FAULTY_CORRELATION:
         age_s = provenance.finished_unix_s - matrix.measured_unix_s
         return [
             f"The matrix predicts new frames at a correlation of only {found.disattenuated:.4f}, while frames "
