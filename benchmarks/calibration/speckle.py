@@ -160,7 +160,7 @@ def probes_until_known(result):
 
 def stability_case(seed):
     """C8."""
-    slow = run(stability, drifting(correlation_time_s=60.0, plateau=0.1), seed, duration_s=240.0, n_patterns=32)
+    slow = run(stability, drifting(correlation_time_s=60.0, plateau=0.1), seed, duration_s=240.0)
     model = drifting(correlation_time_s=20_000.0, warm_up_renewals=1.0, warm_up_s=600.0)
     warm = run(stability, model, seed, duration_s=3600.0)
     warm_up = warm.quantities["warm_up_end"]

@@ -54,7 +54,7 @@ __all__ = [
     "stability",
 ]
 
-_PROBE_PATTERNS = 16
+_PROBE_PATTERNS = 32
 _PROBE_SIDE_PX = 32
 _LONGEST_WAIT_US = 100_000.0
 _SHORTEST_TIME_S = 150.0
@@ -143,10 +143,10 @@ def find_jumps(intensity: NDArray[np.float64], error: NDArray[np.float64] | floa
     steps = np.diagonal(intensity, 1)
     if len(steps) < 3:
         return []
-    # At the ends, where there is one neighbour: the line through the next two.
-    expected = np.concatenate(
-        [[2 * steps[1] - steps[2]], np.minimum(steps[:-2], steps[2:]), [2 * steps[-2] - steps[-3]]]
-    )
+    # At the ends, where there is one neighbour: the line through the next two, unless one of those is a jump.
+    first = min(2 * steps[1] - steps[2], max(steps[1], steps[2]))
+    last = min(2 * steps[-2] - steps[-3], max(steps[-2], steps[-3]))
+    expected = np.concatenate([[first], np.minimum(steps[:-2], steps[2:]), [last]])
     found = np.flatnonzero(expected - steps > np.maximum(0.1, 6 * np.broadcast_to(error, steps.shape)))
     return [Jump(int(i), math.sqrt(max(float(steps[i] / expected[i]), 0.0))) for i in found]
 
@@ -301,7 +301,8 @@ def estimate_drift(covariance: NDArray[np.float64], times_s: NDArray[np.float64]
     one_less_each = np.stack([_fit(pairs, values, parameters, free)[0] for values in left_out])
     # Quenouille's correction: what leaving out one pattern changes on average is the bias of all but one.
     parameters = parameters - (n - 1) * (one_less_each.mean(axis=0) - parameters)
-    changes = one_less_each - one_less_each.mean(axis=0)
+    # The mean over the patterns, taken off each, makes them a little alike: by the share 1 / n of all the others.
+    changes = (one_less_each - one_less_each.mean(axis=0)) * (n - 1) / max(n - 2, 1)
     time_s, time_error_s = _correlation_time(parameters[_RATE], jackknife_error(changes[:, _RATE]), duration_s)
     end_s, end_error_s = _warm_up_end(parameters, changes, duration_s) if _SIZE in free else (0.0, math.nan)
     has_plateau = _PLATEAU in free

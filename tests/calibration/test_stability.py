@@ -117,7 +117,14 @@ def test_a_fast_start_is_no_jump():
     field = np.exp(-np.abs(np.subtract.outer(np.exp(-times / 0.2), np.exp(-times / 0.2))))
     assert find_jumps(field**2) == []
     assert find_jumps(np.ones((3, 3))) == []
-    assert Jump(1, 0.5) != Jump(2, 0.5)
+
+
+@pytest.mark.parametrize("after", range(7))
+def test_a_jump_is_found_wherever_it_is_and_once(after):
+    side = np.arange(8) > after
+    intensity = np.where(side[:, None] == side, 0.98, 0.1)
+    [jump] = find_jumps(intensity)
+    assert jump == Jump(after, pytest.approx(math.sqrt(0.1 / 0.98)))
 
 
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (2.0, -3.0), (0.4, 1.3)])
