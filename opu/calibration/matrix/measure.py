@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from opu.calibration.matrix.anchors import AnchorPlan
+from opu.calibration.matrix.anchors import LEAST_SPREAD, AnchorPlan
 from opu.calibration.matrix.matrix import TransmissionMatrix
 from opu.calibration.matrix.retrieval import PhaseRetrieval, frame_correlations, retrieval_patterns
 from opu.calibration.matrix.stepping import SteppingPlan
@@ -330,13 +330,16 @@ def _retrieval_solver(plan: _Plan, background: bool, anchors: AnchorPlan | None)
             max_bytes=plan.max_bytes,
             on_progress=lambda done, rows: plan.on_progress("rows", done, rows),
         )
-        initial = None
-        if anchors is not None:
-            # The flag of a row tells whether the closed form was good enough to polish.
-            retrieval.n_restarts, retrieval.n_polish = 0, _ANCHOR_POLISH
-            initial = np.pad(anchors.recover(counts), ((0, 0), (0, int(background))))
+        if anchors is None:
+            retrieval.fit(patterns, counts, saturation=saturation)
+            return _Found(retrieval.matrix_, retrieval.background_, retrieval.row_quality_, retrieval.kept_)
+        # The flag of a row tells whether the closed form was good enough to polish.
+        retrieval.n_restarts, retrieval.n_polish = 0, _ANCHOR_POLISH
+        start = anchors.recover(counts)
+        initial = np.pad(start.matrix, ((0, 0), (0, int(background))))
         retrieval.fit(patterns, counts, saturation=saturation, initial=initial)
-        return _Found(retrieval.matrix_, retrieval.background_, retrieval.row_quality_, retrieval.kept_)
+        kept = retrieval.kept_ & (start.spread >= LEAST_SPREAD)
+        return _Found(retrieval.matrix_, retrieval.background_, retrieval.row_quality_, kept)
 
     return solve
 
