@@ -145,7 +145,8 @@ def _spread(anchors: NDArray[np.complex128]) -> NDArray[np.float64]:
     """Return the smaller singular value of the anchors of each pixel relative to the larger, 0 without light."""
     power, square = (np.abs(anchors) ** 2).sum(axis=1), np.abs((anchors**2).sum(axis=1))
     small, large = np.maximum(power - square, 0), power + square
-    return np.sqrt(np.divide(small, large, out=np.zeros(len(power)), where=large > 0))
+    found: NDArray[np.float64] = np.sqrt(np.divide(small, large, out=np.zeros(len(power)), where=large > 0))
+    return found
 
 
 def _mask(n_features: int, chosen: NDArray[np.intp]) -> NDArray[np.bool_]:

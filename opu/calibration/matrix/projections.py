@@ -96,19 +96,21 @@ def mismatch(fields: Fields, targets: Fields) -> NDArray[np.float64]:
             amplitude = np.sqrt(real * real + imaginary * imaginary)
             difference = np.float64(_wanted(amplitude, targets[row, i]) - amplitude)
             squares[row] += difference * difference
-    return squares / targets.shape[1]
+    mean: NDArray[np.float64] = squares / targets.shape[1]
+    return mean
 
 
 def _amplitudes(fields: Fields, targets: Fields) -> tuple[Fields, Fields]:
     """Return the amplitudes of fields, and those that are asked for."""
     amplitudes = np.sqrt(fields[0] ** 2 + fields[1] ** 2)
-    return amplitudes, np.where(targets >= 0, targets, np.maximum(amplitudes, -targets))
+    wanted: Fields = np.where(targets >= 0, targets, np.maximum(amplitudes, -targets))
+    return amplitudes, wanted
 
 
 def _scales(fields: Fields, targets: Fields) -> Fields:
     """Return by what to multiply the fields to project them."""
     amplitudes, wanted = _amplitudes(fields, targets)
-    scales: Fields = wanted / np.maximum(amplitudes, _TINY)
+    scales: Fields = (wanted / np.maximum(amplitudes, _TINY)).astype(np.float32)
     return scales
 
 
@@ -133,4 +135,5 @@ def mismatch_with_numpy(fields: Fields, targets: Fields) -> NDArray[np.float64]:
     """Do what `mismatch` does."""
     amplitudes, wanted = _amplitudes(fields, targets)
     squares: NDArray[np.float64] = (wanted - amplitudes).astype(np.float64) ** 2
-    return squares.mean(axis=1)
+    mean: NDArray[np.float64] = squares.mean(axis=1)
+    return mean
