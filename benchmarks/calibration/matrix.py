@@ -10,7 +10,7 @@ import numpy as np
 
 import opu
 from benchmarks.calibration.cases import Check
-from opu.calibration.matrix.anchors import AnchorPlan
+from opu.calibration.matrix.anchors import LEAST_SPREAD, AnchorPlan
 from opu.calibration.matrix.comparison import row_correlations
 from opu.calibration.matrix.measure import transmission_matrix
 from opu.calibration.matrix.retrieval import PhaseRetrieval
@@ -63,10 +63,11 @@ def c14(seed):
             config = recorder.expose(config, plan.patterns[-32:], target_fraction=BRIGHT)
             frames = recorder.take(config, plan.patterns).frames.astype(np.float32)
             truth = device.capability(opu.GroundTruth).transmission_matrix(config)
+        start = plan.recover(frames)
         retrieval = PhaseRetrieval(n_restarts=0, n_polish=ANCHOR_POLISH)
-        retrieval.fit(plan.patterns, frames, saturation=255, initial=plan.recover(frames))
+        retrieval.fit(plan.patterns, frames, saturation=255, initial=start.matrix)
         found = row_correlations(retrieval.matrix_, truth)
-        kept = found[retrieval.kept_]
+        kept = found[retrieval.kept_ & (start.spread >= LEAST_SPREAD)]
         name = f"{n_anchors} anchors"
         if n_anchors == 3:
             checks["median_3"] = Check(float(np.median(found)), (0.995, None), f"{name}: median row correlation")

@@ -17,6 +17,7 @@ After: Gupta et al., NeurIPS 2019 and ICASSP 2020 (anchors and their distances),
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,11 +28,31 @@ from opu.device import check_whole
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["AnchorPlan"]
+__all__ = ["LEAST_SPREAD", "AnchorPlan", "AnchoredMatrix"]
+
+LEAST_SPREAD = 0.12
 
 _GAUGE_SHARE = 0.18
 """Frames for the anchors' own fields, relative to the number of features: noise there is an error of the whole row."""
 _DIMMEST_DIRECTION = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class AnchoredMatrix:
+    """What anchors gave.
+
+    Parameters
+    ----------
+    matrix : ndarray of complex128, shape (n_outputs, n_features)
+        In the square root of the unit of the intensities.
+    spread : ndarray of float64, shape (n_outputs,)
+        How well the anchors span the complex plane: the smaller of their two singular values relative to the larger,
+        in the worse half. The noise of the field across the anchors goes with its inverse. Rows below
+        `LEAST_SPREAD` are not to be believed.
+    """
+
+    matrix: NDArray[np.complex128]
+    spread: NDArray[np.float64]
 
 
 class AnchorPlan:
@@ -57,7 +78,7 @@ class AnchorPlan:
     >>> plan = AnchorPlan(32)
     >>> rng = np.random.default_rng(0)
     >>> matrix = rng.standard_normal((4, 32)) + 1j * rng.standard_normal((4, 32))
-    >>> found = plan.recover(np.abs(plan.patterns @ matrix.T) ** 2)
+    >>> found = plan.recover(np.abs(plan.patterns @ matrix.T) ** 2).matrix
     >>> row_correlations(found, matrix).round(6)
     array([1., 1., 1., 1.])
     """
@@ -83,31 +104,29 @@ class AnchorPlan:
             shown += [alone, *(alone | anchor for anchor in anchors)]
         self.patterns: NDArray[np.bool_] = np.concatenate(shown)
 
-    def recover(self, intensities: NDArray[Any]) -> NDArray[np.complex128]:
+    def recover(self, intensities: NDArray[Any]) -> AnchoredMatrix:
         """Return the matrix in closed form.
 
         Parameters
         ----------
         intensities : ndarray, shape (n_patterns, n_outputs)
             Counts above the dark level, of `patterns`.
-
-        Returns
-        -------
-        ndarray of complex128, shape (n_outputs, n_features)
         """
         n_own = self.n_anchors + len(self._pairs)
         split = self._repeats * n_own
         own = intensities[:split].reshape(self._repeats, n_own, -1).mean(axis=0, dtype=np.float64)
         anchors = self._first_anchors(own)
         matrix = np.zeros((intensities.shape[1], self.n_features), np.complex128)
+        spread = np.full(len(matrix), np.inf)
         for i, (half, plan) in enumerate(zip(self._halves, self._plans, strict=True)):
             n_frames = (self.n_anchors + 1) * len(plan.patterns)
             frames = intensities[split : split + n_frames].reshape(self.n_anchors + 1, len(plan.patterns), -1)
             split += n_frames
             if i == 1:
                 anchors = matrix @ self._anchors[1].T
+            spread = np.minimum(spread, _spread(anchors))
             matrix[:, half] = plan.invert(_fields(frames.astype(np.float64), anchors))
-        return matrix
+        return AnchoredMatrix(matrix, spread)
 
     def _first_anchors(self, own: NDArray[np.float64]) -> NDArray[np.complex128]:
         """Return the fields of the first anchors from their Gram matrix, shape (n_outputs, n_anchors)."""
@@ -120,6 +139,14 @@ class AnchorPlan:
         planes = vectors[:, :, -2:] * np.sqrt(np.maximum(values[:, np.newaxis, -2:], 0))
         fields: NDArray[np.complex128] = planes[:, :, 1] + 1j * planes[:, :, 0]
         return fields
+
+
+def _spread(anchors: NDArray[np.complex128]) -> NDArray[np.float64]:
+    """Return the smaller singular value of the anchors of each pixel relative to the larger, 0 without light."""
+    power, square = (np.abs(anchors) ** 2).sum(axis=1), np.abs((anchors**2).sum(axis=1))
+    small, large = np.maximum(power - square, 0), power + square
+    found: NDArray[np.float64] = np.sqrt(np.divide(small, large, out=np.zeros(len(power)), where=large > 0))
+    return found
 
 
 def _mask(n_features: int, chosen: NDArray[np.intp]) -> NDArray[np.bool_]:

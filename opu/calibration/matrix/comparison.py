@@ -36,4 +36,5 @@ def row_correlations(one: ArrayLike, two: ArrayLike) -> NDArray[np.float64]:
     first, second = np.asarray(one, np.complex128), np.asarray(two, np.complex128)
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     products = np.maximum(np.abs((first.conj() * second).sum(axis=1)), np.abs((first * second).sum(axis=1)))
-    return np.divide(products, norms, out=np.zeros(len(norms)), where=norms > 0)
+    found: NDArray[np.float64] = np.divide(products, norms, out=np.zeros(len(norms)), where=norms > 0)
+    return found

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from opu.calibration.matrix.anchors import AnchorPlan
+from opu.calibration.matrix.anchors import LEAST_SPREAD, AnchorPlan
 from opu.calibration.matrix.matrix import TransmissionMatrix
 from opu.calibration.matrix.retrieval import PhaseRetrieval, frame_correlations, retrieval_patterns
 from opu.calibration.matrix.stepping import SteppingPlan
@@ -146,8 +146,8 @@ def transmission_matrix(
     CalibrationResult
         The quantities are `held_out` (the correlation), `repeatability` (of the two measurements), `kept_share` of the
         rows, `residual` (the median of the relative residuals of the rows), `stability` (correlation of
-        patterns shown before and after the measurement, relative to that of their repeats), `background_share` (intensity
-        with all features off, relative to that of the patterns) and `frames_per_feature`.
+        patterns shown before and after the measurement, relative to that of their repeats), `background_share`
+        (intensity with all features off, relative to that of the patterns) and `frames_per_feature`.
 
         Data: `held_out` and `repeatability`, the correlations for each held-out pattern; `row_quality`, `kept` and
         `mean_dn`, for each row; `predicted_dn` and `measured_dn`, samples of the held-out frames, for a scatter plot.
@@ -196,9 +196,7 @@ class _Plan:
 
     def config(self, **fields: Any) -> SessionConfig:
         """Return a configuration of the wanted size."""
-        return self.recorder.config(
-            self.n_features, self.n_outputs, region=self.region, stride=self.stride, **fields
-        )
+        return self.recorder.config(self.n_features, self.n_outputs, region=self.region, stride=self.stride, **fields)
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +237,7 @@ def _take(plan: _Plan) -> _Taken:
     plain = msgspec.structs.replace(exposed, reference=NO_REFERENCE)
     with recorder.device.open_session(plain) as session:
         config = session.config
-        first = recorder.take_from(session, np.concatenate([zeros, _probe_patterns(plan, method)]))
+        first = recorder.take_from(session, np.concatenate([zeros, _probe_patterns(plan)]))
     off, before = np.split(first.frames.astype(np.float32) - dark_dn, [_DARK_FRAMES])
     share, has_background = _background(off, dark - dark_dn, before)
     patterns, solve = _method(plan, method, has_background)
@@ -280,14 +278,12 @@ def _typical_patterns(plan: _Plan, method: str) -> NDArray[np.bool_]:
     return rng.random((_EXPOSURE_PATTERNS // 4, plan.n_features)) < 0.5
 
 
-def _probe_patterns(plan: _Plan, method: str) -> NDArray[np.bool_]:
-    """Return patterns that are shown before and after, as bright as those of the method without an arm."""
+def _probe_patterns(plan: _Plan) -> NDArray[np.bool_]:
+    """Return patterns that are shown before and after, as bright as those of the retrieval."""
     return retrieval_patterns(_PROBES, plan.n_features, seed=_PROBE_SEED)
 
 
-def _background(
-    off: NDArray[np.float32], dark: NDArray[np.float32], lit: NDArray[np.float32]
-) -> tuple[float, bool]:
+def _background(off: NDArray[np.float32], dark: NDArray[np.float32], lit: NDArray[np.float32]) -> tuple[float, bool]:
     """Return the intensity with all features off relative to that of patterns, and whether it is significant.
 
     The standard error is that of the mean of all pixels: of their frame means, which include what they share.
@@ -306,9 +302,7 @@ def _method(plan: _Plan, method: str, background: bool) -> tuple[NDArray[np.bool
     if method in REFERENCE_STEPS:
         stepping = SteppingPlan(plan.n_features, REFERENCE_STEPS[method])
 
-        def solve_steps(
-            _: NDArray[np.bool_], counts: NDArray[np.float32], saturation: NDArray[np.float32]
-        ) -> _Found:
+        def solve_steps(_: NDArray[np.bool_], counts: NDArray[np.float32], saturation: NDArray[np.float32]) -> _Found:
             found = stepping.recover(counts, saturation=saturation)
             return _Found(found.matrix, found.background, found.row_quality, found.kept)
 
@@ -322,28 +316,27 @@ def _method(plan: _Plan, method: str, background: bool) -> tuple[NDArray[np.bool
 
 
 def _retrieval_solver(plan: _Plan, background: bool, anchors: AnchorPlan | None) -> Solver:
-    def solve(
-        patterns: NDArray[np.bool_], counts: NDArray[np.float32], saturation: NDArray[np.float32]
-    ) -> _Found:
+    def solve(patterns: NDArray[np.bool_], counts: NDArray[np.float32], saturation: NDArray[np.float32]) -> _Found:
         retrieval = PhaseRetrieval(
             background=background,
             max_bytes=plan.max_bytes,
             on_progress=lambda done, rows: plan.on_progress("rows", done, rows),
         )
-        initial = None
-        if anchors is not None:
-            # The flag of a row tells whether the closed form was good enough to polish.
-            retrieval.n_restarts, retrieval.n_polish = 0, _ANCHOR_POLISH
-            initial = np.pad(anchors.recover(counts), ((0, 0), (0, int(background))))
+        if anchors is None:
+            retrieval.fit(patterns, counts, saturation=saturation)
+            return _Found(retrieval.matrix_, retrieval.background_, retrieval.row_quality_, retrieval.kept_)
+        # The flag of a row tells whether the closed form was good enough to polish.
+        retrieval.n_restarts, retrieval.n_polish = 0, _ANCHOR_POLISH
+        start = anchors.recover(counts)
+        initial = np.pad(start.matrix, ((0, 0), (0, int(background))))
         retrieval.fit(patterns, counts, saturation=saturation, initial=initial)
-        return _Found(retrieval.matrix_, retrieval.background_, retrieval.row_quality_, retrieval.kept_)
+        kept = retrieval.kept_ & (start.spread >= LEAST_SPREAD)
+        return _Found(retrieval.matrix_, retrieval.background_, retrieval.row_quality_, kept)
 
     return solve
 
 
-def _take_in_parts(
-    plan: _Plan, config: SessionConfig, patterns: NDArray[np.bool_], steps: int
-) -> NDArray[Any]:
+def _take_in_parts(plan: _Plan, config: SessionConfig, patterns: NDArray[np.bool_], steps: int) -> NDArray[Any]:
     """Take the frames of patterns in parts, so that there is progress to tell."""
     size = _CHUNK // steps * steps
     parts = []
@@ -366,7 +359,7 @@ def _judge(plan: _Plan, taken: _Taken) -> CalibrationResult:
     recorder, matrix = plan.recorder, taken.matrix
     frames_per_feature = recorder.frames / plan.n_features
     held_out = retrieval_patterns(_HELD_OUT, plan.n_features, seed=_HELD_OUT_SEED)
-    probes = _probe_patterns(plan, matrix.method)
+    probes = _probe_patterns(plan)
     shown = np.concatenate([held_out, probes, held_out, probes])
     projection = recorder.take(matrix.config, shown)
     counts = projection.frames.astype(np.float32) - matrix.dark_dn

@@ -96,35 +96,44 @@ def mismatch(fields: Fields, targets: Fields) -> NDArray[np.float64]:
             amplitude = np.sqrt(real * real + imaginary * imaginary)
             difference = np.float64(_wanted(amplitude, targets[row, i]) - amplitude)
             squares[row] += difference * difference
-    return squares / targets.shape[1]
+    mean: NDArray[np.float64] = squares / targets.shape[1]
+    return mean
 
 
-def _scales(fields: Fields, targets: Fields) -> tuple[Fields, Fields]:
-    """Return amplitudes, and by what to multiply the fields to project them."""
+def _amplitudes(fields: Fields, targets: Fields) -> tuple[Fields, Fields]:
+    """Return the amplitudes of fields, and those that are asked for."""
     amplitudes = np.sqrt(fields[0] ** 2 + fields[1] ** 2)
-    wanted = np.where(targets >= 0, targets, np.maximum(amplitudes, -targets))
-    return amplitudes, wanted / np.maximum(amplitudes, _TINY)
+    wanted: Fields = np.where(targets >= 0, targets, np.maximum(amplitudes, -targets))
+    return amplitudes, wanted
+
+
+def _scales(fields: Fields, targets: Fields) -> Fields:
+    """Return by what to multiply the fields to project them."""
+    amplitudes, wanted = _amplitudes(fields, targets)
+    scales: Fields = (wanted / np.maximum(amplitudes, _TINY)).astype(np.float32)
+    return scales
 
 
 def reflect_with_numpy(fields: Fields, targets: Fields, out: Fields) -> None:
     """Do what `reflect` does."""
-    out[:] = (2 * _scales(fields, targets)[1] - 1) * fields
+    out[:] = (2 * _scales(fields, targets) - 1) * fields
 
 
 def relax_with_numpy(fields: Fields, linear: Fields, targets: Fields, beta: float) -> None:
     """Do what `relax` does."""
-    fields[:] = (beta + (1 - 2 * beta) * _scales(fields, targets)[1]) * fields + beta * linear
+    fields[:] = (beta + (1 - 2 * beta) * _scales(fields, targets)) * fields + beta * linear
 
 
 def correct_with_numpy(fields: Fields, targets: Fields, dim: float) -> None:
     """Do what `correct` does."""
     intensities = targets**2
     weights = intensities / np.maximum(intensities + dim, _TINY)
-    fields *= weights * (_scales(fields, targets)[1] - 1)
+    fields *= weights * (_scales(fields, targets) - 1)
 
 
 def mismatch_with_numpy(fields: Fields, targets: Fields) -> NDArray[np.float64]:
     """Do what `mismatch` does."""
-    amplitudes, scales = _scales(fields, targets)
-    squares: NDArray[np.float64] = ((scales - 1) * amplitudes).astype(np.float64) ** 2
-    return squares.mean(axis=1)
+    amplitudes, wanted = _amplitudes(fields, targets)
+    squares: NDArray[np.float64] = (wanted - amplitudes).astype(np.float64) ** 2
+    mean: NDArray[np.float64] = squares.mean(axis=1)
+    return mean

@@ -187,8 +187,8 @@ class PhaseRetrieval:
         self,
         *,
         background: bool = False,
-        n_iterations: int = 150,
-        n_polish: int = 40,
+        n_iterations: int = 80,
+        n_polish: int = 25,
         n_restarts: int = 3,
         seed: int = 0,
         max_bytes: int = 2**29,
@@ -299,7 +299,7 @@ class PhaseRetrieval:
     def _batch_rows(self, design: _Design) -> int:
         """Return how many rows fit the memory: targets, three pairs of planes of fields, four of coefficients."""
         per_row = 4 * (7 * design.n_patterns + 8 * design.n_columns)
-        rows = self.max_bytes // per_row
+        rows = int(self.max_bytes // per_row)
         if rows < _SMALLEST_BATCH:
             raise CapacityError(
                 f"A batch of {_SMALLEST_BATCH} rows takes {_SMALLEST_BATCH * per_row} bytes, "
@@ -316,8 +316,8 @@ class PhaseRetrieval:
         resume: FinishedRows | None,
     ) -> FinishedRows:
         settings = f"{self.background},{self.n_iterations},{self.n_polish},{self.n_restarts},{self.seed}"
-        fingerprint = zlib.crc32(packed.bits, zlib.crc32(settings.encode()))
-        fingerprint = zlib.crc32(np.ascontiguousarray(counts), fingerprint)
+        fingerprint = zlib.crc32(packed.bits.data, zlib.crc32(settings.encode()))
+        fingerprint = zlib.crc32(np.ascontiguousarray(counts).data, fingerprint)
         n_outputs = counts.shape[1]
         if resume is None:
             return FinishedRows(
@@ -353,9 +353,7 @@ class _Rows:
         self.powers = (targets.astype(np.float64) ** 2).mean(axis=1)
         self.dim = _DIM_SHARE * float(self.powers.mean())
 
-    def recover(
-        self, initial: NDArray[np.complex128] | None
-    ) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
+    def recover(self, initial: NDArray[np.complex128] | None) -> tuple[NDArray[np.complex64], NDArray[np.float32]]:
         """Return the rows, and the root mean square residuals of their amplitudes."""
         every = np.arange(len(self.numbers))
         n_iterations = self.settings.n_iterations
@@ -505,7 +503,10 @@ def frame_correlations(one: ArrayLike, other: ArrayLike) -> NDArray[np.float64]:
         return np.full(len(first), np.nan)
     first, second = (frames - frames.mean(axis=1, keepdims=True) for frames in (first, second))
     spread = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
-    return np.divide((first * second).sum(axis=1), spread, out=np.full(len(spread), np.nan), where=spread > 0)
+    found: NDArray[np.float64] = np.divide(
+        (first * second).sum(axis=1), spread, out=np.full(len(spread), np.nan), where=spread > 0
+    )
+    return found
 
 
 def _checked_intensities(intensities: ArrayLike, n_patterns: int) -> NDArray[np.float32]:
@@ -536,9 +537,7 @@ def _targets(counts: NDArray[np.float32], bounds: NDArray[np.float32]) -> NDArra
     return np.ascontiguousarray(np.where(counts >= bounds, -amplitudes, amplitudes).T)
 
 
-def retrieval_patterns(
-    n_patterns: int, n_features: int, *, varied: bool = False, seed: int = 0
-) -> NDArray[np.bool_]:
+def retrieval_patterns(n_patterns: int, n_features: int, *, varied: bool = False, seed: int = 0) -> NDArray[np.bool_]:
     """Return random patterns that suit phase retrieval, shape (n_patterns, n_features).
 
     Each feature is on with a probability of a third. What all patterns have in common is a field of constant phase,

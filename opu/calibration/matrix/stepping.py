@@ -128,7 +128,8 @@ class _Arm:
     def scale(self) -> NDArray[np.float64]:
         """Return the field for a product `z conj(r)`, for each pixel; 0 where there is no light of the arm."""
         strength = self.amplitude * self.visibility
-        return np.divide(1, strength, out=np.zeros(len(strength)), where=strength > 0)
+        found: NDArray[np.float64] = np.divide(1, strength, out=np.zeros(len(strength)), where=strength > 0)
+        return found
 
     def intensities(self, fields: NDArray[np.complex128]) -> NDArray[np.float64]:
         """Return the intensities of fields with each phase of the arm, shape (n_patterns, n_steps, n_outputs)."""
