@@ -13,7 +13,7 @@ from opu.calibration.exposures import exposure, ones_range
 from opu.calibration.feedback import feedback
 from opu.calibration.focusing import focusing
 from opu.calibration.linear import linear_mode
-from opu.calibration.matrix.measure import measure_transmission_matrix, transmission_matrix
+from opu.calibration.matrix.measure import transmission_matrix
 from opu.calibration.matrix.spectrum import singular_values
 from opu.calibration.matrix.tracking import tracking
 from opu.calibration.mirrors import dmd_contrast
@@ -61,8 +61,8 @@ QUICK: Mapping[str, Mapping[str, Any]] = {
     "laser_power": {"n_references": 12},
     "linear_mode": {"n_outputs": 256, "n_repeats": 32},
     "feedback": {"n_outputs": 256, "n_errors": 32},
-    "transmission_matrix": {"n_features": 96, "n_outputs": 128},
-    "focusing": {"n_targets": 50},
+    "transmission_matrix": {"n_features": 192},
+    "focusing": {"n_targets": 200},
 }
 """Arguments with which a routine takes as few frames as will do."""
 
@@ -168,14 +168,8 @@ class _Run:
         if name == "transmission_matrix":
             return partial(transmission_matrix, on_matrix=self._keep)
         if name in _OF_A_MATRIX:
-            return partial(ROUTINES[name], matrix=self._matrix or self._measured())
+            return partial(ROUTINES[name], matrix=self._matrix)
         return ROUTINES[name]
 
     def _keep(self, matrix: TransmissionMatrix) -> None:
         self._matrix = matrix
-
-    def _measured(self) -> TransmissionMatrix:
-        """Return a matrix for a routine that was named without the one that measures it."""
-        options = self._options.get("transmission_matrix", {})
-        self._matrix = measure_transmission_matrix(self._device, noise_key=self._noise_key, **options)
-        return self._matrix
