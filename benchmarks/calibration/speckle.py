@@ -149,11 +149,12 @@ def warm_up_end_s(model, start_s):
 
 
 def probes_until_known(result):
-    """Return after how many probes from the jump on, the first of them counted, it would have been known."""
+    """Return how many probes after the jump it took to know it, by what was known at each."""
     intensity = result.data["field_correlation"] ** 2
     first_after = int(np.searchsorted(result.data["device_time_s"], JUMP_S))
     for n in range(4, len(intensity) + 1):
-        if any(jump.after == first_after - 1 for jump in find_jumps(intensity[:n, :n])):
+        # It may have happened during the probe before, or after.
+        if any(abs(jump.last - first_after + 1) <= 1 for jump in find_jumps(intensity[:n, :n])):
             return n - first_after
     return math.inf
 

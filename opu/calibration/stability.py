@@ -112,43 +112,63 @@ class Jump:
 
     Parameters
     ----------
-    after : int
-        Number of the last probe before it.
+    last, first : int
+        Numbers of the last probe before it and of the first probe after it: the next one, or the one after that if it
+        happened during a probe.
     field_correlation : float
         Of the speckle before and after it.
     """
 
-    after: int
+    last: int
+    first: int
     field_correlation: float
 
 
-def find_jumps(intensity: NDArray[np.float64], error: NDArray[np.float64] | float = 0.0) -> list[Jump]:
-    """Find sudden changes: neighbouring probes that are less alike than those before and after them.
+def find_jumps(intensity: NDArray[np.float64], error: float = 0.0) -> list[Jump]:
+    """Find sudden changes: neighbouring probes that are less alike than those before or after them suggest.
 
-    A jump is known two probes after it.
+    What is expected of a pair follows from the line through the two pairs before it, or after it. A jump is known with
+    the first probe after it.
 
     Parameters
     ----------
     intensity : ndarray, shape (n_times, n_times)
         Correlations of the intensity.
-    error : ndarray, shape (n_times - 1,), or float
-        Their standard errors between neighbours.
+    error : float
+        Standard error of those between neighbours. A jump is a lack of 0.1, or of twelve of them, about five times what
+        a line through two pairs is off by chance.
 
     Examples
     --------
     >>> halves = np.arange(6) >= 3
     >>> find_jumps(np.where(halves[:, np.newaxis] == halves, 0.99, 0.0))
-    [Jump(after=2, field_correlation=0.0)]
+    [Jump(last=2, first=3, field_correlation=0.0)]
     """
     steps = np.diagonal(intensity, 1)
     if len(steps) < 3:
         return []
-    # At the ends, where there is one neighbour: the line through the next two, unless one of those is a jump.
-    first = min(2 * steps[1] - steps[2], max(steps[1], steps[2]))
-    last = min(2 * steps[-2] - steps[-3], max(steps[-2], steps[-3]))
-    expected = np.concatenate([[first], np.minimum(steps[:-2], steps[2:]), [last]])
-    found = np.flatnonzero(expected - steps > np.maximum(0.1, 6 * np.broadcast_to(error, steps.shape)))
-    return [Jump(int(i), math.sqrt(max(float(steps[i] / expected[i]), 0.0))) for i in found]
+    from_before, from_after = _continued(steps), _continued(steps[::-1])[::-1]
+    expected = np.fmax(from_before, from_after)
+    lacking = expected - steps > max(0.1, 12 * error)
+    jumps = []
+    for start in np.flatnonzero(lacking & ~np.concatenate([[False], lacking[:-1]])):
+        end = start
+        while end < len(steps) and lacking[end]:
+            end += 1
+        without = float(expected[start:end].prod())
+        across = max(float(intensity[start, end]), 0.0) / without
+        jumps.append(Jump(int(start), int(end), math.sqrt(across)))
+    return jumps
+
+
+def _continued(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what the two values before each suggest: the line through them, but no more than they were.
+
+    NaN for the first two.
+    """
+    before, earlier = steps[1:-1], steps[:-2]
+    line = np.minimum(2 * before - earlier, np.maximum(before, earlier))
+    return np.concatenate([[math.nan, math.nan], line])
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,12 +298,14 @@ def estimate_drift(covariance: NDArray[np.float64], times_s: NDArray[np.float64]
     error = np.std(one_less, axis=0, ddof=1) * (n - 1) / math.sqrt(n) * student_factor(n)
     if np.median(np.diagonal(intensity, 1)) < _FORGOTTEN:
         return replace(_unknown_drift(len(times_s)), field=np.sqrt(np.maximum(intensity, 0.0)))
-    jumps = find_jumps(intensity, np.diagonal(error, 1))
+    # The usual error: during a jump, when some patterns are shown before it and some after, it is large.
+    jumps = find_jumps(intensity, float(np.median(np.diagonal(error, 1))))
     duration_s = float(times_s[-1] - times_s[0])
     clock = (times_s - times_s[0]) / duration_s
-    segment = np.searchsorted([jump.after + 0.5 for jump in jumps], np.arange(len(clock)))
+    segment = np.searchsorted([jump.last + 0.5 for jump in jumps], np.arange(len(clock)))
+    whole = np.array([not any(jump.last < i < jump.first for jump in jumps) for i in range(len(clock))])
     earlier, later = np.meshgrid(clock, clock, indexing="ij")
-    chosen = (segment[:, np.newaxis] == segment) & (earlier < later)
+    chosen = (segment[:, np.newaxis] == segment) & (earlier < later) & whole & whole[:, np.newaxis]
     pairs = _Pairs(earlier[chosen], later[chosen], chosen)
     measured, left_out = intensity[chosen], one_less[:, chosen]
     free = [_RATE]
@@ -603,7 +625,7 @@ def _drift_findings(found: DriftEstimate, times_s: NDArray[np.float64]) -> Itera
     since_s = times_s - times_s[0]
     for jump in found.jumps:
         yield (
-            f"The medium jumped between {since_s[jump.after]:.4g} and {since_s[jump.after + 1]:.4g} s after the first "
+            f"The medium jumped between {since_s[jump.last]:.4g} and {since_s[jump.first]:.4g} s after the first "
             f"probe: the field has a correlation of {jump.field_correlation:.2f} across it. Something moved, or the "
             "laser changed its mode; what was calibrated before no longer holds."
         )

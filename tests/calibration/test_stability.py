@@ -100,15 +100,15 @@ def test_noise_does_not_look_like_forgetting():
     assert found.time_s > 5000
 
 
-def test_a_jump_is_known_two_probes_after_it():
+def test_a_jump_is_known_with_the_first_probe_after_it():
     frames = np.concatenate([drifting_speckle(np.arange(8.0), 1e3, seed) for seed in (0, 1)])
     covariance = correlations(frames, frames).sum(axis=0)
     scale = np.sqrt(np.diagonal(covariance))
     intensity = covariance / np.multiply.outer(scale, scale)
     assert find_jumps(intensity[:8, :8]) == []
-    for n in (10, 16):
+    for n in (9, 10, 16):
         [jump] = find_jumps(intensity[:n, :n])
-        assert jump.after == 7
+        assert (jump.last, jump.first) == (7, 8)
         assert jump.field_correlation < 0.2
 
 
@@ -124,7 +124,16 @@ def test_a_jump_is_found_wherever_it_is_and_once(after):
     side = np.arange(8) > after
     intensity = np.where(side[:, None] == side, 0.98, 0.1)
     [jump] = find_jumps(intensity)
-    assert jump == Jump(after, pytest.approx(math.sqrt(0.1 / 0.98)))
+    assert jump == Jump(after, after + 1, pytest.approx(math.sqrt(0.1 / 0.98)))
+
+
+def test_a_jump_during_a_probe_is_one_jump():
+    share = np.array([0, 0, 0, 0.5, 1, 1, 1, 1])  # of the patterns, shown after it
+    same = np.multiply.outer(share, share) + np.multiply.outer(1 - share, 1 - share)
+    intensity = np.where(np.eye(8, dtype=bool), 1.0, 0.98 * same)
+    [jump] = find_jumps(intensity)
+    assert (jump.last, jump.first) == (2, 4)
+    assert jump.field_correlation < 0.1
 
 
 @pytest.mark.parametrize("shift", [(0.0, 0.0), (2.0, -3.0), (0.4, 1.3)])
