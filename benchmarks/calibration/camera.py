@@ -189,7 +189,7 @@ def hot_fraction(seed):
 
 
 def transfer(name, bits, seed):
-    with bench(seed, camera=BITS[bits]) as device:
+    with bench(seed, camera=BITS[bits], laser={"rin": 0.01}) as device:
         result = photon_transfer(device)
         model = device.table.model.camera
     capacity = (model.full_scale_dn - model.black_level_dn) / model.gain_dn_per_e
