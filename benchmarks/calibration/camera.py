@@ -185,11 +185,11 @@ def dark(name, seed):
 
 def hot_fraction(seed):
     with bench(seed, camera=BITS[12] | HOT | {"hot_fraction": 3e-3}) as device:
-        return of(dark_frames(device, n_frames=16), "hot_fraction", 3e-3)
+        return of(dark_frames(device, n_outputs=2**16, n_frames=32), "hot_fraction", 3e-3)
 
 
 def transfer(name, bits, seed):
-    with bench(seed, camera=BITS[bits]) as device:
+    with bench(seed, camera=BITS[bits], laser={"rin": 0.01}) as device:
         result = photon_transfer(device)
         model = device.table.model.camera
     capacity = (model.full_scale_dn - model.black_level_dn) / model.gain_dn_per_e

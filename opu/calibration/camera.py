@@ -433,7 +433,10 @@ def estimate_photon_transfer(
         empty = np.zeros(0)
         nothing = np.full((2, 2), math.nan)
         return PhotonTransfer(math.nan, math.nan, nothing, False, empty, empty, empty, np.zeros(0, np.bool_))
-    light *= (powers.mean() / powers)[:, np.newaxis]
+    # Scaled to the power p, the photon noise of a frame is p / power times what it is at p. Third differences weigh the
+    # frames unevenly, by the squares of their coefficients, and this p makes the weighted mean of p / power 1.
+    weights = np.convolve(np.ones(len(powers) - 3), np.array([1, 9, 9, 1]) / 20) / (len(powers) - 3)
+    light /= powers[:, np.newaxis] * (weights / powers).sum()
     order = np.argsort(light.mean(axis=0))
     bins = np.array_split(order, n_bins)
     means = light.mean(axis=0)

@@ -193,6 +193,28 @@ def test_bins_below_the_noise_that_rounding_needs_are_left_out():
     assert not found.is_resolved
 
 
+def test_two_frames_and_all_bins_would_be_biased():
+    frames, dark = speckle(16, 0.0255, 0.18)
+    light = (frames - 4)[:2]
+    means, variances = light.mean(axis=0), light.var(axis=0, ddof=1)
+    bins = np.array_split(np.argsort(means)[: int(0.99 * len(means))], 40)
+    x, y, errors = ([f(v[b]) for b in bins] for f, v in ((np.mean, means), (np.mean, variances), (np.std, variances)))
+    naive = np.polyfit(x, y, 1, w=1 / np.maximum(errors, 1e-3))[0]
+    found = estimate_photon_transfer(frames, dark, 255).gain_dn_per_e
+    assert abs(found - 0.0255) < 0.5 * abs(naive - 0.0255)
+
+
+def test_power_noise_between_repeats_drops_out():
+    powers = np.random.default_rng(2).normal(1, 0.03, (8, 1))
+    rng = np.random.default_rng(3)
+    light = rng.normal(size=(2, 60_000)) * math.sqrt(14)
+    counts = 0.4 * rng.poisson(powers * (light**2).sum(axis=0) / 0.4) + rng.normal(size=(8, 60_000)) * 0.8
+    dark = np.floor(rng.normal(8.5, 0.8, (8, 60_000)))
+    found = estimate_photon_transfer(np.clip(np.floor(counts + 8.5), 0, 255), dark, 255)
+    assert found.gain_dn_per_e == pytest.approx(0.4, abs=4 * found.gain_error_dn_per_e)
+    assert found.gain_error_dn_per_e < 0.004
+
+
 def test_vibration_is_no_photon_noise():
     frames, dark = speckle(16, 0.1, 0.5, vibration=0.03)
     found = estimate_photon_transfer(frames, dark, 255)
