@@ -1,5 +1,6 @@
 """The health report says what was found, in words, numbers and pictures, and what has changed."""
 
+import dataclasses
 import json
 import math
 
@@ -10,6 +11,8 @@ import pytest
 import opu
 from opu.calibration import CalibrationResult, HealthReport, Quantity, check_health, compare, read_report
 from opu.errors import DataFileError
+from opu.sim.device import SimulatedBench
+from opu.sim.models import preset
 
 
 def result(name="gain", value=1.0, **changes):
@@ -127,9 +130,18 @@ def test_what_was_written_can_be_compared_with(report_of, tmp_path):
     assert "Nothing beyond four standard errors" in (tmp_path / "index.html").read_text()
 
 
-def test_routines_that_do_not_apply_are_skipped_with_the_reason():
+def test_named_routines_run_and_the_medium_is_watched():
     with opu.open("sim:?preset=aurora&seed=7") as device:
-        report = check_health(device, quick=True)
+        report = check_health(device, ["dark_frames"], quick=True)
     assert report.passed, report.findings
-    assert set(report.skipped).isdisjoint(result.name for result in report.results)
-    assert all(reason for reason in report.skipped.values())
+    assert [result.name for result in report.results] == ["dark_frames", "medium_watch"]
+
+
+def test_a_medium_that_jumps_between_routines_is_told():
+    aurora = preset("aurora")
+    jumping = dataclasses.replace(aurora.drift, jump_times_s=(4.0,), jump_share=0.5)
+    with SimulatedBench(dataclasses.replace(aurora, drift=jumping), seed=3) as device:
+        report = check_health(device, ["exposure", "dark_frames", "repeatability", "grain", "latency"], quick=True)
+    [finding] = report.results[-1].findings
+    assert finding.startswith("The medium jumped while this ran:")
+    assert not report.passed

@@ -6,11 +6,13 @@ from opu.calibration.matrix.retrieval import PhaseRetrieval
 from opu.calibration.matrix.spectrum import singular_values
 from opu.calibration.matrix.storage import load, save
 from opu.calibration.matrix.tracking import MatrixTracker, tracking
+from opu.calibration.matrix.validation import held_out
 
 __all__ = [
     "MatrixTracker",
     "PhaseRetrieval",
     "TransmissionMatrix",
+    "held_out",
     "load",
     "measure_transmission_matrix",
     "save",

@@ -15,6 +15,7 @@ import numpy as np
 from opu.calibration.report.comparison import Change, compare
 from opu.calibration.result import CalibrationResult
 from opu.calibration.suite import calibrate
+from opu.calibration.watch import MediumWatch
 from opu.device import DeviceDescription
 from opu.errors import DataFileError
 from opu.files import unwritable
@@ -176,7 +177,7 @@ def check_health(
     Returns
     -------
     HealthReport
-        Its `save` writes the files.
+        Its `save` writes the files. Its last result is that of the medium watched all the while.
 
     Examples
     --------
@@ -189,9 +190,15 @@ def check_health(
     """
     started_unix_s = time.time()
     skipped: dict[str, str] = {}
-    results = calibrate(
-        device, names, quick=quick, noise_key=noise_key, on_result=on_result, on_skip=skipped.__setitem__
-    )
+    watch = MediumWatch(device, noise_key=noise_key)
+    watch.look("")
+
+    def note(result: CalibrationResult) -> None:
+        watch.look(result.name)
+        on_result(result)
+
+    results = calibrate(device, names, quick=quick, noise_key=noise_key, on_result=note, on_skip=skipped.__setitem__)
+    results.append(watch.result())
     return HealthReport(
         uri=device.uri,
         device=device.describe(),
