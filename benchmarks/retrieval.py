@@ -1,7 +1,7 @@
 """How transmission matrices are recovered, side by side: `python -m benchmarks.retrieval --json`.
 
-In one run, on the same simulated benches (8 bits, 10,000 electrons, 7 electrons of read noise), with the same frames for
-each feature, the same mean count and the same camera:
+In one run, on the same simulated benches (8 bits, 10,000 electrons, 7 electrons of read noise), with the same frames
+for each feature, the same mean count and the same camera:
 
 openopu
     `opu.calibration.matrix.retrieval.PhaseRetrieval`.

@@ -136,7 +136,8 @@ class _Arm:
         waves = self.amplitude * self.phases
         found = np.abs(fields[:, np.newaxis] + waves) ** 2
         found -= 2 * (1 - self.visibility) * (fields[:, np.newaxis] * waves.conj()).real
-        return np.maximum(found, 0)
+        bounded: NDArray[np.float64] = np.maximum(found, 0)
+        return bounded
 
     def fields(self, steps: NDArray[np.float64], saturation: NDArray[np.float32]) -> NDArray[np.complex128]:
         """Return the fields of patterns, shape (n_patterns, n_outputs).
