@@ -87,8 +87,8 @@ class MediumWatch:
     def _worded(self, jump: Jump) -> str:
         during = ", ".join(self._names[jump.last + 1 : jump.first + 1])
         return (
-            f"The medium jumped while this ran: {during}. The field correlates to {jump.field_correlation:.2f} with what "
-            "it was: what was measured before holds no longer. Look for what has moved, and calibrate again."
+            f"The medium jumped while this ran: {during}. The field correlates to {jump.field_correlation:.2f} with "
+            "what it was: what was measured before holds no longer. Look for what has moved, and calibrate again."
         )
 
 

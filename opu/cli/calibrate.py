@@ -74,8 +74,8 @@ def calibrate(
             show(f"[dim]left out: {plain(name)}: {plain(reason)}[/]", highlight=False)
         for text in health.findings:
             show(f"[bold red]Fault:[/] {plain(text)}", highlight=False)
+        report.fields["changes"] = [change.text for change in changes]
         if earlier is not None:
-            report.fields["changes"] = [change.text for change in changes]
             rows = [(change.routine or "device", change.text) for change in changes]
             show(table("What has changed", ("Routine", "What"), rows or [("", "nothing beyond four standard errors")]))
         if report_to is not None:
