@@ -41,6 +41,7 @@ __all__ = [
     "estimate_contrast",
     "estimate_grain",
     "evenly_lit",
+    "from_everywhere",
     "grain",
     "jackknife_error",
     "law_distance",
@@ -134,6 +135,11 @@ def disjoint_patterns(n_patterns: int, n_features: int) -> NDArray[np.bool_]:
     return patterns
 
 
+def from_everywhere(patterns: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return about eight of some disjoint patterns, from all over the mirrors: these need not be lit evenly."""
+    return patterns[:: max(1, len(patterns) // 8)]
+
+
 @dataclass(frozen=True, eq=False)
 class SpeckleFrames:
     """Independent speckles, each taken twice.
@@ -222,8 +228,7 @@ def record_speckle(
     shape = (-1, region.height, region.width)
     patterns = disjoint_patterns(n_patterns, n_features)
     config = recorder.config(n_features, region.height * region.width, region=region)
-    some = patterns[:: max(1, n_patterns // 8)]  # from all over the mirrors, which are not lit evenly
-    config = recorder.expose(config, some, target_fraction=target_fraction)
+    config = recorder.expose(config, from_everywhere(patterns), target_fraction=target_fraction)
     dark = recorder.take(without_light(config), np.zeros((N_DARK, n_features), np.bool_)).frames.reshape(shape)
     lit = recorder.take(config, np.concatenate([patterns, patterns])).frames.reshape(shape)
     dark_dn = dark.mean(axis=0, dtype=np.float64)

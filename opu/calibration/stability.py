@@ -24,6 +24,7 @@ from opu.calibration.speckle import (
     SPECKLE_FRACTION,
     central_region,
     disjoint_patterns,
+    from_everywhere,
     jackknife_error,
     quantity,
     standard_error,
@@ -442,8 +443,7 @@ def _probe(
     region = central_region(recorder.description, side_px)
     patterns = disjoint_patterns(n_patterns, N_FEATURES)
     config = recorder.config(N_FEATURES, region.height * region.width, region=region)
-    some = patterns[:: max(1, n_patterns // 8)]  # from all over the mirrors, which are not lit evenly
-    config = recorder.expose(config, some, target_fraction=SPECKLE_FRACTION)
+    config = recorder.expose(config, from_everywhere(patterns), target_fraction=SPECKLE_FRACTION)
     dark = recorder.take(without_light(config), np.zeros((N_DARK, N_FEATURES), np.bool_)).frames
     exposure = recorder.description.exposure_us
     wait_us = max(min(_LONGEST_WAIT_US, exposure.maximum), exposure.minimum)
@@ -802,9 +802,7 @@ def laser_power(
             ),
         },
         findings=findings,
-        data={"time_s": times_s, "power": powers / powers.mean(), "corrected": found.corrected}
-        if not findings or not math.isnan(found.residual)
-        else {},
+        data={"time_s": times_s, "power": powers / max(powers.mean(), 1e-9), "corrected": found.corrected},
     )
 
 
@@ -834,7 +832,7 @@ def repeatability(
     noise_key : int
         The noise of the frames.
     n_patterns : int
-        Random patterns with half of the features on, at least 3.
+        Patterns without a common mirror, 2 to 64: independent speckles.
     side_px : int
         Side of the region in the middle of the camera.
 
@@ -855,9 +853,9 @@ def repeatability(
     """
     recorder = Recorder(device, noise_key=noise_key)
     region = central_region(recorder.description, side_px)
-    patterns = random_halves(n_patterns, N_FEATURES)
+    patterns = disjoint_patterns(n_patterns, N_FEATURES)
     config = recorder.config(N_FEATURES, region.height * region.width, region=region)
-    config = recorder.expose(config, patterns[:4])
+    config = recorder.expose(config, from_everywhere(patterns))
     frames = recorder.take(config, np.concatenate([patterns, patterns])).frames.astype(np.float64)
     found = _pearson(*np.split(frames, 2))
     value, error = float(found.mean()), standard_error(found)

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from opu.calibration.speckle import disjoint_patterns
 from opu.calibration.stability import (
     Jump,
     correlations,
@@ -282,9 +283,7 @@ def test_repeatability_is_that_of_noise_and_signal():
     with bench() as device:
         result = repeatability(device)
         config = result.provenance[-1].config
-        from opu.calibration.recorder import random_halves
-
-        electrons = device.capability(GroundTruth).photoelectrons(config, random_halves(16, 64)).astype(float)
+        electrons = device.capability(GroundTruth).photoelectrons(config, disjoint_patterns(16, 64)).astype(float)
     assert isinstance(config, SessionConfig)
     dn = AURORA.camera.gain_dn_per_e
     signal, noise = (dn * electrons).var(axis=1), (dn**2 * (49 + electrons)).mean(axis=1) + 1 / 12
