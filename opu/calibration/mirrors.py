@@ -183,7 +183,9 @@ def dmd_contrast(
         )
     ]
     exposures_us = [_exposure_us(config) for config in (bright, faint)]
-    found = estimate_mirror_contrast(*frames, exposure_ratio=exposures_us[1] / exposures_us[0])
+    gains = [10 ** (config.gain_db / 20) for config in (bright, faint)]
+    ratio = exposures_us[1] * gains[1] / (exposures_us[0] * gains[0])
+    found = estimate_mirror_contrast(*frames, exposure_ratio=ratio)
     images = [(lit - dark.mean(axis=0)).mean(axis=0) for lit, dark in (frames[:2], frames[2:])]
     share = 1 / found.contrast
     bound = ": at least this" if found.is_bound else ""

@@ -40,13 +40,13 @@ def calibrate(
     1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page with figures),
     report.json and data/ROUTINE.npz. A report that is there already is compared with before it is replaced.
 
-    Examples
-    --------
-    opu calibrate tcp://127.0.0.1:5755 dark_frames speckle_statistics
+    Routines: dark_frames, exposure, ones_range, photon_transfer, linearity, repeatability, grain, speckle_statistics,
+    dmd_contrast, latency, trigger_window, stability, laser_power, linear_mode, feedback, transmission_matrix,
+    singular_values, focusing, tracking.
 
-    opu calibrate 'sim:?preset=laboratory' --quick --report health
+    Example: opu calibrate tcp://127.0.0.1:5755 dark_frames speckle_statistics
 
-    Routines: ROUTINE_NAMES.
+    Example: opu calibrate 'sim:?preset=aurora' --quick --report health
     """
     with reporting("calibrate", json_to) as report:
         from opu.calibration import ROUTINES, check_health, compare, read_report

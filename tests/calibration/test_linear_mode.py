@@ -91,7 +91,7 @@ def test_the_reference_arm_does_better_than_the_anchor(small_preset):
         ({"laser": replace(AURORA.laser, warm_up_share=0.3, warm_up_s=2.0)}, "light has changed by -"),
         ({"laser": replace(AURORA.laser, electrons_per_mirror_us=1e-12)}, "are dark"),
         ({"drift": DriftModel(correlation_time_s=3.0)}, "the medium or the beam moves"),
-        ({"drift": DriftModel(jump_times_s=(1.6,))}, "does not hold any more"),
+        ({"drift": DriftModel(jump_times_s=(1.3,))}, "does not hold any more"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

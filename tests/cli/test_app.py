@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,3 +45,10 @@ def test_the_installed_command_runs():
     command = Path(sys.executable).with_name("opu")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == f"openopu {opu.__version__}"
+
+
+def test_calibrate_teaches_every_routine(opu_command):
+    from opu.calibration import ROUTINES
+
+    words = re.sub(r"[\s│]+", " ", opu_command("calibrate", "--help").out)
+    assert f"Routines: {', '.join(ROUTINES)}." in words

@@ -177,7 +177,7 @@ def check_health(
     Returns
     -------
     HealthReport
-        Its `save` writes the files. Its last result is that of the medium watched all the while.
+        Its `save` writes the files. Where all routines run, its last result is that of the medium watched meanwhile.
 
     Examples
     --------
@@ -190,15 +190,18 @@ def check_health(
     """
     started_unix_s = time.time()
     skipped: dict[str, str] = {}
-    watch = MediumWatch(device, noise_key=noise_key)
-    watch.look("")
+    watch = MediumWatch(device, noise_key=noise_key) if names is None else None
+    if watch:
+        watch.look("")
 
     def note(result: CalibrationResult) -> None:
-        watch.look(result.name)
+        if watch:
+            watch.look(result.name)
         on_result(result)
 
     results = calibrate(device, names, quick=quick, noise_key=noise_key, on_result=note, on_skip=skipped.__setitem__)
-    results.append(watch.result())
+    if watch:
+        results.append(watch.result())
     return HealthReport(
         uri=device.uri,
         device=device.describe(),
