@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks.calibration import camera, linear, matrix, matrix_use, speckle, timing
+from benchmarks.calibration import camera, linear, matrix, matrix_use, report, speckle, timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CASES", "ESTIMATES"]
 
-_MODULES = (camera, speckle, timing, linear, matrix, matrix_use)
+_MODULES = (camera, speckle, timing, linear, matrix, matrix_use, report)
 
 CASES: dict[str, Callable[[int], dict[str, Check]]] = {
     name: case for module in _MODULES for name, case in module.CASES.items()
