@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
+from opu.calibration.frames import available_size
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.stability import correlations, find_jumps
+from opu.errors import ClosedError, OpuError, UnreachableError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +44,7 @@ class MediumWatch:
     >>> import opu
     >>> with opu.open("sim:?preset=aurora&seed=7") as device:
     ...     watch = MediumWatch(device)
-    ...     for name in ("start", "dark_frames", "exposure", "grain"):
+    ...     for name in ("dark_frames", "exposure", "grain"):
     ...         watch.look(name)
     ...     result = watch.result()
     >>> result.passed, round(result.value, 2), result.frames
@@ -47,19 +52,24 @@ class MediumWatch:
     """
 
     def __init__(self, device: Device, *, noise_key: int = 0) -> None:
+        started_s = time.perf_counter()
         self._recorder = Recorder(device, noise_key=noise_key ^ _NOISE)
-        self._patterns = random_halves(_N_PATTERNS, _N_FEATURES)
-        config = self._recorder.config(_N_FEATURES, _N_OUTPUTS)
-        self._config = self._recorder.expose(config, self._patterns)
+        n_features, n_outputs = available_size(self._recorder.description, _N_FEATURES, _N_OUTPUTS)
+        self._patterns = random_halves(_N_PATTERNS, n_features)
+        self._config = self._recorder.config(n_features, n_outputs)
+        self._seconds = 0.0
+        self._failure: OpuError | None = None
         self._names: list[str] = []
         self._probes: list[NDArray[np.float32]] = []
+        self._guarded(self._expose)
+        self._guarded(self._look, "")
+        self._seconds = time.perf_counter() - started_s
 
     def look(self, name: str) -> None:
         """Take the frames, after the routine of this name."""
-        shown = np.concatenate([self._patterns, self._patterns])
-        frames = self._recorder.take(self._config, shown).frames.astype(np.float32)
-        self._names.append(name)
-        self._probes.append(frames.reshape(2, _N_PATTERNS, -1))
+        started_s = time.perf_counter()
+        self._guarded(self._look, name)
+        self._seconds += time.perf_counter() - started_s
 
     def result(self) -> CalibrationResult:
         """Say how much of the field is left, and after which routines the medium jumped.
@@ -71,18 +81,47 @@ class MediumWatch:
             medium should keep still is for the routine `stability` to judge. Data: `intensity_correlation` between all
             looks.
         """
-        intensity, error = _intensity_correlation(np.array(self._probes, np.float64))
-        ends = float(intensity[0, -1])
-        field = math.sqrt(ends) if ends > 0 else math.nan
-        return self._recorder.result(
+        field, error, data, findings = math.nan, math.nan, {}, []
+        if self._failure is not None:
+            findings = [f"{self._failure.problem} {self._failure.remedy}"]
+        else:
+            intensity, intensity_error = _intensity_correlation(np.array(self._probes, np.float64))
+            data = {"intensity_correlation": intensity}
+            findings = [self._worded(jump) for jump in find_jumps(intensity, intensity_error)]
+            if intensity[0, -1] > 0:
+                field = math.sqrt(intensity[0, -1])
+                error = intensity_error / (2 * field)
+            elif not findings:
+                findings = ["The frames of a pattern before and after the routines have nothing in common."]
+        result = self._recorder.result(
             "medium_watch",
             "correlation of the field before and after all routines",
             field,
             "1",
-            error / (2 * field),
-            findings=[self._worded(jump) for jump in find_jumps(intensity, error)],
-            data={"intensity_correlation": intensity},
+            error,
+            findings=findings,
+            data=data,
         )
+        return msgspec.structs.replace(result, seconds=self._seconds)
+
+    def _guarded(self, work: Callable[..., None], *arguments: str) -> None:
+        """Do something unless the device has failed before; what it fails is told at the end."""
+        if self._failure is None:
+            try:
+                work(*arguments)
+            except (UnreachableError, ClosedError):
+                raise
+            except OpuError as error:
+                self._failure = error
+
+    def _expose(self) -> None:
+        self._config = self._recorder.expose(self._config, self._patterns)
+
+    def _look(self, name: str) -> None:
+        shown = np.concatenate([self._patterns, self._patterns])
+        frames = self._recorder.take(self._config, shown).frames.astype(np.float32)
+        self._names.append(name)
+        self._probes.append(frames.reshape(2, _N_PATTERNS, -1))
 
     def _worded(self, jump: Jump) -> str:
         during = ", ".join(self._names[jump.last + 1 : jump.first + 1])

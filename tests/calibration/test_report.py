@@ -12,9 +12,10 @@ import pytest
 import opu
 from opu.calibration import CalibrationResult, HealthReport, Quantity, check_health, compare, read_report
 from opu.calibration.watch import MediumWatch
-from opu.errors import DataFileError
+from opu.errors import DataFileError, DeviceError
 from opu.sim.device import SimulatedBench
 from opu.sim.models import preset
+from opu.testing import Faults, FaultyDevice
 
 
 def result(name="gain", value=1.0, **changes):
@@ -112,7 +113,9 @@ def test_changes_of_verdict_faults_and_medium_are_told(report_of, description):
     assert "Gone: Old fault." in texts
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": "openopu.bench/1"}', b'{"calibration": 3}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"schema": "openopu.bench/1"}', b'{"calibration": 3}', b"[" * 200_000]
+)
 def test_what_is_no_report_is_refused_with_its_name(tmp_path, content):
     (tmp_path / "report.json").write_bytes(content)
     with pytest.raises(DataFileError, match=r"report\.json"):
@@ -120,7 +123,7 @@ def test_what_is_no_report_is_refused_with_its_name(tmp_path, content):
 
 
 def test_a_report_that_is_missing_is_refused(tmp_path):
-    with pytest.raises(DataFileError, match="cannot be read"):
+    with pytest.raises(DataFileError, match="There is no report"):
         read_report(tmp_path / "none")
 
 
@@ -144,10 +147,67 @@ def test_a_medium_that_jumps_between_routines_is_told():
     jumping = dataclasses.replace(aurora.drift, jump_times_s=(1.8,), jump_share=0.5)
     with SimulatedBench(dataclasses.replace(aurora, drift=jumping), seed=3) as device:
         watch = MediumWatch(device)
-        for name in ("", "dark_frames", "exposure", "grain", "latency", "stability", "linear_mode", "feedback"):
+        for name in ("dark_frames", "exposure", "grain", "latency", "stability", "linear_mode", "feedback"):
             watch.look(name)
         result = watch.result()
     [finding] = result.findings
     assert re.match(r"The medium jumped while this ran: \w+\.", finding), finding
     assert result.value < 0.9
+    assert not result.passed
+
+
+def test_two_runs_of_one_device_do_not_differ():
+    with opu.open("sim:?preset=aurora&seed=7") as device:
+        names = ["dark_frames", "exposure", "grain", "dmd_contrast", "stability", "speckle_statistics"]
+        first, second = (check_health(device, names, quick=True, noise_key=key) for key in (1, 2))
+    assert compare(saved(first), saved(second)) == []
+
+
+def test_a_bound_has_not_changed():
+    before, after = (
+        {"value": value, "uncertainty": None, "unit": "s", "passed": True, "summary": "at least this"}
+        for value in (6.0, 7.0)
+    )
+    report = {"device": {"device_id": "x", "medium": {"medium_id": "m", "epoch": 0}}, "versions": {}}
+    documents = [
+        {**report, "calibration": {"stability": {**number, "quantities": {}, "findings": []}}}
+        for number in (before, after)
+    ]
+    assert compare(*documents) == []
+    documents[1]["calibration"]["stability"]["passed"] = False
+    [change] = compare(*documents)
+    assert change.text == "at least this: 6 before, 7 s now. It missed its limit."
+
+
+def test_a_report_leaves_nothing_of_the_one_before(report_of, tmp_path):
+    report_of(result("old", data={"x": np.zeros(2)}), result(data={"x": np.zeros(2)})).save(tmp_path)
+    report_of(result(data={"x": np.ones(2)})).save(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "gain.npz", "index.html", "report.json"]
+
+
+def test_a_small_device_is_watched():
+    aurora = preset("aurora")
+    small = dataclasses.replace(
+        aurora,
+        dmd=dataclasses.replace(aurora.dmd, rows=5, columns=8),
+        camera=dataclasses.replace(aurora.camera, rows=20, columns=20),
+    )
+    with SimulatedBench(small, seed=1) as device:
+        watch = MediumWatch(device)
+        watch.look("dark_frames")
+        result = watch.result()
+    assert result.frames > 0
+    assert result.findings == () or not math.isnan(result.value)
+
+
+def test_a_device_that_fails_is_a_finding_of_the_watch():
+    class Loose(FaultyDevice):
+        def _open_session(self, config):
+            raise DeviceError("The camera does not answer.", "Look at its cable.")
+
+    with Loose(opu.open("sim:?preset=aurora&seed=7"), Faults()) as device:
+        watch = MediumWatch(device)
+        watch.look("dark_frames")
+        result = watch.result()
+    assert result.findings == ("The camera does not answer. Look at its cable.",)
     assert not result.passed

@@ -50,12 +50,16 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
         target /= "report.json"
     remedy = "Name the folder or the report.json of an earlier report."
     try:
-        if target.stat().st_size > _MOST_BYTES:
+        if not target.is_file():
+            raise DataFileError(f"There is no report {str(target)!r}.", remedy)
+        with target.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
             raise DataFileError(f"The report {str(target)!r} is larger than {_MOST_BYTES >> 20} MiB.", remedy)
-        document = msgspec.json.decode(target.read_bytes())
+        document = msgspec.json.decode(content)
     except OSError as error:
         raise DataFileError(f"The report {str(target)!r} cannot be read: {error.strerror}.", remedy) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DataFileError(f"The report {str(target)!r} is damaged: {error}.", remedy) from error
     try:
         _check(document)
@@ -105,8 +109,9 @@ def _check(document: Any) -> None:
 def compare(earlier: dict[str, Any], later: dict[str, Any]) -> list[Change]:
     """Say what has changed from one report to another.
 
-    A number has changed where the difference is more than four standard errors of the difference: with some sixty
-    numbers in a report, one in 300 comparisons of an unchanged device then says so without cause.
+    A number has changed where the difference is more than four standard errors of the difference: with some eighty
+    numbers in a report, one in 200 comparisons of an unchanged device then says so without cause. Of a number whose
+    uncertainty is unknown (a bound, for example) only that it passes, or does not, can change.
 
     Parameters
     ----------
@@ -170,13 +175,14 @@ def _number_change(name: str, old: dict[str, Any], new: dict[str, Any]) -> Chang
     if old["value"] is None or new["value"] is None:
         if old["value"] is None and new["value"] is None:
             return None
-        known = "could not be measured before" if old["value"] is None else "cannot be measured any more"
-        return Change(routine=name, text=f"{what}: {known}.{verdict}")
-    errors = math.hypot(old["uncertainty"] or 0.0, new["uncertainty"] or 0.0)
+        state = "could not be measured before" if old["value"] is None else "cannot be measured any more"
+        return Change(routine=name, text=f"{what}: {state}.{verdict}")
+    known = old["uncertainty"] is not None and new["uncertainty"] is not None
+    errors = math.hypot(old["uncertainty"], new["uncertainty"]) if known else math.inf
     difference = abs(new["value"] - old["value"])
     ratio = difference / errors if errors > 0 else (math.inf if difference else 0.0)
     if ratio <= _STANDARD_ERRORS and not verdict:
         return None
     unit = "" if new["unit"] == "1" else f" {new['unit']}"
     text = f"{what}: {old['value']:.5g} before, {new['value']:.5g}{unit} now.{verdict}"
-    return Change(routine=name, text=text, standard_errors=ratio if math.isfinite(ratio) else None)
+    return Change(routine=name, text=text, standard_errors=ratio if known and math.isfinite(ratio) else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -18,11 +20,9 @@ from opu.calibration.suite import calibrate
 from opu.calibration.watch import MediumWatch
 from opu.device import DeviceDescription
 from opu.errors import DataFileError
-from opu.files import unwritable
+from opu.files import check_writable, unwritable
 
 if TYPE_CHECKING:
-    import os
-
     from opu.device import Device
 
 __all__ = ["SCHEMA", "HealthReport", "check_health"]
@@ -122,16 +122,22 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         document["changes"] = msgspec.to_builtins(changes)
         text = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
         target = Path(folder)
+        aside = target / f".{os.getpid()}.part"
         try:
-            (target / DATA_FOLDER).mkdir(parents=True, exist_ok=True)
+            (aside / DATA_FOLDER).mkdir(parents=True)
             for result in self.results:
                 if result.data:
-                    with (target / DATA_FOLDER / f"{result.name}.npz").open("wb") as file:
-                        np.savez_compressed(file, allow_pickle=False, **result.data)
-            (target / REPORT_NAME).write_bytes(text)
-            (target / PAGE_NAME).write_text(page, encoding="utf-8")
+                    with (aside / DATA_FOLDER / f"{result.name}.npz").open("wb") as file:
+                        np.savez_compressed(file, **result.data)  # type: ignore[arg-type]  # NumPy 2.0 has no other arguments
+            (aside / REPORT_NAME).write_bytes(text)
+            (aside / PAGE_NAME).write_text(page, encoding="utf-8")
+            shutil.rmtree(target / DATA_FOLDER, ignore_errors=True)
+            for name in (DATA_FOLDER, PAGE_NAME, REPORT_NAME):
+                (aside / name).replace(target / name)
         except OSError as error:
             raise unwritable(error.filename or target, error) from error
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
         return changes
 
 
@@ -144,7 +150,8 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
         It cannot be made, or is no folder.
     """
     try:
-        Path(folder, DATA_FOLDER).mkdir(parents=True, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        check_writable(Path(folder) / REPORT_NAME)
     except OSError as error:
         raise DataFileError(
             f"The folder {str(folder)!r} cannot be made: {error.strerror or error}.", "Name another folder."
@@ -191,8 +198,6 @@ def check_health(
     started_unix_s = time.time()
     skipped: dict[str, str] = {}
     watch = MediumWatch(device, noise_key=noise_key) if names is None else None
-    if watch:
-        watch.look("")
 
     def note(result: CalibrationResult) -> None:
         if watch:
