@@ -56,8 +56,12 @@ ROUTINES: dict[str, Callable[..., CalibrationResult]] = {
 """The routines by name, in the order in which they run: later ones lean on what earlier ones look after."""
 
 QUICK: Mapping[str, Mapping[str, Any]] = {
-    "photon_transfer": {"n_repeats": 8},
-    "stability": {"n_probes": 12},
+    "dark_frames": {"n_outputs": 4096},
+    "exposure": {"n_outputs": 4096},
+    "ones_range": {"n_outputs": 4096},
+    "photon_transfer": {"n_outputs": 8192, "n_repeats": 8},
+    "linearity": {"n_outputs": 4096},
+    "stability": {"duration_s": 20.0, "n_probes": 12},
     "laser_power": {"n_references": 12},
     "linear_mode": {"n_outputs": 256, "n_repeats": 32},
     "feedback": {"n_outputs": 256, "n_errors": 32},

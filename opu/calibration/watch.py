@@ -124,9 +124,9 @@ class MediumWatch:
         self._probes.append(frames.reshape(2, _N_PATTERNS, -1))
 
     def _worded(self, jump: Jump) -> str:
-        during = ", ".join(self._names[jump.last + 1 : jump.first + 1])
+        during = " and ".join(self._names[jump.last + 1 : jump.first + 1])
         return (
-            f"The medium jumped while this ran: {during}. The field correlates to {jump.field_correlation:.2f} with "
+            f"The medium jumped while {during} ran. The field correlates to {jump.field_correlation:.2f} with "
             "what it was: what was measured before holds no longer. Look for what has moved, and calibrate again."
         )
 

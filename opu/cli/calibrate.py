@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import opu
 from opu.console import JsonOption, plain, progress, reporting, table
+from opu.errors import DataFileError
+
+if TYPE_CHECKING:
+    from opu.calibration import CalibrationResult
 
 __all__ = ["calibrate", "calibration_rows"]
 
@@ -52,23 +56,26 @@ def calibrate(
         from opu.calibration import ROUTINES, check_health, compare, read_report
         from opu.calibration.report.health import REPORT_NAME, check_folder
 
-        if compare_with is None and report_to is not None and (report_to / REPORT_NAME).exists():
-            compare_with = report_to
         earlier = None if compare_with is None else read_report(compare_with)
         if report_to is not None:
             check_folder(report_to)
+            if earlier is None and (report_to / REPORT_NAME).exists():
+                earlier = _replaced(report_to)
         total = len(routines or ROUTINES)
+        show = report.console.print
         with opu.open(uri) as device, progress(report.console, "calibrating", total) as advance:
-            health = check_health(
-                device, routines, quick=quick, noise_key=noise_key, on_result=lambda _result: advance()
-            )
+
+            def tell(result: CalibrationResult) -> None:
+                advance()
+                show(f"{result.name}: {'passed' if result.passed else 'MISSED'}", highlight=False)
+
+            health = check_health(device, routines, quick=quick, noise_key=noise_key, on_result=tell)
         report.fields = health.as_json()
         report.ok = health.passed
         if report_to is None:
             changes = [] if earlier is None else compare(earlier, report.fields)
         else:
             changes = health.save(report_to, earlier=earlier)
-        show = report.console.print
         show(table(f"Calibration of {uri}", COLUMNS, calibration_rows(report.fields["calibration"])))
         for name, reason in health.skipped.items():
             show(f"[dim]left out: {plain(name)}: {plain(reason)}[/]", highlight=False)
@@ -80,6 +87,16 @@ def calibrate(
             show(table("What has changed", ("Routine", "What"), rows or [("", "nothing beyond four standard errors")]))
         if report_to is not None:
             show(f"\nThe report: {plain(report_to / 'index.html')}", highlight=False)
+
+
+def _replaced(folder: Path) -> dict[str, Any]:
+    """Read the report that a new one replaces."""
+    from opu.calibration import read_report
+
+    try:
+        return read_report(folder)
+    except DataFileError as error:
+        raise DataFileError(error.problem, "Delete it, or name another folder for the new report.") from error
 
 
 def calibration_rows(calibration: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:

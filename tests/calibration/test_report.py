@@ -11,6 +11,7 @@ import pytest
 
 import opu
 from opu.calibration import CalibrationResult, HealthReport, Quantity, check_health, compare, read_report
+from opu.calibration.report.figures import FIGURES
 from opu.calibration.watch import MediumWatch
 from opu.errors import DataFileError, DeviceError
 from opu.sim.device import SimulatedBench
@@ -151,7 +152,7 @@ def test_a_medium_that_jumps_between_routines_is_told():
             watch.look(name)
         result = watch.result()
     [finding] = result.findings
-    assert re.match(r"The medium jumped while this ran: \w+\.", finding), finding
+    assert re.match(r"The medium jumped while \w+ ran\.", finding), finding
     assert result.value < 0.9
     assert not result.passed
 
@@ -177,6 +178,19 @@ def test_a_bound_has_not_changed():
     documents[1]["calibration"]["stability"]["passed"] = False
     [change] = compare(*documents)
     assert change.text == "at least this: 6 before, 7 s now. It missed its limit."
+
+
+def test_what_was_not_measured_this_time_is_told(report_of):
+    wide = Quantity(value=3.0, unit="1", uncertainty=0.1, summary="width")
+    before = saved(report_of(result(quantities={"width": wide}), result("dark")))
+    texts = [change.text for change in compare(before, saved(report_of(result())))]
+    assert texts == ["Not measured this time: dark.", "Not measured this time: width."]
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_a_figure_without_its_data_does_not_stop_the_page(report_of, tmp_path, name):
+    report_of(result(name, math.nan, data={"other": np.zeros(0)}, findings=("Dead.",))).save(tmp_path)
+    assert "could not be measured" in (tmp_path / "index.html").read_text()
 
 
 def test_a_report_leaves_nothing_of_the_one_before(report_of, tmp_path):

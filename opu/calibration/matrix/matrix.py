@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["TransmissionMatrix"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TransmissionMatrix:
     """The transmission matrix of a session: from features to camera pixels.
 
@@ -71,6 +71,13 @@ class TransmissionMatrix:
     def n_features(self) -> int:
         """The width of a pattern."""
         return int(self.matrix.shape[1])
+
+    def __repr__(self) -> str:
+        size = f"{self.n_outputs} x {self.n_features}"
+        return (
+            f"TransmissionMatrix({size}, {self.method}, {self.kept.sum()} rows kept, {self.device_id}, "
+            f"medium {self.medium_id}, epoch {self.medium_epoch})"
+        )
 
     def fields(self, patterns: ArrayLike) -> NDArray[np.complex64]:
         """Return the field of patterns, shape (batch, n_outputs), in square roots of DN."""

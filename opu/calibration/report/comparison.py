@@ -124,6 +124,9 @@ def compare(earlier: dict[str, Any], later: dict[str, Any]) -> list[Change]:
         The device's first, then those of the routines that both reports have.
     """
     changes = _device_changes(earlier, later)
+    missing = [name for name in earlier["calibration"] if name not in later["calibration"]]
+    if missing:
+        changes.append(Change(routine="", text=f"Not measured this time: {', '.join(missing)}."))
     for name, after in later["calibration"].items():
         before = earlier["calibration"].get(name)
         if before is not None:
@@ -154,6 +157,9 @@ def _routine_changes(name: str, before: dict[str, Any], after: dict[str, Any]) -
         for key, quantity in after["quantities"].items()
         if key in before["quantities"]
     }
+    missing = [quantity["summary"] for key, quantity in before["quantities"].items() if key not in numbers]
+    if missing:
+        changes.append(Change(routine=name, text=f"Not measured this time: {'; '.join(missing)}."))
     for pair in numbers.values():
         change = _number_change(name, *pair)
         if change is not None:

@@ -207,6 +207,7 @@ def check_health(
     results = calibrate(device, names, quick=quick, noise_key=noise_key, on_result=note, on_skip=skipped.__setitem__)
     if watch:
         results.append(watch.result())
+        on_result(results[-1])
     return HealthReport(
         uri=device.uri,
         device=device.describe(),

@@ -34,12 +34,19 @@ def number_text(value: float, uncertainty: float, unit: str) -> str:
     """
     if math.isnan(value):
         return "not measured"
-    text = f"{value:.4g}"
+    text = _short(value)
     if math.isfinite(value) and math.isfinite(uncertainty) and uncertainty > 0:
         decimals = max(0, 1 - math.floor(math.log10(uncertainty)))
         is_wide = decimals > _MOST_DECIMALS or abs(value) >= 10**_MOST_DECIMALS
-        text = f"{value:.4g} ± {uncertainty:.1g}" if is_wide else f"{value:.{decimals}f} ± {uncertainty:.{decimals}f}"
+        text = (
+            f"{_short(value)} ± {uncertainty:.1g}" if is_wide else f"{value:.{decimals}f} ± {uncertainty:.{decimals}f}"
+        )
     return f"{text}{'' if unit == '1' else f' {unit}'}"
+
+
+def _short(value: float) -> str:
+    """Return a number with four digits, and no powers of ten where one can do without."""
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def limit_text(limit: Limit, unit: str) -> str:
@@ -50,7 +57,7 @@ def limit_text(limit: Limit, unit: str) -> str:
     >>> limit_text((None, 0.5), "DN"), limit_text((0.98, 1.02), "1"), limit_text((None, None), "1")
     ('at most 0.5 DN', '0.98 to 1.02', '')
     """
-    low, high = (None if side is None else f"{side:.6g}" for side in limit)
+    low, high = (None if side is None else _short(side) for side in limit)
     text = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else ""
     return f"{text}{'' if unit == '1' or not text else f' {unit}'}"
 
@@ -164,7 +171,11 @@ def _figure(result: CalibrationResult) -> str:
     draw = FIGURES.get(result.name)
     if draw is None or not result.data:
         return ""
-    return svg(draw(result), result.name)
+    try:
+        return svg(draw(result), result.name)
+    except (KeyError, IndexError, ValueError):
+        # A routine that the device failed has not all data, and the page must say so all the same.
+        return "<p>What is needed for the figure could not be measured.</p>"
 
 
 def _device(report: HealthReport) -> str:
