@@ -74,7 +74,7 @@ _SAMPLES_PER_VALUE = 8
 _CRITICAL = 1.50
 
 
-def student_factor(n: int) -> float:
+def student_factor(n: float) -> float:
     """Return by how much to stretch the standard error of `n` samples, such that 1.96 of it cover 95 %.
 
     Few samples know their spread badly. Student's quantile over the normal one, to second order in the degrees of
