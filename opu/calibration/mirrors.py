@@ -21,7 +21,7 @@ from opu.calibration.speckle import (
     SPECKLE_FRACTION,
     central_region,
     quantity,
-    standard_error,
+    student_factor,
     without_light,
 )
 from opu.errors import ConfigError
@@ -95,8 +95,8 @@ def estimate_mirror_contrast(
     bright_dn, faint_dn = float(bright.mean()), float(faint.mean())
     if bright_dn < _DIMMEST_DN:
         return MirrorContrastEstimate(math.nan, math.nan, False, math.nan, math.nan)
-    bright_error = math.hypot(standard_error(bright), _dark_error(on_dark))
-    faint_error = math.hypot(standard_error(faint), _dark_error(off_dark))
+    bright_error = math.hypot(_joint_error(bright, on_dark.mean(axis=1)), _hidden_dn(on_dark))
+    faint_error = math.hypot(_joint_error(faint, off_dark.mean(axis=1)), _hidden_dn(off_dark))
     if faint_dn <= 3 * faint_error:
         largest_dn = max(faint_dn, 0.0) + 1.96 * faint_error
         return MirrorContrastEstimate(exposure_ratio * bright_dn / largest_dn, math.nan, True, math.nan, math.nan)
@@ -106,10 +106,23 @@ def estimate_mirror_contrast(
     return MirrorContrastEstimate(contrast, error, False, coherence, coherence_error)
 
 
-def _dark_error(dark: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean of dark frames, with what rounding and a black level of 0 hide."""
+def _joint_error(lit: NDArray[np.float64], dark: NDArray[np.float64]) -> float:
+    """Return the standard error of the difference of two means, for Student's factor of both together.
+
+    Their degrees of freedom are those of Welch and Satterthwaite: to stretch each error by a factor of its own would be
+    too much.
+    """
+    squares = [float(frames.var(ddof=1)) / len(frames) for frames in (lit, dark)]
+    spread = sum(square**2 / (len(frames) - 1) for square, frames in zip(squares, (lit, dark), strict=True))
+    if spread == 0:
+        return 0.0
+    return math.sqrt(sum(squares)) * student_factor(1 + sum(squares) ** 2 / spread)
+
+
+def _hidden_dn(dark: NDArray[np.float64]) -> float:
+    """Return what rounding and a black level of 0 hide of the mean of dark frames, as a standard deviation."""
     is_open = np.sqrt(dark.var(axis=0, ddof=1).mean()) >= _DITHER_DN and (dark == 0).mean() < 0.01
-    return math.hypot(standard_error(dark.mean(axis=1)), 0.0 if is_open else _HIDDEN_DN)
+    return 0.0 if is_open else _HIDDEN_DN
 
 
 def _common_speckle(on: NDArray[np.float64], off: NDArray[np.float64]) -> tuple[float, float]:

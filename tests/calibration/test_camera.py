@@ -265,6 +265,16 @@ def test_linearity_weighs_relative_deviations():
     assert math.isnan(estimate_linearity(np.ones(10), levels, levels, 255).error)
 
 
+def test_the_error_of_the_curvature_is_its_spread():
+    rng = np.random.default_rng(0)
+    exposures = np.linspace(1, 18, 10)
+    straight = 12.75 * exposures
+    levels, errors = straight * (1 + 0.1 * straight / 255), 0.02 * np.sqrt(straight)
+    found = [estimate_linearity(exposures, rng.normal(levels, errors), errors, 255) for _ in range(1000)]
+    spread = np.std([each.curvature for each in found])
+    assert np.mean([each.curvature_uncertainty for each in found]) == pytest.approx(spread, rel=0.08)
+
+
 @pytest.mark.parametrize("routine", ROUTINES)
 def test_stuck_pixels_are_named(bench, routine):
     with bench(camera=STUCK) as device:

@@ -129,6 +129,33 @@ def test_the_error_of_a_mean_counts_grains_and_shared_features():
     assert np.mean(errors) > 0.8 * np.std(means)
 
 
+def test_a_saturated_share_of_few_clusters_is_as_uncertain_as_they_are_few():
+    frames = np.full((32, 4000), 20)
+    frames[:, :50] = 255
+    rng = np.random.default_rng(0)
+    # 50 pixels that are bright in all frames are 50 values, and not 1600.
+    alike = estimate_brightness(rng.permutation(frames, axis=1), 0.0, 255.0)
+    single = estimate_brightness(rng.permuted(frames, axis=1), 0.0, 255.0)
+    assert alike.saturated == single.saturated == 50 / 4000
+    assert alike.saturated_error == pytest.approx(alike.saturated / math.sqrt(50), rel=0.15)
+    assert single.saturated_error == pytest.approx(single.saturated / math.sqrt(1600), rel=0.25)
+    none = estimate_brightness(np.full((32, 4000), 20), 0.0, 255.0)
+    assert none.saturated_error == 1 / frames.size
+
+
+def test_the_error_of_a_saturated_share_is_its_spread():
+    rng = np.random.default_rng(0)
+    halves = random_halves(32, 64).astype(float)
+    shares, errors = [], []
+    for _ in range(100):
+        fields = (rng.normal(size=(2000, 64)) + 1j * rng.normal(size=(2000, 64))) @ halves.T / 8
+        found = estimate_brightness((np.abs(fields) ** 2).T, 0.0, 5.0)
+        shares.append(found.saturated)
+        errors.append(found.saturated_error)
+    assert np.mean(errors) == pytest.approx(np.std(shares), rel=0.2)
+    assert np.mean(errors) > 1.2 * math.sqrt(np.mean(shares) / (32 * 2000))
+
+
 def test_saturation_of_speckle_of_any_contrast():
     rng = np.random.default_rng(0)
     for contrast in (1.0, 0.71, 0.5):

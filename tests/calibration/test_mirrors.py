@@ -32,6 +32,17 @@ def test_the_contrast_is_found(contrast):
     assert result.quantities["background"].value == pytest.approx(1 / contrast, rel=0.05)
 
 
+def test_the_error_of_the_contrast_is_its_spread():
+    rng = np.random.default_rng(0)
+    found = [
+        estimate_mirror_contrast(*(rng.normal(mean, 4.0, (16, 64)) for mean in (60.0, 8.0, 20.0, 8.0)))
+        for _ in range(1000)
+    ]
+    values, errors = np.array([(each.contrast, each.contrast_error) for each in found]).T
+    assert 0.93 < np.mean(np.abs(values - 52 / 12) < 1.96 * errors) < 0.97
+    assert errors.mean() == pytest.approx(values.std(), rel=0.1)
+
+
 def test_grain_and_few_pixels_do_not_matter_since_the_speckle_is_the_same():
     from opu.sim.speckle import SpeckleModel
 
