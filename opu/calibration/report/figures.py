@@ -60,7 +60,7 @@ def _dark_frames(result: CalibrationResult) -> Figure:
         values = result.data[name]
         seen = np.isfinite(values)
         if seen.any():
-            edges = np.histogram_bin_edges(values[seen], 32)
+            edges = np.histogram_bin_edges(values[seen], 32).tolist()
             axes.hist(values[seen & ~hot], edges, color=_LIGHT)
             axes.hist(values[seen & hot], edges, color=_RED, label=f"{hot.sum()} hot pixels")
         axes.set_yscale("log", nonpositive="clip")
@@ -269,7 +269,7 @@ def _transmission_matrix(result: CalibrationResult) -> Figure:
     _predicted(left, result)
     quality, kept = result.data["row_quality"], result.data["kept"].astype(bool)
     seen = np.isfinite(quality)
-    bins = np.linspace(0, max(float(quality[seen].max(initial=0.0)), 1e-9), 40)
+    bins = np.linspace(0, max(float(quality[seen].max(initial=0.0)), 1e-9), 40).tolist()
     right.hist(quality[seen & kept], bins=bins, color=_LIGHT, label="kept")
     if not kept.all():
         right.hist(quality[seen & ~kept], bins=bins, color=_RED, label="given up")
@@ -310,7 +310,7 @@ def _medium_watch(result: CalibrationResult) -> Figure:
     looks = np.arange(len(correlation))
     axes.plot(looks, correlation[0], "o-", markersize=4, color=_DEEP, linewidth=1, label="with the first look")
     axes.plot(looks, correlation[-1], "o-", markersize=4, color=_RED, linewidth=1, label="with the last look")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xticks(looks)
     axes.legend(frameon=False)
     return figure
 
