@@ -7,6 +7,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx import addnodes
 
 import opu
 
@@ -53,7 +54,15 @@ def write_math(translator, node):
     raise nodes.SkipNode
 
 
+def unlink_sizes(_app, doctree):
+    """Take `n_outputs` in the shape of an array for a word: it is no reference to the property of some class."""
+    for reference in list(doctree.findall(addnodes.pending_xref)):
+        if reference["reftarget"].startswith("n_"):
+            reference.replace_self(reference.children)
+
+
 def setup(app):
     """Register with Sphinx."""
     app.add_html_math_renderer("mathml", (write_math, None), (write_math, None))
     app.connect("builder-inited", write_command_pages)
+    app.connect("doctree-read", unlink_sizes)

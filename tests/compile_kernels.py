@@ -1,4 +1,4 @@
-"""Compile the simulator's kernels before the tests, which then find them in Numba's cache.
+"""Compile the kernels of the simulator and of phase retrieval before the tests, which then find them in Numba's cache.
 
 Under the measurement of coverage the compiler takes half as long again, and two processes of tests would both compile
 what they need first. `python tests/compile_kernels.py` does it in two processes of its own.
@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 import opu
+from opu.calibration.matrix import PhaseRetrieval
 from opu.sim.device import SimulatedBench
 from opu.sim.drift import DriftModel
 from opu.sim.models import preset
@@ -50,10 +51,20 @@ def use_all(group):
         use(name, medium)
 
 
+def retrieve():
+    """Retrieve the phases of a small matrix."""
+    generator = np.random.default_rng(0)
+    patterns = generator.random((96, 16)) < 1 / 3
+    fields = patterns @ (generator.normal(size=(16, 8)) + 1j * generator.normal(size=(16, 8)))
+    PhaseRetrieval().fit(patterns, np.abs(fields) ** 2)
+
+
 def main():
     """Run as a command."""
     with ProcessPoolExecutor(len(GROUPS)) as pool:
+        retrieved = pool.submit(retrieve)
         list(pool.map(use_all, GROUPS))
+        retrieved.result()
     sys.stdout.write("kernels compiled\n")
 
 

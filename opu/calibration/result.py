@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from opu.device import Provenance
+from opu.device import Provenance
 
 __all__ = ["CalibrationResult", "Limit", "Quantity", "is_within"]
 

@@ -1,4 +1,4 @@
-"""The figures of the documentation: pages and files agree, and the script that makes them works."""
+"""The figures of the documentation: pages and files agree, and the scripts that make them work."""
 
 import importlib.util
 import re
@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from opu.calibration import ROUTINES
+from opu.calibration.report.figures import FIGURES
 
 DOCS = Path(__file__).parents[2] / "docs"
 FOLDER = DOCS / "figures"
@@ -20,12 +23,21 @@ def named_images():
             yield page, text, (page.parent / target).resolve()
 
 
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("make_figures", FOLDER / "make.py")
+def loaded(name):
+    specification = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script():
+    return loaded("make")
+
+
+@pytest.fixture(scope="module")
+def calibration_script():
+    return loaded("make_calibration")
 
 
 def test_every_image_of_a_page_exists_and_has_a_text():
@@ -36,22 +48,40 @@ def test_every_image_of_a_page_exists_and_has_a_text():
         assert len(text) > 20, f"{file} has no text for those who do not see it"
 
 
-def test_every_picture_is_made_by_the_script_named_by_a_page_and_small(script):
-    pictures = {file for file in FOLDER.iterdir() if file.suffix in {".svg", ".png"}}
-    assert pictures == {FOLDER / name for name in script.FIGURES}
+def test_every_picture_is_made_by_a_script_named_by_a_page_and_small(script, calibration_script):
+    pictures = {file for file in FOLDER.rglob("*.*") if file.suffix in {".svg", ".png"}}
+    results = {calibration_script.FOLDER / f"{name}.svg" for name in calibration_script.RESULTS}
+    assert pictures == {FOLDER / name for name in script.FIGURES} | results
     assert pictures == {file for _, _, file in named_images()}
     for file in pictures:
         assert 5000 < file.stat().st_size < LARGEST_BYTES
 
 
-def test_a_page_says_how_the_figures_are_made():
+def test_pages_say_how_the_figures_are_made():
     assert "python docs/figures/make.py" in (DOCS / "physics.md").read_text(encoding="utf-8")
+    assert "python docs/figures/make_calibration.py`" in (DOCS / "calibration/index.md").read_text(encoding="utf-8")
+
+
+def test_every_routine_has_a_page_and_a_figure(calibration_script):
+    pages = {page.stem for page in (DOCS / "calibration").glob("*.md")} - {"index"}
+    assert set(ROUTINES) <= pages
+    assert set(calibration_script.RESULTS) == pages | {"medium_watch"} == set(FIGURES)
+    for name in pages:
+        page = (DOCS / "calibration" / f"{name}.md").read_text(encoding="utf-8")
+        assert f"(../figures/calibration/{name}.svg)" in page
+        assert f"make_calibration.py {name}`" in page
 
 
 @pytest.mark.parametrize("name", ["memory-effect.svg", "hologram.png"])
 def test_the_script_draws(script, name, tmp_path):
     script.make(name, tmp_path)
     assert (tmp_path / name).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("name", ["latency", "tracking"])
+def test_the_script_draws_results_of_calibration(calibration_script, name, tmp_path):
+    calibration_script.make(name, tmp_path)
+    assert (tmp_path / f"{name}.svg").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(("r", "contrast"), [(0.05, 0.979), (0.79, 0.710), (3.1, 0.439), (12.6, 0.245)])

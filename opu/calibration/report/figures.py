@@ -19,6 +19,7 @@ __all__ = ["FIGURES"]
 
 _WIDTH, _HEIGHT = 7.5, 3.4
 _LIGHT, _DEEP, _RED, _GREY = "#93c5fd", "#1e3a8a", "#dc2626", "#6b7280"
+_ROUNDING_DN2 = 1 / 12
 
 
 def _axes(x: str, y: str, title: str = "") -> tuple[Figure, Axes]:
@@ -46,13 +47,27 @@ def _image(figure: Figure, axes: Axes, values: NDArray[Any], label: str, **optio
     figure.colorbar(shown, ax=axes, label=label, shrink=0.85)
 
 
+def _legend_above(axes: Axes) -> None:
+    """Show the legend beside the title, where no point can be."""
+    axes.legend(frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.99), borderaxespad=0.2)
+
+
 def _dark_frames(result: CalibrationResult) -> Figure:
-    figure, left, right = _two(("dark level of the pixels", "noise of the pixels"))
-    for axes, values in ((left, result.data["offset_map"]), (right, result.data["noise_map"])):
-        axes.hist(values[np.isfinite(values)], bins=80, color=_LIGHT)
-        axes.set_yscale("log")
-        axes.set_xlabel("DN")
+    figure, left, right = _two(("dark level", "dark current"))
+    hot = np.zeros(result.data["offset_map"].shape, np.bool_)
+    hot[result.data["hot_pixels"]] = True
+    for axes, name, unit in ((left, "offset_map", "DN"), (right, "current_map", "DN/s")):
+        values = result.data[name]
+        seen = np.isfinite(values)
+        if seen.any():
+            edges = np.histogram_bin_edges(values[seen], 32).tolist()
+            axes.hist(values[seen & ~hot], edges, color=_LIGHT)
+            axes.hist(values[seen & hot], edges, color=_RED, label=f"{hot.sum()} hot pixels")
+        axes.set_yscale("log", nonpositive="clip")
+        axes.set_xlabel(unit)
         axes.set_ylabel("pixels")
+    if hot.any():
+        right.legend(frameon=False)
     return figure
 
 
@@ -64,7 +79,7 @@ def _photon_transfer(result: CalibrationResult) -> Figure:
     axes.plot(mean[~used], variance[~used], "o", markersize=3, color=_GREY, label="not used")
     gain, at_no_light = result.data["fit"]
     line = np.array([0.0, mean[used].max() if used.any() else 0.0])
-    axes.plot(line, at_no_light + gain * line, color=_RED, linewidth=1.2, label="fit")
+    axes.plot(line, at_no_light + _ROUNDING_DN2 + gain * line, color=_RED, linewidth=1.2, label="fit")
     axes.legend(frameon=False)
     return figure
 
@@ -87,10 +102,11 @@ def _grain(result: CalibrationResult) -> Figure:
     correlation = result.data["correlation"]
     reach = len(correlation) // 2
     lags = np.arange(-reach, reach + 1)
-    left.plot(lags, correlation[reach], "o-", markersize=3, color=_DEEP, linewidth=1, label="along a row")
-    left.plot(lags, correlation[:, reach], "o-", markersize=3, color=_RED, linewidth=1, label="along a column")
+    left.plot(lags, correlation[reach], "o-", markersize=3, color=_DEEP, linewidth=1, label="rows")
+    left.plot(lags, correlation[:, reach], "o-", markersize=3, color=_RED, linewidth=1, label="columns")
+    left.set_xlim(-min(reach, 12), min(reach, 12))
     left.set_xlabel("lag (pixels)")
-    left.legend(frameon=False)
+    left.legend(frameon=False, fontsize="small")
     _image(figure, right, result.data["envelope"], "relative")
     return figure
 
@@ -111,7 +127,8 @@ def _speckle_statistics(result: CalibrationResult) -> Figure:
 def _stability(result: CalibrationResult) -> Figure:
     figure, left, right = _two(("correlation of the field with the first", "power of the light"))
     time_s = result.data["time_s"]
-    left.plot(time_s, result.data["field_correlation"][0], "o", markersize=3, color=_DEEP, label="measured")
+    correlation, error = result.data["field_correlation"][0], result.data["field_correlation_error"][0]
+    left.errorbar(time_s, correlation, error, fmt="o", markersize=3, elinewidth=0.8, color=_DEEP, label="measured")
     left.plot(time_s, result.data["model"][0], color=_RED, linewidth=1.2, label="model")
     left.legend(frameon=False)
     right.plot(time_s, result.data["power"], "o-", markersize=3, color=_DEEP, linewidth=1)
@@ -123,9 +140,9 @@ def _stability(result: CalibrationResult) -> Figure:
 
 def _laser_power(result: CalibrationResult) -> Figure:
     figure, axes = _axes("device time (s)", "relative power", f"rest after correction: {result.value:.2g}")
-    axes.plot(result.data["time_s"], result.data["power"], color=_LIGHT, linewidth=0.8, label="as measured")
-    axes.plot(result.data["time_s"], result.data["corrected"], color=_DEEP, linewidth=0.8, label="corrected")
-    axes.legend(frameon=False)
+    for name, colour, label in (("power", _LIGHT, "as measured"), ("corrected", _DEEP, "corrected")):
+        axes.plot(result.data["time_s"], result.data[name], color=colour, linewidth=0.8, label=label, rasterized=True)
+    _legend_above(axes)
     return figure
 
 
@@ -146,9 +163,23 @@ def _latency(result: CalibrationResult) -> Figure:
 
 
 def _trigger_window(result: CalibrationResult) -> Figure:
-    figure, axes = _axes("place in the cycle", "mean (DN)", f"ghost of a neighbour: {result.value:.2g}")
+    figure, left, right = _two((f"light of a neighbour: {result.value:.2g}", "light of one pattern over the delay"))
     cycle_dn = result.data["cycle_dn"]
-    axes.bar(np.arange(len(cycle_dn)), cycle_dn, color=_DEEP)
+    left.bar(np.arange(len(cycle_dn)), cycle_dn, color=_DEEP)
+    left.set_xlabel("place in the cycle")
+    left.set_ylabel("mean (DN)")
+    if "delays_us" not in result.data:
+        right.axis("off")
+        right.set_title("the delay cannot be set here", fontsize=10, loc="left", color=_GREY)
+        return figure
+    right.plot(result.data["delays_us"], result.data["delayed_dn"], "o-", markersize=2.5, color=_DEEP, linewidth=0.8)
+    edges_us = [result.quantities[name].value for name in ("window_start_us", "window_stop_us")]
+    if np.isfinite(edges_us).all():
+        right.axvspan(*edges_us, color=_LIGHT, alpha=0.5, linewidth=0, label="window")
+        right.set_xlim(edges_us[0] - 2 * np.ptp(edges_us), edges_us[1] + 2 * np.ptp(edges_us))
+        right.legend(frameon=False)
+    right.set_xlabel("delay (µs)")
+    right.set_ylabel("DN")
     return figure
 
 
@@ -167,7 +198,7 @@ def _linear_mode(result: CalibrationResult) -> Figure:
 def _singular_values(result: CalibrationResult) -> Figure:
     title = f"distance from the law: {result.value:.3f}"
     figure, axes = _axes("singular value", "probability density", title)
-    axes.hist(result.data["singular_values"], bins=48, density=True, color=_LIGHT, label="measured")
+    axes.hist(result.data["singular_values"], bins=24, density=True, color=_LIGHT, label="measured")
     axes.plot(result.data["law_value"], result.data["law_density"], color=_RED, linewidth=1.4, label="random matrix")
     axes.legend(frameon=False)
     return figure
@@ -188,24 +219,123 @@ def _focusing(result: CalibrationResult) -> Figure:
 def _feedback(result: CalibrationResult) -> Figure:
     optical, digital = result.data["optical"], result.data["digital"]
     figure, axes = _axes("B e, digital", "B e, optical", f"cosine {result.value:.4f}")
-    axes.plot(digital, optical, ".", markersize=3, color=_DEEP)
+    axes.plot(digital, optical, ".", markersize=3, color=_DEEP, rasterized=True)
+    reach = float(np.nanmax(np.abs(digital))) if np.isfinite(digital).any() else 1.0
+    axes.plot([-reach, reach], [-reach, reach], color=_RED, linewidth=0.8)
+    return figure
+
+
+def _exposure(result: CalibrationResult) -> Figure:
+    title = f"exposure for a ninth of full scale: {result.value:.4g} {result.unit}"
+    figure, axes = _axes("count (DN)", "share of the values", title)
+    histogram, edges_dn = result.data["histogram"], result.data["edges_dn"]
+    axes.stairs(histogram / max(histogram.sum(), 1), edges_dn, fill=True, color=_LIGHT)
+    axes.set_yscale("log")
+    axes.axvline(edges_dn[-2], color=_RED, linewidth=1.2, label="full scale")
+    _legend_above(axes)
+    return figure
+
+
+def _ones_range(result: CalibrationResult) -> Figure:
+    figure, left, right = _two(("mean over darkness", "values at full scale, predicted"))
+    predicted_n_on = result.data["predicted_n_on"]
+    left.plot(predicted_n_on, result.data["predicted_mean_dn"], color=_RED, linewidth=1.2, label="predicted")
+    left.plot(result.data["n_on"], result.data["mean_dn"], "o", markersize=4, color=_DEEP, label="measured")
+    left.set_ylabel("DN")
+    left.legend(frameon=False)
+    right.plot(predicted_n_on, result.data["predicted_saturated"], color=_RED, linewidth=1.2)
+    right.set_ylabel("share")
+    right.set_yscale("log")
+    right.set_ylim(1e-6, 1)
+    for axes in (left, right):
+        axes.axvspan(result.quantities["smallest"].value, result.value, color=_LIGHT, alpha=0.3, linewidth=0)
+        axes.set_xlabel("lit features")
+    return figure
+
+
+def _repeatability(result: CalibrationResult) -> Figure:
+    figure, axes = _axes("pattern", "correlation of two frames", f"mean {result.value:.4f}")
+    correlation = result.data["correlation"]
+    axes.plot(np.arange(1, len(correlation) + 1), correlation, "o", markersize=4, color=_DEEP, label="measured")
+    lowest, _ = result.limit
+    if lowest is not None:
+        axes.axhline(lowest, color=_RED, linewidth=1.2, label="limit")
+    _legend_above(axes)
+    return figure
+
+
+def _transmission_matrix(result: CalibrationResult) -> Figure:
+    figure, left, right = _two(("frames not used", "residuals of the rows"))
+    _predicted(left, result)
+    quality, kept = result.data["row_quality"], result.data["kept"].astype(bool)
+    seen = np.isfinite(quality)
+    bins = np.linspace(0, max(float(quality[seen].max(initial=0.0)), 1e-9), 40).tolist()
+    right.hist(quality[seen & kept], bins=bins, color=_LIGHT, label="kept")
+    if not kept.all():
+        right.hist(quality[seen & ~kept], bins=bins, color=_RED, label="given up")
+        right.legend(frameon=False)
+    right.set_xlabel("relative residual of the amplitudes")
+    right.set_ylabel("rows")
+    return figure
+
+
+def _held_out(result: CalibrationResult) -> Figure:
+    figure, axes = _axes("", "", f"correlation without the noise of the camera: {result.value:.4f}")
+    _predicted(axes, result)
+    return figure
+
+
+def _predicted(axes: Axes, result: CalibrationResult) -> None:
+    predicted, measured = result.data["predicted_dn"].ravel(), result.data["measured_dn"].ravel()
+    axes.plot(predicted, measured, ".", markersize=2, color=_DEEP, rasterized=True)
+    reach = float(np.nanmax(predicted)) if np.isfinite(predicted).any() else 1.0
+    axes.plot([0, reach], [0, reach], color=_RED, linewidth=0.8)
+    axes.set_xlabel("predicted (DN)")
+    axes.set_ylabel("measured (DN)")
+
+
+def _tracking(result: CalibrationResult) -> Figure:
+    figure, axes = _axes("device time (s)", "correlation with the next frames", "predicted before they are learned")
+    time_s = result.data["time_s"] - result.data["time_s"][0]
+    axes.plot(time_s, result.data["tracked"], color=_DEEP, linewidth=1.4, label="with the matrix that is followed")
+    axes.plot(time_s, result.data["frozen"], color=_RED, linewidth=1.4, label="with the matrix as it was measured")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _medium_watch(result: CalibrationResult) -> Figure:
+    correlation = result.data["intensity_correlation"]
+    title = "speckle of the same patterns before and after the routines"
+    figure, axes = _axes("routines done", "correlation of the intensity", title)
+    looks = np.arange(len(correlation))
+    axes.plot(looks, correlation[0], "o-", markersize=4, color=_DEEP, linewidth=1, label="with the first look")
+    axes.plot(looks, correlation[-1], "o-", markersize=4, color=_RED, linewidth=1, label="with the last look")
+    axes.set_xticks(looks)
+    axes.legend(frameon=False)
     return figure
 
 
 FIGURES: dict[str, Callable[[CalibrationResult], Figure]] = {
     "dark_frames": _dark_frames,
+    "exposure": _exposure,
+    "ones_range": _ones_range,
     "photon_transfer": _photon_transfer,
     "linearity": _linearity,
+    "repeatability": _repeatability,
     "grain": _grain,
     "speckle_statistics": _speckle_statistics,
-    "stability": _stability,
-    "laser_power": _laser_power,
     "dmd_contrast": _dmd_contrast,
     "latency": _latency,
     "trigger_window": _trigger_window,
+    "stability": _stability,
+    "laser_power": _laser_power,
     "linear_mode": _linear_mode,
+    "feedback": _feedback,
+    "transmission_matrix": _transmission_matrix,
+    "held_out": _held_out,
     "singular_values": _singular_values,
     "focusing": _focusing,
-    "feedback": _feedback,
+    "tracking": _tracking,
+    "medium_watch": _medium_watch,
 }
 """How the data of a routine are drawn, by its name."""
