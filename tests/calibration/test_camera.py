@@ -86,6 +86,34 @@ def test_rounding_hides_the_dark_current_of_a_quiet_camera(bench):
     assert abs(current.value - 0.51) < current.uncertainty
 
 
+@pytest.mark.parametrize("black_dn", [0.0, 3.5, 16.3, 16.8])
+def test_rounding_hides_the_offset_of_a_quiet_camera(bench, black_dn):
+    # Counts of a mean of 16.3 DN with a noise of 0.18 DN have a mean of 16.13 DN, however many there are.
+    with bench(camera={"black_level_dn": black_dn}) as device:
+        result = dark_frames(device, n_outputs=2048)
+    dark_dn = black_dn + 0.0255 * 20 * 400e-6
+    assert abs(result.value - dark_dn) < 1.96 * result.uncertainty < 0.6
+    noise = result.quantities["temporal_noise"]
+    assert abs(noise.value - math.sqrt((0.0255 * 7) ** 2 + 1 / 12)) < 1.96 * noise.uncertainty < 0.6
+    assert result.passed
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_noise_that_is_cut_off_at_0_makes_the_offset_uncertain(bench, level):
+    with bench(camera={"read_noise_e": 80.0, "black_level_dn": level}) as device:
+        result = dark_frames(device, n_outputs=2048)
+    assert abs(result.value - level) < 1.96 * result.uncertainty
+    noise = result.quantities["temporal_noise"]
+    assert abs(noise.value - math.sqrt((0.0255 * 80) ** 2 + 1 / 12)) < 1.96 * noise.uncertainty
+
+
+def test_an_offset_that_the_noise_resolves_is_known_far_below_a_count(bench):
+    with bench(camera={"read_noise_e": 25.0, "black_level_dn": 16.3}) as device:
+        result = dark_frames(device, n_outputs=4096)
+    assert result.uncertainty < 0.005
+    assert result.value == pytest.approx(16.3, abs=0.005)
+
+
 def test_hot_pixels_are_found_whatever_their_offset(bench):
     hot = {"hot_fraction": 2e-3, "hot_current_e_per_s": 20_000.0, "dsnu_e": 10.0}
     for camera in (hot, TEN_BITS | hot):
