@@ -213,19 +213,25 @@ def bent(name, seed):
     return of(result, name, truth.error if name == "value" else bend)
 
 
+def dn_per_us(model):
+    """Return the mean that half of the mirrors add in a microsecond."""
+    return model.laser.electrons_per_mirror_us * model.n_mirrors / 2 * model.camera.gain_dn_per_e
+
+
 def exposure_time(seed):
     with bench(seed) as device:
         model = device.table.model
         result = exposure(device)
-    per_us = model.laser.electrons_per_mirror_us * model.n_mirrors / 2 * model.camera.gain_dn_per_e
-    return of(result, "value", model.camera.full_scale_dn / 9 / per_us)
+    return of(result, "value", model.camera.full_scale_dn / 9 / dn_per_us(model))
 
 
 def saturated_fraction(seed):
+    """Compare with what speckle of contrast 1 would have: counts from half a count below full scale on are there."""
     with bench(seed) as device:
         result = exposure(device)
-    fraction = result.quantities["mean_fraction"].value
-    return of(result, "saturated_fraction", math.exp(-1 / fraction))
+        model = device.table.model
+    mean_dn = dn_per_us(model) * result.provenance[-1].config.exposure_us
+    return of(result, "saturated_fraction", math.exp(-(model.camera.full_scale_dn - 0.5) / mean_dn))
 
 
 def ones(name, seed):

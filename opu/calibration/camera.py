@@ -692,11 +692,13 @@ def estimate_linearity(
     solve_bent = np.linalg.pinv(np.vander(times, 3) / levels[:, np.newaxis]) / levels
     square, slope, _ = solve_bent @ levels
     scale = range_dn / slope**2
+    # Square and slope err in opposite directions, and the slope counts twice.
+    curvature_influence = scale * (solve_bent[0] - 2 * square / slope * solve_bent[1])
     return Linearity(
         error=float(np.abs(deviations).mean()),
         error_uncertainty=float(np.linalg.norm(mean_influence * errors)),
         curvature=float(square * scale),
-        curvature_uncertainty=float(np.linalg.norm(solve_bent[0] * errors) * scale),
+        curvature_uncertainty=float(np.linalg.norm(curvature_influence * errors)),
         deviations=deviations,
     )
 
@@ -754,7 +756,7 @@ def linearity(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_f
     if len(np.unique(exposures_us)) >= _FEWEST_LEVELS:
         shown = np.repeat(pattern, max(n_frames // 2, 1), axis=0)
         counts = _sweep(recorder, config, shown, exposures_us, chosen) - dark_map[chosen].mean()
-        levels, errors = counts.mean(axis=1), _level_errors(counts)
+        levels, errors = counts.mean(axis=(1, 2)), _level_errors(counts)
     found = estimate_linearity(exposures_us, levels, errors, range_dn)
     return recorder.result(
         "linearity",
@@ -792,23 +794,28 @@ def _sweep(
     exposures_us: NDArray[np.float64],
     chosen: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Return the mean of chosen pixels in each frame at each exposure, on the way up and down."""
+    """Return chosen pixels at each exposure, on the way up and down, shape (n_levels, n_frames, n_chosen)."""
     n_levels = len(exposures_us)
-    means: list[list[float]] = [[] for _ in range(n_levels)]
+    frames: list[list[NDArray[Any]]] = [[] for _ in range(n_levels)]
     for level in (*range(n_levels), *reversed(range(n_levels))):
         exposed = msgspec.structs.replace(config, exposure_us=float(exposures_us[level]))
-        means[level] += recorder.take(exposed, shown).frames[:, chosen].mean(axis=1).tolist()
-    return np.array(means)
+        frames[level].extend(recorder.take(exposed, shown).frames[:, chosen])
+    return np.array(frames)
 
 
 def _level_errors(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return standard errors of levels, from the frames of each: counts above darkness, shape (n_levels, n_frames).
+    """Return standard errors of levels: counts above darkness, shape (n_levels, n_frames, n_pixels).
 
-    Few frames of a level say little of its noise, and those of all levels much: it grows with the root, as of photons.
+    The pixels' own noise is known well from all of them. What the frame means vary by beyond it is the light's, which
+    all pixels share. It is proportional to the level, and is taken from all levels together: few frames of a single
+    level say little of it.
     """
-    levels = np.maximum(counts.mean(axis=1), 1.0)
-    per_count = (counts.var(axis=1, ddof=1) / levels).mean()
-    return np.asarray(np.sqrt(per_count * levels / counts.shape[1]))
+    n_frames, n_pixels = counts.shape[1:]
+    own = counts.var(axis=1, ddof=1).mean(axis=1) / n_pixels
+    of_means = counts.mean(axis=2).var(axis=1, ddof=1)
+    squares = counts.mean(axis=(1, 2)) ** 2
+    shared = max(float((of_means - own).sum()), 0.0) / max(float(squares.sum()), 1e-9)
+    return np.asarray(np.sqrt((own + shared * squares) / n_frames))
 
 
 def _linearity_findings(found: Linearity) -> list[str]:

@@ -65,6 +65,11 @@ def estimate_brightness(frames: NDArray[Any], dark_dn: float, full_scale_dn: flo
     with `g` the number of neighbours in a row that speckle grain makes alike: the variance of the mean of 16 over what
     it would be if they were independent.
 
+    Saturated values come in clusters: a pixel that is bright in one pattern often is in others, and so are its
+    neighbours. With `K` values at full scale, `k` of them in a pixel, a cluster has `D = g^2 n_outputs var(k) / K` of
+    them, and the squared error of `K` is `D K + D^2`: that of one cluster more, as few clusters say little of their
+    spread.
+
     Parameters
     ----------
     frames : ndarray, shape (n_frames, n_outputs)
@@ -89,14 +94,17 @@ def estimate_brightness(frames: NDArray[Any], dark_dn: float, full_scale_dn: flo
         return Brightness(math.nan, math.nan, math.nan, math.nan)
     pixels = frames.mean(axis=0, dtype=np.float64)
     within = float(frames.var(axis=0, ddof=1, dtype=np.float64).mean())
-    shared = max(float(pixels.var(ddof=1)) - within / n_frames, 0.0) * _grain_factor(pixels) ** 2
+    alike = _grain_factor(pixels) ** 2
+    shared = max(float(pixels.var(ddof=1)) - within / n_frames, 0.0) * alike
     of_frames = float(frames.mean(axis=1, dtype=np.float64).var(ddof=1)) / n_frames
-    saturated = float((frames >= full_scale_dn).mean())
+    by_pixel = (frames >= full_scale_dn).sum(axis=0)
+    saturated = int(by_pixel.sum())
+    cluster = alike * max(n_outputs * float(by_pixel.var(ddof=1)) / max(saturated, 1), 1.0)
     return Brightness(
         mean_dn=float(pixels.mean()) - dark_dn,
         error_dn=math.sqrt(of_frames + shared / n_outputs),
-        saturated=saturated,
-        saturated_error=math.sqrt(max(saturated, 1 / frames.size) / frames.size),
+        saturated=saturated / frames.size,
+        saturated_error=math.sqrt(cluster * saturated + cluster**2) / frames.size,
     )
 
 

@@ -340,6 +340,8 @@ class GrainEstimate:
     fwhm_px, fwhm_error_px : ndarray of float64, shape (2,)
         Full width at half maximum of the correlation of the intensity along rows and along columns, the area of the
         pixels removed; where the grain is not resolved the largest that cannot be excluded, with an error of NaN.
+    width_px, width_error_px : float
+        Geometric mean of both, and its standard error: errors along rows and columns have a part in common.
     is_resolved : bool
         Whether neighbouring pixels have anything in common.
     stride_px : int
@@ -354,6 +356,8 @@ class GrainEstimate:
 
     fwhm_px: NDArray[np.float64]
     fwhm_error_px: NDArray[np.float64]
+    width_px: float
+    width_error_px: float
     is_resolved: bool
     stride_px: int
     neighbour_correlation: float
@@ -395,10 +399,10 @@ def _covariances(once: NDArray[np.float64], again: NDArray[np.float64], reach: i
 def estimate_grain(once: NDArray[np.float64], again: NDArray[np.float64]) -> GrainEstimate:
     """Estimate the size of the grains from two frames of each of several independent speckles.
 
-    The model of a circular pupil is fitted to the correlation along both axes, up to where it falls below a tenth. The
-    effective number of pixels is a sum of what was measured, up to the third dark ring,
-    beyond which 6 % of its area would lie. Standard errors come from
-    leaving out one pattern at a time.
+    The model of a circular pupil is fitted to the correlation along both axes, up to where it falls below a half: what
+    is beyond depends more on the rim of the pupil than on the width, and is mostly noise. The effective number of
+    pixels is a sum of what was measured, up to the third dark ring, beyond which 6 % of its area would lie. Standard
+    errors come from leaving out one pattern at a time.
 
     Parameters
     ----------
@@ -421,7 +425,7 @@ def estimate_grain(once: NDArray[np.float64], again: NDArray[np.float64]) -> Gra
     one_less = without_one / without_one[:, reach, reach][:, np.newaxis, np.newaxis]
     n = len(one_less)
     error = np.std(one_less, axis=0, ddof=1) * (n - 1) / math.sqrt(n) * student_factor(n)
-    fwhm, fwhm_error, is_resolved = _fit_width(correlation, one_less, error)
+    fwhm, fwhm_error, width_error, is_resolved = _fit_width(correlation, one_less, error)
     stride = _stride(correlation, error)
     at_stride = [(reach + stride, reach), (reach, reach + stride)]
     place = max(at_stride, key=lambda place: correlation[place])
@@ -429,6 +433,8 @@ def estimate_grain(once: NDArray[np.float64], again: NDArray[np.float64]) -> Gra
     return GrainEstimate(
         fwhm_px=fwhm,
         fwhm_error_px=fwhm_error,
+        width_px=math.sqrt(float(fwhm.prod())),
+        width_error_px=width_error,
         is_resolved=is_resolved,
         stride_px=stride,
         neighbour_correlation=float(correlation[place]),
@@ -443,7 +449,8 @@ def estimate_grain(once: NDArray[np.float64], again: NDArray[np.float64]) -> Gra
 def _no_grain(reach: int) -> GrainEstimate:
     nothing, size = np.full(2, math.nan), 2 * reach + 1
     empty = np.full((size, size), math.nan)
-    return GrainEstimate(nothing, nothing, False, 1, math.nan, math.nan, math.nan, math.nan, empty, empty)
+    nan = math.nan
+    return GrainEstimate(nothing, nothing, nan, nan, False, 1, nan, nan, nan, nan, empty, empty)
 
 
 def _axes(correlation: NDArray[np.float64], last: int) -> NDArray[np.float64]:
@@ -455,8 +462,8 @@ def _axes(correlation: NDArray[np.float64], last: int) -> NDArray[np.float64]:
 
 def _fit_width(
     correlation: NDArray[np.float64], one_less: NDArray[np.float64], error: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], bool]:
-    """Return the widths along rows and columns, their errors, and whether they are more than bounds."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float, bool]:
+    """Return the widths along rows and columns, their errors and that of their mean, and whether they are no bounds."""
     reach = len(correlation) // 2
     neighbours, neighbour_errors = _axes(correlation, 1), _axes(error, 1)
     candidates = np.geomspace(0.15, 2.0 * reach, 80)
@@ -465,9 +472,9 @@ def _fit_width(
         first = np.array([[1, 0]])
         shown = [float(_relative_correlation(first, np.full(2, length))[0]) for length in candidates]
         largest = candidates[max(1, int(np.searchsorted(shown, bound))) - 1] * _FWHM_PER_LENGTH
-        return np.full(2, largest), np.full(2, math.nan), False
+        return np.full(2, largest), np.full(2, math.nan), math.nan, False
     profile = _axes(correlation, reach).reshape(2, -1).mean(axis=0)
-    faded = np.flatnonzero(profile < 0.1)
+    faded = np.flatnonzero(profile < 0.5)
     last = int(faded[0]) + 1 if len(faded) else reach
     distance = np.arange(1, last + 1)
     lags = np.zeros((2 * last, 2), np.int64)
@@ -485,7 +492,8 @@ def _fit_width(
     widths = _FWHM_PER_LENGTH * np.exp(logs)
     # One pattern less changes little: a step from here tells the change of the fit.
     changes = (_axes(one_less, last) - measured) @ np.linalg.pinv(_slopes(lags, logs)).T
-    return widths, widths * [jackknife_error(change) for change in changes.T], True
+    width_error = math.sqrt(float(widths.prod())) * jackknife_error(changes.mean(axis=1))
+    return widths, widths * [jackknife_error(change) for change in changes.T], width_error, True
 
 
 def _slopes(lags: NDArray[np.int64], logs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -608,12 +616,10 @@ def grain(
     n_pixels = region.height * region.width
     envelope, variation = _envelope((speckle.once + speckle.again) / 2) if speckle.is_lit else (np.ones((1, 1)), 0.0)
     even = np.array(evenly_lit(envelope)) * _ENVELOPE_BLOCK_PX
-    width = math.sqrt(float(found.fwhm_px.prod()))
-    error = width * 0.5 * math.hypot(*(found.fwhm_error_px / found.fwhm_px))
-    if not findings and found.is_resolved and width > _SEVERAL_PX:
+    if not findings and found.is_resolved and found.width_px > _SEVERAL_PX:
         findings.append(
-            f"The grain of the speckle is {width:.1f} pixels wide: neighbouring pixels are not independent, and "
-            f"{n_pixels} of them count as {found.independent_share * n_pixels:.0f}. Use a stride of "
+            f"The grain of the speckle is {found.width_px:.1f} pixels wide: neighbouring pixels are not independent, "
+            f"and {n_pixels} of them count as {found.independent_share * n_pixels:.0f}. Use a stride of "
             f"{found.stride_px}, or a wider aperture."
         )
     if not findings and variation > _EVEN:
@@ -642,9 +648,9 @@ def grain(
     return recorder.result(
         "grain",
         f"width of the speckle grain{bound}",
-        width,
+        found.width_px,
         "px",
-        error,
+        found.width_error_px,
         limit=(None, _SEVERAL_PX),
         quantities=quantities,
         findings=findings,

@@ -198,7 +198,7 @@ def too_bright():
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ({"speckle": with_grain(1.25)}, "averages over 0.8 grains"),
+        ({"speckle": with_grain(1.25)}, "averages over 0.8"),
         ({"speckle": with_grain(0.0, 0.0)}, "sum of 2 independent patterns"),
         ({"speckle": with_grain(4.0, 0.0)}, "sum of 2 independent patterns"),
         (too_bright(), "of the values are at 255 DN, full scale"),
