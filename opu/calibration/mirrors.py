@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from opu.calibration.light import judge_light, probe_size, require_dark
 from opu.calibration.recorder import Recorder
 from opu.calibration.speckle import (
-    N_FEATURES,
     SIDE_PX,
     SPECKLE_FRACTION,
     central_region,
@@ -63,6 +63,9 @@ class MirrorContrastEstimate:
     coherence_error: float
 
 
+_UNKNOWN = MirrorContrastEstimate(math.nan, math.nan, False, math.nan, math.nan)
+
+
 def estimate_mirror_contrast(
     on: NDArray[np.float64],
     on_dark: NDArray[np.float64],
@@ -94,7 +97,7 @@ def estimate_mirror_contrast(
     faint = off.mean(axis=1) - off_dark.mean()
     bright_dn, faint_dn = float(bright.mean()), float(faint.mean())
     if bright_dn < _DIMMEST_DN:
-        return MirrorContrastEstimate(math.nan, math.nan, False, math.nan, math.nan)
+        return _UNKNOWN
     bright_error = math.hypot(_joint_error(bright, on_dark.mean(axis=1)), _hidden_dn(on_dark))
     faint_error = math.hypot(_joint_error(faint, off_dark.mean(axis=1)), _hidden_dn(off_dark))
     if faint_dn <= 3 * faint_error:
@@ -167,7 +170,13 @@ def dmd_contrast(
         mirrors that are off. `quantities`: `background`, the share of the light of all mirrors that is there when all
         are off, `1 / CR`; `background_coherence`, the correlation of its speckle with that of all mirrors on;
         `correlation_2_percent`, what remains of the correlation with ideal frames where 2 % of the mirrors are on.
-        `data`: `on` and `off`, mean images in DN, and `exposure_us` of both.
+        `data`: `on` and `off`, mean images in DN, and `exposure_us` of both. NaN without light, and with light that
+        the camera cuts off.
+
+    Raises
+    ------
+    UnsupportedError
+        The device cannot switch its light off, or has fewer than 24 mirrors.
 
     Examples
     --------
@@ -181,9 +190,11 @@ def dmd_contrast(
     if n_frames < 4:
         raise ConfigError(f"{n_frames} frames of each kind are asked for.", "Use at least 4.")
     recorder = Recorder(device, noise_key=noise_key)
+    require_dark(recorder.description)
     region = central_region(recorder.description, side_px)
-    start = recorder.config(N_FEATURES, region.height * region.width, region=region)
-    all_on, all_off = np.ones((n_frames, N_FEATURES), np.bool_), np.zeros((n_frames, N_FEATURES), np.bool_)
+    n_features, _ = probe_size(recorder.description)
+    start = recorder.config(n_features, region.height * region.width, region=region)
+    all_on, all_off = np.ones((n_frames, n_features), np.bool_), np.zeros((n_frames, n_features), np.bool_)
     bright = recorder.expose(start, all_on[:2], target_fraction=SPECKLE_FRACTION)
     faint = recorder.expose(bright, all_off[:2], target_fraction=SPECKLE_FRACTION)
     frames = [
@@ -198,7 +209,10 @@ def dmd_contrast(
     exposures_us = [_exposure_us(config) for config in (bright, faint)]
     gains = [10 ** (config.gain_db / 20) for config in (bright, faint)]
     ratio = exposures_us[1] * gains[1] / (exposures_us[0] * gains[0])
-    found = estimate_mirror_contrast(*frames, exposure_ratio=ratio)
+    seen = judge_light(frames[0].mean(axis=0, keepdims=True), frames[1], recorder.description)
+    found = _UNKNOWN
+    if seen.is_measurable:
+        found = estimate_mirror_contrast(*(part[:, seen.working] for part in frames), exposure_ratio=ratio)
     images = [(lit - dark.mean(axis=0)).mean(axis=0) for lit, dark in (frames[:2], frames[2:])]
     share = 1 / found.contrast
     bound = ": at least this" if found.is_bound else ""
@@ -226,7 +240,7 @@ def dmd_contrast(
                 _correlation(found.contrast, 0.02), math.nan, "1", f"with ideal frames at 2 % of mirrors on{bound}"
             ),
         },
-        findings=_findings(found),
+        findings=[*seen.findings, *(_findings(found) if seen.is_measurable else ())],
         data={
             "on": images[0].reshape(region.height, region.width).astype(np.float32),
             "off": images[1].reshape(region.height, region.width).astype(np.float32),

@@ -21,14 +21,16 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from opu.calibration.light import FEWEST_LIT, PROBE_FEATURES, SATURATED, judge_light, probe_size, require_dark
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
 from opu.device import Region
-from opu.errors import ConfigError
+from opu.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from opu.calibration.light import SeenLight
     from opu.calibration.result import CalibrationResult, Limit
     from opu.device import Device, DeviceDescription, SessionConfig
 
@@ -54,7 +56,6 @@ __all__ = [
     "without_light",
 ]
 
-N_FEATURES = 64
 SPECKLE_FRACTION = 1 / 12
 """Mean of the frames as a fraction of full scale: 6 pixels in a million saturate, which no statistic notices."""
 SIDE_PX = 64
@@ -65,7 +66,7 @@ _INDEPENDENT = 0.05
 _SEVERAL_PX = 2.5
 _ENVELOPE_BLOCK_PX = 8
 _EVEN = 0.2
-_SATURATED = 1e-3
+_SMALLEST_SIDE_PX = 8
 _DIMMEST_DN = 1.0
 _FWHM_PER_LENGTH = 1.028993969962188
 _THIRD_DARK_RING = 3.2383
@@ -109,8 +110,8 @@ def jackknife_error(values: NDArray[np.float64]) -> float:
 
 def central_region(description: DeviceDescription, side_px: int) -> Region:
     """Return the square in the middle of the camera, or as much of it as the camera has."""
-    if side_px < 8:
-        raise ConfigError(f"The side of the region is {side_px} pixels.", "Use at least 8.")
+    if side_px < _SMALLEST_SIDE_PX:
+        raise ConfigError(f"The side of the region is {side_px} pixels.", f"Use at least {_SMALLEST_SIDE_PX}.")
     rows, columns = description.pixels
     height, width = min(side_px, rows), min(side_px, columns)
     return Region((rows - height) // 2, (columns - width) // 2, height, width)
@@ -152,12 +153,8 @@ class SpeckleFrames:
         Mean of the frames without light.
     dark_variance_dn2 : float
         Variance of a pixel from frame to frame without light.
-    saturated_share : float
-        Share of the values at the highest one that was seen: saturated, of the counts or of the full well.
-    stuck_share : float
-        Share of the pixels that are at full scale without light.
-    highest_dn : float
-        The highest value that was seen.
+    seen : SeenLight
+        Stuck pixels and saturation.
     full_scale_dn : int
         Of the device.
     exposure_us : float
@@ -168,16 +165,15 @@ class SpeckleFrames:
     again: NDArray[np.float64]
     dark_dn: NDArray[np.float64]
     dark_variance_dn2: float
-    saturated_share: float
-    stuck_share: float
-    highest_dn: float
+    seen: SeenLight
     full_scale_dn: int
     exposure_us: float
 
     @property
     def mean_dn(self) -> float:
-        """Mean of the light, in DN."""
-        return float((self.once.mean() + self.again.mean()) / 2)
+        """Mean of the light on the pixels that work, in DN; 0 where there are none."""
+        working = self.seen.working.reshape(self.dark_dn.shape)
+        return float((self.once[:, working].mean() + self.again[:, working].mean()) / 2) if working.any() else 0.0
 
     @property
     def is_lit(self) -> bool:
@@ -186,21 +182,12 @@ class SpeckleFrames:
 
     def findings(self) -> list[str]:
         """Say what is wrong with the light on the camera."""
-        if self.stuck_share > _SATURATED:
-            return [
-                f"{self.stuck_share:.1%} of the pixels are at full scale without any light: hot or stuck pixels, or "
-                "stray light."
-            ]
+        if self.seen.findings:
+            return list(self.seen.findings)
         if not self.is_lit:
             return [
                 f"The camera sees no light: at an exposure of {self.exposure_us:g} us the mean is {self.mean_dn:.2g} "
                 "DN above the dark frames. Check laser, shutter, mirrors and camera."
-            ]
-        if self.saturated_share > _SATURATED:
-            where = "full scale" if self.highest_dn >= self.full_scale_dn else "where their wells are full"
-            return [
-                f"{self.saturated_share:.1%} of the values are at {self.highest_dn:g} DN, {where}: the frames are "
-                "saturated. Use less light, a shorter exposure or a lower gain."
             ]
         return []
 
@@ -210,7 +197,6 @@ def record_speckle(
     *,
     n_patterns: int = N_PATTERNS,
     side_px: int = SIDE_PX,
-    n_features: int = N_FEATURES,
     target_fraction: float = SPECKLE_FRACTION,
 ) -> SpeckleFrames:
     """Take independent speckles on the middle of the camera, each twice, at an exposure found for them.
@@ -219,11 +205,24 @@ def record_speckle(
     ----------
     recorder : Recorder
         Takes the frames: `2 n_patterns`, 8 dark ones, and those of the exposure.
-    n_patterns, side_px, n_features : int
-        How many patterns, the side of the region, and the width of a pattern.
+    n_patterns, side_px : int
+        How many patterns, as far as there are mirrors (`probe_size`), and the side of the region.
     target_fraction : float
         The mean as a fraction of full scale.
+
+    Raises
+    ------
+    UnsupportedError
+        The light cannot be switched off, or mirrors or pixels are too few.
     """
+    require_dark(recorder.description)
+    if min(recorder.description.pixels) < _SMALLEST_SIDE_PX:
+        rows, columns = recorder.description.pixels
+        raise UnsupportedError(
+            f"The camera has {rows} x {columns} pixels: too few in one direction to tell how neighbours depend.",
+            f"Use a camera of at least {_SMALLEST_SIDE_PX} pixels in both directions.",
+        )
+    n_features, n_patterns = probe_size(recorder.description, n_patterns)
     region = central_region(recorder.description, side_px)
     shape = (-1, region.height, region.width)
     patterns = disjoint_patterns(n_patterns, n_features)
@@ -233,18 +232,14 @@ def record_speckle(
     lit = recorder.take(config, np.concatenate([patterns, patterns])).frames.reshape(shape)
     dark_dn = dark.mean(axis=0, dtype=np.float64)
     once, again = np.split(lit - dark_dn, 2)
-    full_scale_dn = recorder.description.full_scale_dn
-    stuck = (dark >= full_scale_dn).all(axis=0)
-    highest = lit.max()
+    mean = (lit[:n_patterns] + lit[n_patterns:].astype(np.float64)) / 2
     return SpeckleFrames(
         once=once,
         again=again,
         dark_dn=dark_dn,
         dark_variance_dn2=float(dark.var(axis=0, ddof=1, dtype=np.float64).mean()),
-        saturated_share=float((lit == highest).mean()),
-        stuck_share=float(stuck.mean()),
-        highest_dn=float(highest),
-        full_scale_dn=full_scale_dn,
+        seen=judge_light(mean.reshape(n_patterns, -1), dark.reshape(N_DARK, -1), recorder.description),
+        full_scale_dn=recorder.description.full_scale_dn,
         exposure_us=float(config.exposure_us or recorder.description.exposure_us.default),
     )
 
@@ -412,8 +407,10 @@ def estimate_grain(once: NDArray[np.float64], again: NDArray[np.float64]) -> Gra
     Returns
     -------
     GrainEstimate
-        Of NaN where the frames do not vary.
+        Of NaN where the frames do not vary, or are less than 8 pixels high or wide.
     """
+    if min(once.shape[1:]) < _SMALLEST_SIDE_PX:
+        return _no_grain(2)
     reach = max(2, min(once.shape[1:]) // 4)
     covariances = _covariances(np.asarray(once, np.float64), np.asarray(again, np.float64), reach)
     total = covariances.sum(axis=0)
@@ -555,6 +552,9 @@ def evenly_lit(envelope: NDArray[np.float64], tolerance: float = _EVEN) -> tuple
     return best if best[2] else (0, 0, rows, columns)
 
 
+_NO_ENVELOPE = np.full((1, 1), math.nan)
+
+
 def _envelope(frames: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """Return the light by blocks of 8 x 8 pixels relative to its mean, and its variation beyond that of the speckle."""
     n, height, width = frames.shape
@@ -573,7 +573,7 @@ def quantity(value: float, uncertainty: float, unit: str, summary: str, limit: L
 
 
 def grain(
-    device: Device, *, noise_key: int = 0, n_patterns: int = N_FEATURES, side_px: int = SIDE_PX
+    device: Device, *, noise_key: int = 0, n_patterns: int = PROBE_FEATURES, side_px: int = SIDE_PX
 ) -> CalibrationResult:
     """Measure the size of the speckle grains, and how far apart pixels are independent.
 
@@ -584,7 +584,7 @@ def grain(
     noise_key : int
         The noise of the frames.
     n_patterns : int
-        Independent speckles, 3 to 64, each taken twice.
+        Independent speckles, 3 to 64, each taken twice; fewer on a device of few mirrors.
     side_px : int
         Side of the region in the middle of the camera.
 
@@ -597,7 +597,13 @@ def grain(
         `neighbour_correlation` (of pixels that far apart), `effective_outputs` (`M_eff` of the region),
         `envelope_variation`. `data`: `correlation` and `correlation_error` by lag, shape (2 reach + 1, 2 reach + 1);
         `envelope`, the light by blocks of 8 x 8 pixels; `region` and `even_region`, first row and column, height and
-        width, of what was measured and of the part of it that is lit evenly.
+        width, of what was measured and of the part of it that is lit evenly. Without light, or with light that the
+        camera cuts off, all are NaN and that part is empty: its height and width are 0.
+
+    Raises
+    ------
+    UnsupportedError
+        The device cannot switch its light off, or has fewer than 24 mirrors or 8 pixels in a direction.
 
     Examples
     --------
@@ -611,11 +617,12 @@ def grain(
     recorder = Recorder(device, noise_key=noise_key)
     speckle = record_speckle(recorder, n_patterns=n_patterns, side_px=side_px)
     findings = speckle.findings()
-    found = estimate_grain(speckle.once, speckle.again) if speckle.is_lit else _no_grain(2)
+    is_sound = not findings
+    found = estimate_grain(speckle.once, speckle.again) if is_sound else _no_grain(2)
     region = central_region(recorder.description, side_px)
     n_pixels = region.height * region.width
-    envelope, variation = _envelope((speckle.once + speckle.again) / 2) if speckle.is_lit else (np.ones((1, 1)), 0.0)
-    even = np.array(evenly_lit(envelope)) * _ENVELOPE_BLOCK_PX
+    envelope, variation = _envelope((speckle.once + speckle.again) / 2) if is_sound else (_NO_ENVELOPE, math.nan)
+    even = np.array(evenly_lit(envelope) if is_sound else (0, 0, 0, 0)) * _ENVELOPE_BLOCK_PX
     if not findings and found.is_resolved and found.width_px > _SEVERAL_PX:
         findings.append(
             f"The grain of the speckle is {found.width_px:.1f} pixels wide: neighbouring pixels are not independent, "
@@ -631,7 +638,9 @@ def grain(
     quantities = {
         "fwhm_rows": quantity(found.fwhm_px[0], found.fwhm_error_px[0], "px", f"width along a column{bound}"),
         "fwhm_columns": quantity(found.fwhm_px[1], found.fwhm_error_px[1], "px", f"width along a row{bound}"),
-        "stride": quantity(found.stride_px, 0.0, "px", "distance from which on pixels are independent"),
+        "stride": quantity(
+            found.stride_px if is_sound else math.nan, 0.0, "px", "distance from which on pixels are independent"
+        ),
         "neighbour_correlation": quantity(
             found.neighbour_correlation, found.neighbour_error, "1", "correlation of pixels at that distance"
         ),
@@ -792,7 +801,7 @@ def speckle_statistics(
     noise_key : int
         The noise of the frames.
     n_patterns : int
-        Independent speckles, 3 to 64, each taken twice.
+        Independent speckles, 3 to 64, each taken twice; fewer on a device of few mirrors.
     side_px : int
         Side of the region in the middle of the camera.
     target_fraction : float
@@ -805,7 +814,13 @@ def speckle_statistics(
         `pixel_contrast` (what the pixels leave, by the size of the grain), `modes` (independent patterns that add up),
         `law_distance` (Kolmogorov-Smirnov distance from the law, on independent pixels), `independent_values`,
         `saturated_share`. `data`: `picture`, a frame; `intensity`, `density` and `law_density`, the histogram over
-        intensity in units of the mean, and the exponential law in the same bins.
+        intensity in units of the mean, and the exponential law in the same bins. NaN without light, and with light
+        that the camera cuts off.
+
+    Raises
+    ------
+    UnsupportedError
+        The device cannot switch its light off, or has fewer than 192 mirrors or 8 pixels in a direction.
 
     Examples
     --------
@@ -817,6 +832,12 @@ def speckle_statistics(
     (True, True)
     """
     recorder = Recorder(device, noise_key=noise_key)
+    if recorder.description.n_mirrors < 3 * FEWEST_LIT:
+        raise UnsupportedError(
+            f"The device {recorder.description.device_id} has {recorder.description.n_mirrors} mirrors: their speckle "
+            "is not fully developed.",
+            f"Use a device of at least {3 * FEWEST_LIT} mirrors.",
+        )
     speckle = record_speckle(recorder, n_patterns=n_patterns, side_px=side_px, target_fraction=target_fraction)
     findings = speckle.findings()
     found = _statistics(speckle)
@@ -835,7 +856,7 @@ def speckle_statistics(
         ),
         "independent_values": quantity(contrast.n_independent, math.nan, "1", "independent grains that were seen"),
         "saturated_share": quantity(
-            speckle.saturated_share, math.nan, "1", "share at the highest count", limit=(None, _SATURATED)
+            speckle.seen.saturated_share, math.nan, "1", "share at the highest count", limit=(None, SATURATED)
         ),
     }
     return recorder.result(
@@ -870,7 +891,7 @@ class _Statistics:
 
 
 def _statistics(speckle: SpeckleFrames) -> _Statistics:
-    if not speckle.is_lit:
+    if speckle.findings():
         unknown = ContrastEstimate(math.nan, math.nan, 0.0, math.nan)
         return _Statistics(unknown, _no_grain(2), math.nan, False, math.nan, math.nan)
     found = estimate_grain(speckle.once, speckle.again)

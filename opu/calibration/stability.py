@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from opu.calibration.frames import take_dark
+from opu.calibration.light import judge_light, probe_size, require_dark
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.speckle import (
     N_DARK,
-    N_FEATURES,
     SIDE_PX,
     SPECKLE_FRACTION,
     central_region,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from opu.calibration.light import SeenLight
     from opu.calibration.result import CalibrationResult
     from opu.device import Device, Projection, Session
 
@@ -62,9 +64,10 @@ _SHORTEST_TIME_S = 150.0
 _WARM_RATE_PER_S = 0.01 / 600
 _LARGEST_SHIFT_PX = 0.5
 _LARGEST_DRIFT = 0.05
-_LARGEST_RESIDUAL = 0.003
+_LARGEST_RESIDUAL = 0.002
 _LARGEST_NOISE = 0.01
 _DIMMEST_DN = 1.0
+_NO_VARIANCE_DN2 = 1e-3
 _LONGEST_IN_RUNS = 1e4
 _FORGOTTEN = 0.1
 
@@ -393,9 +396,12 @@ def image_shift(reference: NDArray[np.float64], frames: NDArray[np.float64]) -> 
     -------
     tuple of (float, float, float)
         Rows and columns by which `frames` lie further on, to a fraction of a pixel by a parabola, up to a quarter of
-        the image; and the correlation at the peak.
+        the image; and the correlation at the peak. NaN where nothing varies, or the image is less than 8 pixels high
+        or wide.
     """
     height, width = reference.shape[1:]
+    if min(height, width) < 8:
+        return math.nan, math.nan, 0.0
     spectra, power = [], 1.0
     for images in (reference, frames):
         deviation = images - images.mean(axis=0)
@@ -425,11 +431,15 @@ def _vertex(values: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """The probes of a stability run: two frames of each pattern at each time, above the dark level."""
+    """The probes of a stability run: two frames of each pattern at each time, above the dark level.
+
+    `seen` judges the brightest of them.
+    """
 
     times_s: NDArray[np.float64]
     once: NDArray[np.float64]
     again: NDArray[np.float64]
+    seen: SeenLight
 
 
 def _probe(
@@ -440,11 +450,13 @@ def _probe(
         raise ConfigError(
             f"{n_probes} probes over {duration_s} s are asked for.", "Use at least 8, and a positive time."
         )
+    require_dark(recorder.description)
     region = central_region(recorder.description, side_px)
-    patterns = disjoint_patterns(n_patterns, N_FEATURES)
-    config = recorder.config(N_FEATURES, region.height * region.width, region=region)
+    n_features, n_patterns = probe_size(recorder.description, n_patterns)
+    patterns = disjoint_patterns(n_patterns, n_features)
+    config = recorder.config(n_features, region.height * region.width, region=region)
     config = recorder.expose(config, from_everywhere(patterns), target_fraction=SPECKLE_FRACTION)
-    dark = recorder.take(without_light(config), np.zeros((N_DARK, N_FEATURES), np.bool_)).frames
+    dark = recorder.take(without_light(config), np.zeros((N_DARK, n_features), np.bool_)).frames
     exposure = recorder.description.exposure_us
     wait_us = max(min(_LONGEST_WAIT_US, exposure.maximum), exposure.minimum)
     # One output is the cheapest frame there is. It shows both halves in turn, so that mirrors land evenly.
@@ -461,8 +473,10 @@ def _probe(
             frames.append(taken.frames)
             now_s = _end_s(taken)
             times_s.append(now_s - len(shown) * taken.provenance.frame_us * 0.5e-6)
+    brightest = max(frames, key=lambda probe: float(probe.mean())).astype(np.float64)
+    seen = judge_light((brightest[::2] + brightest[1::2]) / 2, dark, recorder.description)
     above = np.stack(frames) - dark.mean(axis=0, dtype=np.float64)
-    run = _Run(np.array(times_s), above[:, ::2], above[:, 1::2])
+    run = _Run(np.array(times_s), above[:, ::2], above[:, 1::2], seen)
     return run, np.array([region.height, region.width])
 
 
@@ -531,13 +545,15 @@ def stability(
     recorder = Recorder(device, noise_key=noise_key)
     run, shape = _probe(recorder, duration_s=duration_s, n_probes=n_probes, n_patterns=n_patterns, side_px=side_px)
     power, power_error = _power_of_probes(run)
-    findings = []
-    if math.isnan(power[0]):
+    findings = list(run.seen.findings)
+    if not run.seen.is_measurable:
+        found, power, power_error = _unknown_drift(n_probes), np.full(n_probes, math.nan), math.nan
+    elif math.isnan(power[0]):
         findings.append("The camera sees no light, so nothing can be said of the medium. Check laser and shutter.")
         found = _unknown_drift(n_probes)
     else:
         found = estimate_drift(correlations(run.once, run.again), run.times_s)
-        findings = list(_drift_findings(found, run.times_s))
+        findings += _drift_findings(found, run.times_s)
     images = run.once + run.again
     images = images.reshape(*images.shape[:2], *shape)
     shifts = np.array([image_shift(images[0], image) for image in images])
@@ -658,7 +674,7 @@ class PowerEstimate:
     ----------
     residual, residual_error : float
         Root mean square of what is left of the changes after the correction, relative, without the noise of the frame
-        that is corrected but with that of the references.
+        that is corrected but with that of the references; and its standard error, by the spread between the intervals.
     drift, drift_error : float
         Peak to peak of the means over the intervals between references.
     noise, noise_error : float
@@ -709,23 +725,13 @@ def estimate_power(powers: NDArray[np.float64], interval: int) -> PowerEstimate:
     means = blocks.mean(axis=1) / mean
     return PowerEstimate(
         residual=residual,
-        residual_error=_residual_error(residual, noise, squares.size * (interval - 1)),
+        residual_error=math.sqrt(residual**2 + standard_error(squares)) - residual,
         drift=float(np.ptp(means)),
         drift_error=math.sqrt(2 / interval) * noise,
         noise=noise,
         noise_error=standard_error(noise_squares) / (2 * max(noise, 1e-12)),
         corrected=corrected,
     )
-
-
-def _residual_error(residual: float, noise: float, n_frames: int) -> float:
-    """Return the standard error of a root mean square `r` from which noise `s` was removed, of these very frames.
-
-    A frame's square has the variance `4 r^2 s^2` beside that of its noise, of which neighbours tell all but a product,
-    with the variance `s^4`.
-    """
-    spread = noise * math.sqrt(4 * residual**2 + noise**2)
-    return spread / math.sqrt(n_frames) / (2 * residual) if residual > 0 else math.sqrt(spread) / n_frames**0.25
 
 
 def laser_power(
@@ -753,7 +759,7 @@ def laser_power(
     -------
     CalibrationResult
         The rest after the correction, relative root mean square without the noise of the corrected frame; passes up to
-        0.003. `quantities`: `power_drift` (peak to peak of means over 50 frames), `power_noise` (root mean square from
+        0.002. `quantities`: `power_drift` (peak to peak of means over 50 frames), `power_noise` (root mean square from
         frame to frame, camera included). `data`: `time_s`, `power` relative to its mean, and `corrected`.
 
     Examples
@@ -770,23 +776,27 @@ def laser_power(
             f"{n_references} references every {interval} frames are asked for.", "Use at least 4 of each."
         )
     recorder = Recorder(device, noise_key=noise_key)
+    require_dark(recorder.description)
     region = central_region(recorder.description, side_px)
-    pattern = random_halves(1, N_FEATURES)
-    config = recorder.config(N_FEATURES, region.height * region.width, region=region)
+    n_features, _ = probe_size(recorder.description)
+    pattern = random_halves(1, n_features)
+    config = recorder.config(n_features, region.height * region.width, region=region)
     # Saturated pixels do not follow the power: at a ninth of full scale they would take 0.1 % off each change of it.
     config = recorder.expose(config, pattern.repeat(4, axis=0), target_fraction=SPECKLE_FRACTION)
-    dark = recorder.take(without_light(config), np.zeros((N_DARK, N_FEATURES), np.bool_)).frames
+    dark = recorder.take(without_light(config), np.zeros((N_DARK, n_features), np.bool_)).frames
     lit = recorder.take(config, pattern.repeat(n_references * interval + 1, axis=0))
-    powers = lit.frames.mean(axis=1, dtype=np.float64) - dark.mean(dtype=np.float64)
+    seen = judge_light(lit.frames.mean(axis=0, dtype=np.float64, keepdims=True), dark, recorder.description)
+    powers = _mean_light(lit.frames, dark, seen.working)
     times_s = np.arange(len(powers)) * lit.provenance.frame_us * 1e-6
-    findings = []
-    if powers.mean() < _DIMMEST_DN or not (powers > 0).all():
+    findings = list(seen.findings)
+    if not seen.is_measurable:
+        found = _unknown_power(len(powers))
+    elif powers.mean() < _DIMMEST_DN or not (powers > 0).all():
         findings.append("The camera sees no light, or not in every frame. Check laser and shutter.")
-        nan = math.nan
-        found = PowerEstimate(nan, nan, nan, nan, nan, nan, np.full(len(powers), nan))
+        found = _unknown_power(len(powers))
     else:
         found = estimate_power(powers, interval)
-        findings = list(_laser_findings(found, float(times_s[-1]), interval))
+        findings += _laser_findings(found, float(times_s[-1]), interval)
     return recorder.result(
         "laser_power",
         f"what a correction by every {interval}th frame leaves of changes of the power",
@@ -807,6 +817,18 @@ def laser_power(
     )
 
 
+def _mean_light(lit: NDArray[Any], dark: NDArray[Any], working: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Return the light of each frame, a mean over the pixels that work; 0 without any."""
+    weights = working / max(int(working.sum()), 1)
+    light: NDArray[np.float64] = lit @ weights - float(dark.mean(axis=0, dtype=np.float64) @ weights)
+    return light
+
+
+def _unknown_power(n_frames: int) -> PowerEstimate:
+    nan = math.nan
+    return PowerEstimate(nan, nan, nan, nan, nan, nan, np.full(n_frames, nan))
+
+
 def _laser_findings(found: PowerEstimate, duration_s: float, interval: int) -> Iterator[str]:
     if found.drift > _LARGEST_DRIFT:
         yield _power_finding(found.drift, duration_s)
@@ -823,6 +845,9 @@ def repeatability(
     device: Device, *, noise_key: int = 0, n_patterns: int = 16, side_px: int = SIDE_PX
 ) -> CalibrationResult:
     """Measure how well a frame repeats: the Pearson correlation of two frames of one pattern.
+
+    The mean over the patterns is taken off each pixel, and stuck pixels are left out: what a camera shows of itself
+    repeats, too, and is no signal.
 
     Everything that a device is asked to predict is limited by it.
 
@@ -854,14 +879,22 @@ def repeatability(
     """
     recorder = Recorder(device, noise_key=noise_key)
     region = central_region(recorder.description, side_px)
-    patterns = disjoint_patterns(n_patterns, N_FEATURES)
-    config = recorder.config(N_FEATURES, region.height * region.width, region=region)
+    n_features, n_patterns = probe_size(recorder.description, n_patterns)
+    patterns = disjoint_patterns(n_patterns, n_features)
+    config = recorder.config(n_features, region.height * region.width, region=region)
     config = recorder.expose(config, from_everywhere(patterns))
+    dark = take_dark(recorder, config, N_DARK)
     frames = recorder.take(config, np.concatenate([patterns, patterns])).frames.astype(np.float64)
-    found = _pearson(*np.split(frames, 2))
+    once, again = np.split(frames, 2)
+    seen = judge_light((once + again) / 2, dark, recorder.description)
+    found = np.full(n_patterns, math.nan)
+    if seen.is_measurable:
+        found = _pearson(*(part[:, seen.working] - part[:, seen.working].mean(axis=0) for part in (once, again)))
     value, error = float(found.mean()), standard_error(found)
-    findings = []
-    if math.isnan(value):
+    findings = list(seen.findings)
+    if not seen.is_measurable:
+        pass
+    elif math.isnan(value):
         findings.append("The frames are the same all over: the camera sees no light, or is saturated everywhere.")
     elif value < 0.5:
         findings.append(
@@ -898,5 +931,6 @@ def _pearson(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.f
     """Return the correlation of each row of one with that of the other, NaN where a row is constant."""
     one, two = (part - part.mean(axis=1, keepdims=True) for part in (one, two))
     power = np.sqrt((one**2).sum(axis=1) * (two**2).sum(axis=1))
-    found: NDArray[np.float64] = np.where(power > 0, (one * two).sum(axis=1) / np.where(power > 0, power, 1), math.nan)
+    varies = power > _NO_VARIANCE_DN2 * one.shape[1]
+    found: NDArray[np.float64] = np.where(varies, (one * two).sum(axis=1) / np.where(varies, power, 1), math.nan)
     return found

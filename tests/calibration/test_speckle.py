@@ -208,7 +208,7 @@ def too_bright():
         ({"laser": dataclasses.replace(AURORA.laser, electrons_per_mirror_us=1e-12)}, "no light"),
         (
             {"camera": dataclasses.replace(AURORA.camera, hot_fraction=0.02, hot_current_e_per_s=1e11)},
-            "without any light",
+            "whatever is shown",
         ),
     ],
 )
