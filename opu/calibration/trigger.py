@@ -368,14 +368,15 @@ def trigger_window(
     n_outputs: int = 512,
     n_cycles: int = 64,
     n_delays: int = 32,
+    sweep_delay: bool = False,
 ) -> CalibrationResult:
     """Measure how much light of the patterns beside its own an exposure sees, and how far it is from seeing any.
 
     One pattern in eight is bright, among dim ones that are all the same: what the frames before and after it have more
     than those farther away is *ghost* light. By how much short exposures are darker than in proportion tells the time
-    during which the mirrors were not at rest. Where the device lets the delay of its trigger be set (`DeviceControl`),
-    the delay goes through a frame time, for all sessions of the device, and is set back: the plateau of the light is
-    the window, and its centre the best delay.
+    during which the mirrors were not at rest. With `sweep_delay`, and where the device lets the delay of its trigger be
+    set (`DeviceControl`), the delay goes through a frame time and is set back: the plateau of the light is the window,
+    and its centre the best delay. The delay is that of all sessions of the device: sweep it while nobody else uses it.
 
     Parameters
     ----------
@@ -389,13 +390,15 @@ def trigger_window(
         Bright patterns for the ghost light: the cost is eight frames each.
     n_delays : int
         Delays that are tried; more, up to four times as many, where the exposure is a small part of the frame time.
+    sweep_delay : bool
+        Whether to move the delay of the trigger.
 
     Returns
     -------
     CalibrationResult
         The larger one of the ghosts of the pattern before and of the one after, as a share of the light of a pattern;
         passes up to 0.1 %. Quantities: `ghost_before`, `ghost_after`, `lost_us` of the exposure; and where the delay
-        can be set `window_start_us`, `window_stop_us` (the delays between which the pattern is seen alone) and
+        was swept `window_start_us`, `window_stop_us` (the delays between which the pattern is seen alone) and
         `best_delay_us`. Data: `cycle_dn`, the mean of the places of a cycle; `exposures_us` and their `light_dn`;
         `delays_us` from the trigger of the bright pattern and its light at them, `delayed_dn`.
 
@@ -404,7 +407,7 @@ def trigger_window(
     >>> import opu
     >>> from opu.calibration.trigger import trigger_window
     >>> with opu.open("sim:?preset=aurora&seed=7") as device:
-    ...     result = trigger_window(device)
+    ...     result = trigger_window(device, sweep_delay=True)
     >>> abs(result.quantities["best_delay_us"].value - 50) < 5, result.passed
     (True, True)
     """
@@ -425,7 +428,7 @@ def trigger_window(
     else:
         cycle = _Cycle(recorder, projection.provenance.config, patterns, ghost, projection.provenance.frame_us)
         quantities["lost_us"], exposures = _measure_lost(cycle, n_cycles)
-        plateau, delays = _sweep_delay(cycle, n_delays)
+        plateau, delays = _sweep_delay(cycle, n_delays) if sweep_delay else (None, {})
         data |= exposures | delays
         if plateau is not None:
             quantities |= _plateau_quantities(plateau)
