@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from opu.calibration.frame_order import PRBS_LENGTH, find_frame_faults, frame_sequence, identify_frames
+from opu.calibration.frames import available_size
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
 from opu.device import DeviceControl, SettingsChange
@@ -58,7 +59,7 @@ def latency(
     n_frames : int
         How many frames; latencies are looked for up to a quarter of them, and up to 64.
     n_features, n_outputs : int
-        The size of the session.
+        The size of the session, as far as the device has it.
 
     Returns
     -------
@@ -78,6 +79,7 @@ def latency(
     (0.0, True)
     """
     recorder = Recorder(device, noise_key=noise_key)
+    n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
     sequence = frame_sequence(n_frames, n_features)
     projection = recorder.take(_spread_pixels(recorder, n_features, n_outputs), sequence.patterns)
     means = projection.frames.mean(axis=1, dtype=np.float64)
@@ -123,7 +125,7 @@ def _spread_pixels(recorder: Recorder, n_features: int, n_outputs: int) -> Sessi
     """Return a session of pixels a few apart, so that the grain of the speckle matters little to their mean."""
     rows, columns = recorder.description.pixels
     stride = 2 if (rows // 2) * (columns // 2) >= n_outputs else 1
-    return recorder.config(n_features, min(n_outputs, rows * columns), stride=stride)
+    return recorder.config(n_features, n_outputs, stride=stride)
 
 
 def _correlation_quantity(value: float) -> Quantity:
@@ -385,7 +387,7 @@ def trigger_window(
     noise_key : int
         The noise of the frames.
     n_features, n_outputs : int
-        The size of the session.
+        The size of the session, as far as the device has it.
     n_cycles : int
         Bright patterns for the ghost light: the cost is eight frames each.
     n_delays : int
@@ -412,6 +414,7 @@ def trigger_window(
     (True, True)
     """
     recorder = Recorder(device, noise_key=noise_key)
+    n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
     config = _spread_pixels(recorder, n_features, n_outputs)
     rank = np.random.default_rng(0).permutation(n_features)
     patterns = np.tile(rank < max(1, n_features // 4), (_CYCLE, 1))
@@ -565,10 +568,12 @@ def _window_findings(ghost: Ghost, quantities: dict[str, Quantity], exposure_us:
         (ghost.before, ghost.before_error, "before", "later"),
         (ghost.after, ghost.after_error, "after", "earlier"),
     ):
-        if share > _GHOST_LIMIT + 3 * error:
+        if share > _GHOST_LIMIT:
+            is_noise = share <= _GHOST_LIMIT + 3 * error
+            doubt = f" It may be noise: the standard error is {error:.2%}. Use more cycles, or more light."
             findings.append(
                 f"{share:.2%} of the light of the pattern {where} it falls into a frame, and at most "
-                f"{_GHOST_LIMIT:.1%} should. {advice.format(remedy)}"
+                f"{_GHOST_LIMIT:.1%} should.{doubt if is_noise else ' ' + advice.format(remedy)}"
             )
     lost = quantities["lost_us"]
     if lost.value > _LOST_LIMIT * exposure_us + 3 * lost.uncertainty:
