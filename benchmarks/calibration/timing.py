@@ -77,7 +77,7 @@ def c11(seed):
     """Measure the centre of the window, and the ghost at the best delay."""
     latency_us = float(np.random.default_rng(seed).uniform(-60, 40))
     with bench_with_latency(latency_us, seed, jitter_us=1.0) as device:
-        window = trigger_window(device).quantities["best_delay_us"]
+        window = trigger_window(device, sweep_delay=True).quantities["best_delay_us"]
     with bench_with_latency(latency_us + window.value, seed) as device:
         aligned = trigger_window(device)
     centre_us = float(np.mean(window_of(latency_us)))
@@ -98,7 +98,7 @@ def estimate_window(name, seed):
     """Measure the window of a camera that opens a little too early, and compare a number with the truth."""
     latency_us = -float(np.random.default_rng(seed).uniform(0.5, 20.0))
     with bench_with_latency(latency_us, seed) as device:
-        result = trigger_window(device, noise_key=seed)
+        result = trigger_window(device, noise_key=seed, sweep_delay=True)
     start_us, stop_us = window_of(latency_us)
     ghost = -latency_us / 400
     truth = {
@@ -135,7 +135,7 @@ def estimate_lost(seed):
     """C11: the part of an exposure without light, while mirrors settle."""
     settle_us = float(np.random.default_rng(seed).uniform(5.0, 60.0))
     with SimulatedBench(replace(AURORA, dmd=replace(AURORA.dmd, settle_us=settle_us)), seed=seed) as device:
-        lost = trigger_window(device, noise_key=seed, n_delays=4).quantities["lost_us"]
+        lost = trigger_window(device, noise_key=seed).quantities["lost_us"]
     return Estimate(lost.value, lost.uncertainty, settle_us)
 
 

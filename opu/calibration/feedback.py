@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opu.calibration.linear import fit_and_project, no_projection
+from opu.calibration.linear import fit_and_project, no_projection, projection_size
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
 from opu.device import check_whole
@@ -84,7 +84,7 @@ def feedback(
     noise_key : int
         The noise of the frames.
     n_classes, n_outputs : int
-        The sizes of an error and of its feedback.
+        The sizes of an error and of its feedback, as far as the device has them.
     n_errors : int
         Errors of each kind, at least 8; the ternary ones are projected twice.
     n_training : int
@@ -113,6 +113,7 @@ def feedback(
     True
     """
     recorder = Recorder(device, noise_key=noise_key)
+    n_classes, n_outputs = projection_size(recorder.description, method, n_classes, n_outputs)
     n_classes, n_errors = check_whole("n_classes", n_classes, 4, 2**20), check_whole("n_errors", n_errors, 8, 2**20)
     generator = np.random.default_rng(0)
     training = _errors(generator, check_whole("n_training", n_training, 2, 2**20) * n_classes, n_classes) > 0
@@ -153,7 +154,7 @@ def feedback(
         error_of_value,
         limit=(_LIMIT, None),
         quantities=quantities,
-        findings=_findings(value, error_of_value, quantities),
+        findings=_findings(value, quantities),
         data={
             "ternary_cosines": found["ternary"],
             "binary_cosines": found["binary"],
@@ -179,7 +180,7 @@ def _cosine(values: NDArray[np.float64], summary: str, at_least: float | None) -
     return Quantity(value=mean, unit="1", uncertainty=error, limit=(at_least, None), summary=summary)
 
 
-def _findings(value: float, error: float, quantities: dict[str, Quantity]) -> list[str]:
+def _findings(value: float, quantities: dict[str, Quantity]) -> list[str]:
     if math.isnan(value):
         return ["The feedback of an error is zero: there is no light, or the camera is dark."]
     findings = []
@@ -190,8 +191,7 @@ def _findings(value: float, error: float, quantities: dict[str, Quantity]) -> li
             "lost (measure `latency`), or the medium has changed."
         )
     binary = quantities["binary_cosine"]
-    low = value < _LIMIT - 3 * error or binary.value < _LIMIT - 3 * binary.uncertainty
-    if low and not odd:
+    if not odd and not (value >= _LIMIT and binary.passed):
         cause = (
             "the projection is not linear (measure `linear_mode`), or the medium moves."
             if value < math.sqrt(max(repeat, 0.0)) - 0.003 - 0.1 * (1 - repeat)  # what noise alone makes of it

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
+from opu.calibration.frames import available_size
 from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.matrix.validation import HeldOut, compare_intensities, faults_of_matrix
 from opu.calibration.recorder import Recorder, random_halves
@@ -161,7 +162,7 @@ def focusing(
         the focus exposure, with `spot_target`, its row and column there.
     """
     recorder = Recorder(device, noise_key=noise_key)
-    matrix = given_or_measured(matrix, recorder, noise_key, _FEATURES, _OUTPUTS)
+    matrix = given_or_measured(matrix, recorder, noise_key, *available_size(recorder.description, _FEATURES, _OUTPUTS))
     bench = _Bench(recorder, matrix, noise_key)
     rng = np.random.default_rng([_PATTERN_SEED, noise_key])
     candidates = np.flatnonzero(matrix.kept)
@@ -178,6 +179,7 @@ def focusing(
     enhancements = foci.focus_dn / random_dn
     enhancement, scatter = float(enhancements.mean()), float(enhancements.std()) / math.sqrt(len(enhancements))
     relative = scatter / enhancement if enhancement > 0 else math.nan
+    uncertain = found.slope_uncertainty / found.slope if found.slope > 0 else math.nan
     ratio = enhancement / expected if expected > 0 else math.nan
     over_all_on = enhancement * random_dn / foci.all_on_dn if foci.all_on_dn > 0 else math.nan
     return recorder.result(
@@ -185,22 +187,18 @@ def focusing(
         "enhancement of foci over the expected one",
         ratio,
         "1",
-        ratio * math.hypot(relative, found.slope_uncertainty / found.slope),
+        ratio * math.hypot(relative, uncertain),
         limit=(1 - TOLERANCE, 1 + TOLERANCE),
         quantities={
             "enhancement": _quantity(enhancement, enhancement * relative, "over the mean of random half-on patterns"),
             "enhancement_over_all_on": _quantity(over_all_on, math.nan, "over the mean of the all-on pattern"),
             "expected": _quantity(expected, math.nan, "1 + (N / 2 - 1) / pi with all factors"),
-            "fidelity": _quantity(
-                fidelity,
-                fidelity * found.slope_uncertainty / found.slope,
-                "squared correlation of the matrix with the medium",
-            ),
+            "fidelity": _quantity(fidelity, fidelity * uncertain, "squared correlation of the matrix with the medium"),
             "illumination": _quantity(losses.illumination, math.nan, "factor of uneven illumination"),
             "modulated": _quantity(losses.modulated, math.nan, "share of the light that features modulate"),
             "denominator": _quantity(losses.denominator, math.nan, "random patterns of all pixels over those of these"),
         },
-        findings=[*bench.faults(found), *foci.faults],
+        findings=[*bench.faults(found), *foci.faults] or _missed(ratio),
         data={
             "enhancements": enhancements,
             "targets": targets,
@@ -208,6 +206,17 @@ def focusing(
             "spot_target": foci.spot_target,
         },
     )
+
+
+def _missed(ratio: float) -> list[str]:
+    if abs(ratio - 1) <= TOLERANCE:
+        return []
+    if math.isnan(ratio):
+        return ["No focus could be measured: there is no light, or no row to be believed."]
+    return [
+        f"Foci are {ratio:.2f} times as bright as the matrix says: the medium moves between frames, frames are not "
+        "those of their patterns (measure `latency`), or the camera is not linear (measure `linearity`)."
+    ]
 
 
 def _quantity(value: float, uncertainty: float, summary: str) -> Quantity:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from opu.calibration.frames import available_size
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import Quantity
 from opu.device import check_whole
@@ -34,6 +35,7 @@ __all__ = [
     "linear_mode",
     "no_projection",
     "odd_projections",
+    "projection_size",
 ]
 
 _BIAS_LIMIT = 0.02
@@ -42,6 +44,7 @@ _PEARSON_LIMIT = 0.99
 _POWER_LIMIT = 0.01
 _SATURATED_LIMIT = 0.002
 _DIM_ANCHOR = 0.5
+_HIGH_BLACK_LEVEL = 0.2
 _ODD_CORRELATION = 0.5
 _LEAST_MEMORY = 0.98
 _LARGEST_POWER_CHANGE = 0.5
@@ -231,6 +234,26 @@ def fit_and_project(recorder: Recorder, batches: Sequence[NDArray[Any]], n_outpu
     return Projected(linear_map, outputs, frames)
 
 
+def projection_size(
+    description: DeviceDescription, method: str | None, n_features: int, n_outputs: int
+) -> tuple[int, int]:
+    """Return how many of the wanted features and outputs a device can project.
+
+    An anchor takes up to as many mirrors as the pattern has, and of the pixels a part is left out.
+
+    Examples
+    --------
+    >>> import opu
+    >>> with opu.open("sim:?preset=aurora&seed=7") as device:
+    ...     projection_size(device.describe(), None, 64, 10**9)
+    (64, 554880)
+    """
+    n_features, n_outputs = available_size(description, n_features, 4 * n_outputs)
+    if (method or available_methods(description)[0]) == ANCHOR:
+        n_features = min(n_features, description.n_mirrors // 2)
+    return n_features, max(1, n_outputs // 4)
+
+
 def no_projection(error: OpuError) -> str:
     """Return the finding for a device through which nothing can be projected."""
     if isinstance(error, MediumChangedError):
@@ -263,7 +286,7 @@ def linear_mode(
     noise_key : int
         The noise of the frames.
     n_features, n_outputs : int
-        The size of the projection.
+        The size of the projection, as far as the device has it.
     n_pairs : int
         Pairs of patterns, each with half of the features on together.
     n_repeats : int
@@ -298,6 +321,7 @@ def linear_mode(
     (True, True)
     """
     recorder = Recorder(device, noise_key=noise_key)
+    n_features, n_outputs = projection_size(recorder.description, method, n_features, n_outputs)
     n_repeats = check_whole("n_repeats", n_repeats, _FEWEST_REPEATS, 2**20)
     both = random_halves(check_whole("n_pairs", n_pairs, 1, 2**20), check_whole("n_features", n_features, 4, 2**31))
     first = both & (np.arange(n_features) % 2 == 0)
@@ -334,7 +358,7 @@ def linear_mode(
         linearity.bias_error,
         limit=(None, _BIAS_LIMIT),
         quantities=quantities,
-        findings=_findings(linearity, quantities, odd, projected.linear_map),
+        findings=_findings(linearity, quantities, odd, projected.linear_map, recorder.description),
         data={"outputs_mean": mean[2], "sums_mean": mean[0] + mean[1], "outputs_single": outputs[0, 2]},
     )
 
@@ -409,7 +433,11 @@ def _memory(outputs: NDArray[np.float64]) -> float:
 
 
 def _findings(
-    linearity: Linearity, quantities: dict[str, Quantity], odd: NDArray[np.int64], linear_map: LinearMap
+    linearity: Linearity,
+    quantities: dict[str, Quantity],
+    odd: NDArray[np.int64],
+    linear_map: LinearMap,
+    description: DeviceDescription,
 ) -> list[str]:
     if math.isnan(linearity.bias):
         return ["The projections of different patterns do not differ from noise: there is no light, or no order."]
@@ -429,8 +457,11 @@ def _findings(
     if abs(change) > _LARGEST_POWER_CHANGE:
         return ["The frames of a projection are not those that it is computed from: they come late. Measure `latency`."]
     findings = []
-    explains_bias = values.get("power_bias", 0.0) > linearity.bias / math.sqrt(2)
-    if explains_bias and abs(change) > _POWER_LIMIT + 3 * quantities["power_change"].uncertainty:
+    has_changed = (
+        values.get("power_bias", 0.0) > linearity.bias / math.sqrt(2)
+        and abs(change) > _POWER_LIMIT + 3 * quantities["power_change"].uncertainty
+    )
+    if has_changed:
         findings.append(
             f"The light has changed by {change:+.1%} since the anchor was measured, which bends every projection: let "
             "the laser warm up, or fit anew more often."
@@ -445,14 +476,26 @@ def _findings(
             f"The anchor has {values['anchor_ratio']:.2f} times the light of a pattern, and should have 1 to 4 times: "
             "its mirrors are stuck, or the beam misses them."
         )
-    if linearity.bias > _BIAS_LIMIT + 2 * linearity.bias_error and not explains_bias:
-        cause = (
-            f"{values['saturated_share']:.2%} of the pixel values are at full scale: shorten the exposure."
-            if values["saturated_share"] > _SATURATED_LIMIT
-            else "The camera is bent, or full below full scale: measure its linearity."
-        )
+    if linearity.bias > _BIAS_LIMIT and not has_changed:
         findings.append(
-            f"The projection by `{linear_map.method}` is not additive: sums miss by {linearity.bias:.1%} without any "
-            f"noise. {cause}"
+            f"The projection by `{linear_map.method}` is not additive: sums miss by {linearity.bias:.2%} without any "
+            f"noise, more than {_BIAS_LIMIT:.0%}. {_what_bends(values['saturated_share'], description)}"
+        )
+    if not findings and not (quantities["single_error"].passed and quantities["pearson"].passed):
+        findings.append(
+            f"Single projections are noisy: their sums miss by {linearity.single:.1%}, and one correlates by "
+            f"{linearity.pearson:.4f} with its own mean. Use more light, or the mean of several."
         )
     return findings
+
+
+def _what_bends(saturated_share: float, description: DeviceDescription) -> str:
+    if saturated_share > _SATURATED_LIMIT:
+        return f"{saturated_share:.2%} of the pixel values are at full scale: shorten the exposure."
+    black, full = description.black_level_dn, description.full_scale_dn
+    if black > _HIGH_BLACK_LEVEL * full:
+        return (
+            f"The black level of {black:g} DN leaves few of {full} counts for the light, and dim pixels are rounded: "
+            "lower it, or use more bits."
+        )
+    return "The camera is bent, or full below full scale: measure its linearity."

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from opu.calibration.frame_order import PRBS_LENGTH, find_frame_faults, frame_sequence, identify_frames
+from opu.calibration.frames import available_size
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
 from opu.device import DeviceControl, SettingsChange
@@ -58,7 +59,7 @@ def latency(
     n_frames : int
         How many frames; latencies are looked for up to a quarter of them, and up to 64.
     n_features, n_outputs : int
-        The size of the session.
+        The size of the session, as far as the device has it.
 
     Returns
     -------
@@ -78,6 +79,7 @@ def latency(
     (0.0, True)
     """
     recorder = Recorder(device, noise_key=noise_key)
+    n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
     sequence = frame_sequence(n_frames, n_features)
     projection = recorder.take(_spread_pixels(recorder, n_features, n_outputs), sequence.patterns)
     means = projection.frames.mean(axis=1, dtype=np.float64)
@@ -123,7 +125,7 @@ def _spread_pixels(recorder: Recorder, n_features: int, n_outputs: int) -> Sessi
     """Return a session of pixels a few apart, so that the grain of the speckle matters little to their mean."""
     rows, columns = recorder.description.pixels
     stride = 2 if (rows // 2) * (columns // 2) >= n_outputs else 1
-    return recorder.config(n_features, min(n_outputs, rows * columns), stride=stride)
+    return recorder.config(n_features, n_outputs, stride=stride)
 
 
 def _correlation_quantity(value: float) -> Quantity:
@@ -368,14 +370,15 @@ def trigger_window(
     n_outputs: int = 512,
     n_cycles: int = 64,
     n_delays: int = 32,
+    sweep_delay: bool = False,
 ) -> CalibrationResult:
     """Measure how much light of the patterns beside its own an exposure sees, and how far it is from seeing any.
 
     One pattern in eight is bright, among dim ones that are all the same: what the frames before and after it have more
     than those farther away is *ghost* light. By how much short exposures are darker than in proportion tells the time
-    during which the mirrors were not at rest. Where the device lets the delay of its trigger be set (`DeviceControl`),
-    the delay goes through a frame time, for all sessions of the device, and is set back: the plateau of the light is
-    the window, and its centre the best delay.
+    during which the mirrors were not at rest. With `sweep_delay`, and where the device lets the delay of its trigger be
+    set (`DeviceControl`), the delay goes through a frame time and is set back: the plateau of the light is the window,
+    and its centre the best delay. The delay is that of all sessions of the device: sweep it while nobody else uses it.
 
     Parameters
     ----------
@@ -384,18 +387,20 @@ def trigger_window(
     noise_key : int
         The noise of the frames.
     n_features, n_outputs : int
-        The size of the session.
+        The size of the session, as far as the device has it.
     n_cycles : int
         Bright patterns for the ghost light: the cost is eight frames each.
     n_delays : int
         Delays that are tried; more, up to four times as many, where the exposure is a small part of the frame time.
+    sweep_delay : bool
+        Whether to move the delay of the trigger.
 
     Returns
     -------
     CalibrationResult
         The larger one of the ghosts of the pattern before and of the one after, as a share of the light of a pattern;
         passes up to 0.1 %. Quantities: `ghost_before`, `ghost_after`, `lost_us` of the exposure; and where the delay
-        can be set `window_start_us`, `window_stop_us` (the delays between which the pattern is seen alone) and
+        was swept `window_start_us`, `window_stop_us` (the delays between which the pattern is seen alone) and
         `best_delay_us`. Data: `cycle_dn`, the mean of the places of a cycle; `exposures_us` and their `light_dn`;
         `delays_us` from the trigger of the bright pattern and its light at them, `delayed_dn`.
 
@@ -404,11 +409,12 @@ def trigger_window(
     >>> import opu
     >>> from opu.calibration.trigger import trigger_window
     >>> with opu.open("sim:?preset=aurora&seed=7") as device:
-    ...     result = trigger_window(device)
+    ...     result = trigger_window(device, sweep_delay=True)
     >>> abs(result.quantities["best_delay_us"].value - 50) < 5, result.passed
     (True, True)
     """
     recorder = Recorder(device, noise_key=noise_key)
+    n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
     config = _spread_pixels(recorder, n_features, n_outputs)
     rank = np.random.default_rng(0).permutation(n_features)
     patterns = np.tile(rank < max(1, n_features // 4), (_CYCLE, 1))
@@ -425,7 +431,7 @@ def trigger_window(
     else:
         cycle = _Cycle(recorder, projection.provenance.config, patterns, ghost, projection.provenance.frame_us)
         quantities["lost_us"], exposures = _measure_lost(cycle, n_cycles)
-        plateau, delays = _sweep_delay(cycle, n_delays)
+        plateau, delays = _sweep_delay(cycle, n_delays) if sweep_delay else (None, {})
         data |= exposures | delays
         if plateau is not None:
             quantities |= _plateau_quantities(plateau)
@@ -562,10 +568,12 @@ def _window_findings(ghost: Ghost, quantities: dict[str, Quantity], exposure_us:
         (ghost.before, ghost.before_error, "before", "later"),
         (ghost.after, ghost.after_error, "after", "earlier"),
     ):
-        if share > _GHOST_LIMIT + 3 * error:
+        if share > _GHOST_LIMIT:
+            is_noise = share <= _GHOST_LIMIT + 3 * error
+            doubt = f" It may be noise: the standard error is {error:.2%}. Use more cycles, or more light."
             findings.append(
                 f"{share:.2%} of the light of the pattern {where} it falls into a frame, and at most "
-                f"{_GHOST_LIMIT:.1%} should. {advice.format(remedy)}"
+                f"{_GHOST_LIMIT:.1%} should.{doubt if is_noise else ' ' + advice.format(remedy)}"
             )
     lost = quantities["lost_us"]
     if lost.value > _LOST_LIMIT * exposure_us + 3 * lost.uncertainty:

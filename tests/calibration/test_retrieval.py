@@ -30,6 +30,7 @@ from opu.errors import (
 from opu.sim.device import SimulatedBench
 from opu.sim.drift import DriftModel
 from opu.sim.models import preset
+from opu.sim.speckle import SpeckleModel
 
 N, M = 48, 96
 
@@ -306,6 +307,24 @@ def test_a_dead_laser_is_found():
     assert np.isnan(result.value)
     assert not result.passed
     assert any("no light" in finding or "could not be recovered" in finding for finding in result.findings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"speckle": SpeckleModel(polarisation=0.7)}, "more than one field"),
+        ({"speckle": SpeckleModel(grain_area_px=3.0)}, "more than one field"),
+        ({"camera": replace(preset("aurora").camera, read_noise_e=250.0)}, "their noise is in the rows"),
+        ({"drift": DriftModel(correlation_time_s=40.0)}, "medium changed"),
+    ],
+    ids=["polarisation", "grain", "noise", "drift"],
+)
+def test_why_predictions_miss_is_said(changes, said):
+    with bench(**changes) as device:
+        result = transmission_matrix(device, n_features=N, n_outputs=M)
+    assert result.value < 0.99
+    assert not result.passed
+    assert said in result.findings[-1]
 
 
 def test_a_medium_that_jumps_is_found():

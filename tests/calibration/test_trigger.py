@@ -200,7 +200,7 @@ def test_the_plateau_does_not_depend_on_where_the_delay_stands_now():
 @pytest.mark.parametrize("latency_us", [-40.0, 0.0, 30.0, 600.0])
 def test_the_window_is_where_it_is(latency_us):
     with trigger(latency_us=latency_us, jitter_us=2.0) as device:
-        result = trigger_window(device)
+        result = trigger_window(device, sweep_delay=True)
     best = result.quantities["best_delay_us"]
     assert best.value == pytest.approx((50 - latency_us + 250) % 500 - 250, abs=5)
     assert best.value == pytest.approx((50 - latency_us + 250) % 500 - 250, abs=5 * best.uncertainty)
@@ -210,11 +210,20 @@ def test_the_delay_is_set_back_and_the_advice_helps():
     with trigger(latency_us=-40.0) as device:
         control = device.capability(opu.DeviceControl)
         control.change(opu.SettingsChange(trigger_delay_us=1.5))
-        wrong = trigger_window(device)
+        wrong = trigger_window(device, sweep_delay=True)
         assert control.settings().trigger_delay_us == 1.5
         assert "pattern before" in wrong.findings[0]
         control.change(opu.SettingsChange(trigger_delay_us=wrong.quantities["best_delay_us"].value))
         assert trigger_window(device).passed
+
+
+def test_the_delay_of_others_is_left_alone_unless_it_is_asked_for(monkeypatch):
+    with bench() as device:
+        moved = []
+        monkeypatch.setattr(device.capability(opu.DeviceControl), "change", moved.append)
+        result = trigger_window(device)
+    assert moved == []
+    assert set(result.quantities) == {"ghost_before", "ghost_after", "lost_us"}
 
 
 def test_moving_mirrors_cost_light():
@@ -229,7 +238,7 @@ def test_without_a_delay_to_be_set_the_ghost_is_measured(monkeypatch):
     with trigger(latency_us=140.0) as device:
         control = device.capability(opu.DeviceControl)
         monkeypatch.setattr(control, "limits", dict)
-        result = trigger_window(device)
+        result = trigger_window(device, sweep_delay=True)
     assert "best_delay_us" not in result.quantities
     assert result.value == pytest.approx(0.1 / 0.9, abs=0.005)
     assert "pattern after" in result.findings[0]
@@ -249,13 +258,12 @@ def test_darkness_has_no_window():
     assert "no light" in result.findings[0]
 
 
-def test_over_a_link_the_numbers_are_the_same_and_the_delay_is_left_alone():
+def test_over_a_link_the_numbers_are_the_same_and_a_client_cannot_sweep():
     with bench() as alone:
         here = [latency(alone, n_frames=256), trigger_window(alone)]
     with OpuServer(bench(), "tcp://127.0.0.1:0") as server, opu.open(server.uri) as device:
         there = [latency(device, n_frames=256), trigger_window(device)]
+        swept = trigger_window(device, sweep_delay=True)
     for one, two in zip(here, there, strict=True):
-        assert one.value == two.value
-        for name, quantity in two.quantities.items():
-            assert quantity == one.quantities[name]
-    assert "best_delay_us" not in there[1].quantities  # the client is no operator
+        assert (one.value, one.quantities) == (two.value, two.quantities)
+    assert "best_delay_us" not in swept.quantities  # the client is no operator

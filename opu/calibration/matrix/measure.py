@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from opu.calibration.frames import available_size
 from opu.calibration.matrix.anchors import LEAST_SPREAD, AnchorPlan
 from opu.calibration.matrix.matrix import TransmissionMatrix
 from opu.calibration.matrix.retrieval import PhaseRetrieval, frame_correlations, retrieval_patterns
@@ -51,6 +52,7 @@ _LARGEST_SATURATED_SHARE = 0.005
 _LARGEST_LOST_SHARE = 0.1
 _LARGEST_LOST_SHARE_OF_ANCHORS = 0.25
 _LEAST_STABILITY = 0.98
+_LIMIT = 0.99
 
 
 def measure_transmission_matrix(
@@ -98,7 +100,7 @@ def measure_transmission_matrix(
     ConfigError
         The method or a size is not possible.
     UnsupportedError
-        The method needs a reference arm and the device has none.
+        The method needs a reference arm and the device has none, or its light stays on.
 
     Examples
     --------
@@ -137,7 +139,7 @@ def transmission_matrix(
     Parameters
     ----------
     device, n_features, n_outputs, method, oversampling, region, stride, noise_key, max_bytes, on_progress
-        As for `measure_transmission_matrix`.
+        As for `measure_transmission_matrix`; sizes as far as the device has them.
     on_matrix : callable, optional
         Called with the `TransmissionMatrix`, to keep it.
 
@@ -153,6 +155,7 @@ def transmission_matrix(
         `mean_dn`, for each row; `predicted_dn` and `measured_dn`, samples of the held-out frames, for a scatter plot.
     """
     recorder = Recorder(device, noise_key=noise_key)
+    n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
     plan = _Plan(recorder, n_features, n_outputs, method, oversampling, region, stride, max_bytes, on_progress)
     taken = _take(plan)
     on_matrix(taken.matrix)
@@ -184,6 +187,11 @@ class _Plan:
             raise UnsupportedError(
                 f"The method {self.method} needs a reference arm that this device does not have.",
                 f"It offers {', '.join(self.recorder.description.references)}; use the method retrieval.",
+            )
+        if "off" not in self.recorder.description.light:
+            raise UnsupportedError(
+                "A matrix needs the dark level, and the light of this device stays on.",
+                "Use a device whose light can be switched off.",
             )
 
     @property
@@ -381,9 +389,9 @@ def _judge(plan: _Plan, taken: _Taken) -> CalibrationResult:
         reached / ceiling,
         "1",
         error / ceiling,
-        limit=(0.99, None),
+        limit=(_LIMIT, None),
         quantities=quantities,
-        findings=_findings(taken, stability, projection.provenance.medium_epoch),
+        findings=_findings(taken, stability, projection.provenance.medium_epoch, reached / ceiling, repeatability),
         data={
             "held_out": correlations,
             "repeatability": repeats,
@@ -448,7 +456,7 @@ def _quantities(
     }
 
 
-def _findings(taken: _Taken, stability: float, epoch_after: int) -> list[str]:
+def _findings(taken: _Taken, stability: float, epoch_after: int, prediction: float, repeatability: float) -> list[str]:
     """Word the faults."""
     matrix = taken.matrix
     n_rows = len(matrix.kept)
@@ -471,18 +479,40 @@ def _findings(taken: _Taken, stability: float, epoch_after: int) -> list[str]:
     if lost > (_LARGEST_LOST_SHARE_OF_ANCHORS if matrix.method == "anchors" else _LARGEST_LOST_SHARE):
         found.append(
             f"{_percent(lost)} of the rows could not be recovered: too few frames for each feature, frames out of "
-            "order, or a medium that changed during the measurement."
+            "order, pixels that see more than one field, or a medium that changed during the measurement."
         )
     if matrix.medium_epoch != epoch_after:
         found.append(
             f"The medium changed during the measurement: its epoch went from {matrix.medium_epoch} to {epoch_after}."
         )
-    elif stability < _LEAST_STABILITY:
+    elif stability < _LEAST_STABILITY or 1 - stability > 1 - prediction > 1 - _LIMIT:
         found.append(
             f"The medium changed during the measurement: the same patterns correlate by {stability:.3f} of their "
             "repeatability before and after. Measure more quickly, or fewer features, or wait until it is stable."
         )
+    elif math.isnan(prediction):
+        found += [] if found else ["Fewer than two rows could be recovered: there is nothing to predict."]
+    elif prediction < _LIMIT:
+        found.append(_missed(prediction, repeatability))
     return found
+
+
+def _missed(prediction: float, repeatability: float) -> str:
+    """Word why predictions miss their limit, of a medium that stood still.
+
+    Noise of the frames is averaged in a fit: the predictions lose less by it than repeats do.
+    """
+    said = f"The matrix predicts frames at a correlation of {prediction:.4f} of what is possible, below {_LIMIT:g}. "
+    if 1 - repeatability > 1 - prediction:
+        return (
+            f"{said}Frames repeat at {repeatability:.4f} only: their noise is in the rows. Use more light, or more "
+            "frames for each feature."
+        )
+    return (
+        f"{said}Frames repeat at {repeatability:.4f} and the medium stood still, so the pixels see more than one "
+        "field: grains of the speckle as small as a pixel, or light of two polarisations. Use larger grains, or a "
+        "polariser; otherwise frames are out of order, or the camera is not linear."
+    )
 
 
 def _percent(share: float) -> str:

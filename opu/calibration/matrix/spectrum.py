@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from opu.calibration.frames import available_size
 from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.matrix.validation import faults_of_matrix
 from opu.calibration.recorder import Recorder
@@ -215,7 +216,7 @@ def singular_values(
         `effective_features`. Data: `singular_values`, and `law_value` and `law_density`, the curve of the law.
     """
     recorder = Recorder(device, noise_key=noise_key)
-    matrix = given_or_measured(matrix, recorder, noise_key, _FEATURES, _OUTPUTS)
+    matrix = given_or_measured(matrix, recorder, noise_key, *available_size(recorder.description, _FEATURES, _OUTPUTS))
     medium = recorder.description.medium
     found = spectrum_of(matrix.matrix[matrix.kept])
     shared, shared_error = neighbour_correlation(matrix)

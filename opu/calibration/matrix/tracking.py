@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from opu.calibration.frames import available_size
 from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.matrix.validation import HeldOut, compare_intensities, faults_of_matrix
 from opu.calibration.recorder import Recorder
@@ -230,7 +231,7 @@ def tracking(
         `time_s`, the device time of each.
     """
     recorder = Recorder(device, noise_key=noise_key)
-    matrix = given_or_measured(matrix, recorder, noise_key, _FEATURES, _OUTPUTS)
+    matrix = given_or_measured(matrix, recorder, noise_key, *available_size(recorder.description, _FEATURES, _OUTPUTS))
     tracker = MatrixTracker(matrix, full_scale_dn=recorder.description.full_scale_dn)
     probes = _random_probes(n_probes or 4 * matrix.n_features, matrix.n_features, _PROBE_SEED + noise_key)
     batches = np.array_split(probes, max(1, min(_BATCHES, len(probes) // 2)))
@@ -265,13 +266,29 @@ def tracking(
                 summary="correlation time of the field, if nothing else makes frames differ",
             ),
         },
-        findings=faults_of_matrix(matrix, projection.provenance.medium_id, projection.provenance.medium_epoch),
+        findings=[
+            *faults_of_matrix(matrix, projection.provenance.medium_id, projection.provenance.medium_epoch),
+            *_faults(followed, stood),
+        ],
         data={
             "tracked": np.array([_pearson(*pair) for pair in zip(tracked, measured, strict=True)]),
             "frozen": np.array([_pearson(*pair) for pair in zip(frozen, measured, strict=True)]),
             "time_s": np.array(times_s),
         },
     )
+
+
+def _faults(followed: HeldOut, stood: HeldOut) -> list[str]:
+    gain = followed.pearson - stood.pearson
+    if math.isnan(gain):
+        return ["The frames do not follow the pattern: there is no light, or no row to be believed."]
+    if gain < -_LARGEST_LOSS:
+        return [
+            f"Following the matrix makes it worse: predictions correlate by {followed.pearson:.4f}, and by "
+            f"{stood.pearson:.4f} with the matrix as it was measured. The frames are not those of their patterns "
+            "(measure `latency`), the light is unsteady, or pixels are saturated."
+        ]
+    return []
 
 
 def _agreement(predicted: list[NDArray[np.float32]], measured: list[NDArray[np.float32]]) -> HeldOut:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from opu.calibration.frames import available_size
 from opu.calibration.matrix.comparison import row_correlations
 from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.recorder import Recorder, random_halves
@@ -195,7 +196,7 @@ def held_out(
         `measured_dn`, shape (n_patterns, up to 64 rows), in DN above the dark level.
     """
     recorder = Recorder(device, noise_key=noise_key)
-    matrix = given_or_measured(matrix, recorder, noise_key, _FEATURES, _OUTPUTS)
+    matrix = given_or_measured(matrix, recorder, noise_key, *available_size(recorder.description, _FEATURES, _OUTPUTS))
     config = msgspec.structs.replace(matrix.config, noise_key=noise_key ^ _NOISE)
     patterns = random_halves(n_patterns, matrix.n_features, seed=_PATTERN_SEED + noise_key)
     projection = recorder.take(config, np.concatenate([patterns, patterns]))
@@ -267,5 +268,11 @@ def _faults_of_agreement(found: HeldOut, matrix: TransmissionMatrix, provenance:
         return [
             f"The matrix predicts new frames at a correlation of only {found.disattenuated:.4f}, while frames "
             f"repeat at {found.repeatability:.4f}: the medium moved since then, {age_s:.0f} s ago, or it is wrong."
+        ]
+    if found.disattenuated < LOWEST_CORRELATION:
+        return [
+            f"The matrix predicts new frames at a correlation of {found.disattenuated:.4f}, below "
+            f"{LOWEST_CORRELATION:g}: noise is in its rows, the medium has moved a little, or pixels see more than one "
+            "field (grains as small as a pixel, or light of two polarisations)."
         ]
     return []
