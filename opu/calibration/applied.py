@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import msgspec
 import numpy as np
 
-from opu.calibration.hdf5 import read_sealed, write_sealed
+from opu.calibration.hdf5 import is_complete, is_on_a_sensor, read_sealed, write_sealed
 from opu.device import (
     Batch,
     Device,
@@ -281,8 +281,9 @@ class Calibration:
             "hot_pixels": self.hot_pixels.ndim == 2
             and self.hot_pixels.shape[1] == 2
             and bool((self.hot_pixels >= 0).all()),
-            "dark_config": self.dark_config is None or self.dark_config.region is not None,
-            "dark_dn": self.dark_dn.shape == (n_dark,),
+            "dark_config": self.dark_config is None or is_complete(self.dark_config),
+            "dark_dn": self.dark_dn.shape == (n_dark,) and bool(np.isfinite(self.dark_dn).all()),
+            "region": self.region is None or is_on_a_sensor(self.region),
             "stride": self.stride >= 1,
             "exposure_us": self.exposure_us is None or 0 < self.exposure_us < math.inf,
             "gain_db": math.isfinite(self.gain_db),

@@ -268,7 +268,18 @@ def test_damaged_calibrations_are_refused(device, tmp_path):
     path.write_bytes(good)
     with pytest.raises(DataFileError, match="sealed"):
         Calibration.load(path)
-    for change in ({"stride": 0}, {"exposure_us": -1.0}, {"hot_pixels": HOT[:, :1]}, {"hot_pixels": -HOT}):
+    looked_at = SessionConfig(n_features=4, n_outputs=6, region=Region(100, 200, 2, 3), exposure_us=400.0)
+    dark = {"dark_config": looked_at, "dark_dn": np.zeros(6, np.float32)}
+    elsewhere = [{"region": region} for region in (Region(-1, 0, 2, 3), Region(0, 0, 0, 3), Region(0, 0, 1, 2**40))]
+    wrong = [{"stride": 0}, {"exposure_us": -1.0}, {"hot_pixels": HOT[:, :1]}, {"hot_pixels": -HOT}, *elsewhere]
+    dark_wrong = [{"stride": 0}, {"stride": 2}, {"n_outputs": 0}, {"region": None}, *elsewhere]
+    wrong += [dark | {"dark_config": msgspec.structs.replace(looked_at, **change)} for change in dark_wrong]
+    many = msgspec.structs.replace(looked_at, n_outputs=100)
+    wrong += [
+        dark | {"dark_dn": np.full(6, np.nan, np.float32)},
+        {"dark_config": many, "dark_dn": np.zeros(100, np.float32)},
+    ]
+    for change in wrong:
         calibration_for(device, **change).save(path)
         with pytest.raises(DataFileError, match="cannot be right"):
             Calibration.load(path)
