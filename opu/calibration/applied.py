@@ -451,8 +451,9 @@ def apply(device: Device, calibration: Calibration) -> CalibratedDevice:
 class CalibratedDevice(Device):
     """A device with a calibration applied. Made by `apply`.
 
-    Region, stride, exposure and gain are those of sessions that name none (see `SessionConfig`). Outputs are the first
-    pixels of the region that are not hot. Frames are raw counts.
+    Sessions that name no region have its region, and its stride instead of 1; those that name no exposure have its
+    exposure, and its gain instead of 0 dB. So a stride of 1 takes a region, and a gain of 0 dB an exposure. Outputs are
+    the first pixels of the region that are not hot. Frames are raw counts.
 
     Parameters
     ----------

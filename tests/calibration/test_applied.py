@@ -77,6 +77,13 @@ def test_sessions_begin_with_what_was_learned(device):
         assert session.config == named
     with calibrated.open_session(SessionConfig(n_features=32, n_outputs=100, stride=3, gain_db=2.0)) as session:
         assert (session.config.stride, session.config.gain_db, session.config.exposure_us) == (3, 2.0, 450.0)
+    # The numbers of a calibrated device's defaults: what they stand for depends on region and exposure.
+    with calibrated.open_session(SessionConfig(n_features=32, n_outputs=100, stride=1, gain_db=0.0)) as session:
+        assert (session.config.stride, session.config.gain_db) == (2, 1.0)
+    with calibrated.open_session(SessionConfig(n_features=32, n_outputs=100, region=REGION, stride=1)) as session:
+        assert (session.config.stride, session.config.gain_db) == (1, 1.0)
+    with calibrated.open_session(SessionConfig(n_features=32, n_outputs=100, exposure_us=450.0)) as session:
+        assert (session.config.stride, session.config.gain_db) == (2, 0.0)
     with calibrated.open_session(config) as session:
         assert session.config == config  # a complete configuration stays what it is
 
@@ -365,7 +372,11 @@ def test_a_dead_laser_is_not_calibrated_for(small_preset):
     model = small_preset("aurora")
     model = dataclasses.replace(model, laser=dataclasses.replace(model.laser, electrons_per_mirror_us=1e-9))
     with SimulatedBench(model, seed=5) as bench:
-        results = [dark_frames(bench, n_outputs=900, n_frames=8), exposure(bench), grain(bench, n_patterns=4)]
+        results = [
+            dark_frames(bench, n_outputs=900, n_frames=8),
+            exposure(bench, n_outputs=512),
+            grain(bench, n_patterns=4),
+        ]
     calibration = Calibration.from_results(results)
     assert (calibration.exposure_us, calibration.gain_db) == (None, 0.0)
     assert (calibration.region, calibration.stride) == (None, 1)
@@ -374,7 +385,8 @@ def test_a_dead_laser_is_not_calibrated_for(small_preset):
 
 def test_sessions_have_pixels_that_were_looked_at(small_preset):
     with SimulatedBench(small_preset("laboratory"), seed=5) as bench:
-        results = [dark_frames(bench, n_frames=8), exposure(bench), grain(bench)]
+        dark = dark_frames(bench, n_outputs=8192, n_frames=4)
+        results = [dark, exposure(bench, n_outputs=512), grain(bench, n_patterns=16)]
         calibration = Calibration.from_results(results)
         assert calibration.stride == 2
         with apply(bench, calibration).open_session(SessionConfig(n_features=32, n_outputs=2000)) as session:
