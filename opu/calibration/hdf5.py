@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from opu.errors import DataFileError, MissingExtraError
-from opu.files import unwritable
+from opu.files import check_writable, unwritable
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from opu.device import Region, SessionConfig
 
-__all__ = ["is_complete", "is_on_a_sensor", "read_sealed", "seal", "write_sealed"]
+__all__ = ["check_target", "is_complete", "is_on_a_sensor", "read_sealed", "seal", "write_sealed"]
 
 _SEAL = b"OpenOPU sealed HDF5 1\n"
 _BLOCK_BYTES = 512  # the least that HDF5 allows
@@ -48,6 +48,28 @@ def _h5py() -> ModuleType:
         ) from missing
     module: ModuleType = h5py
     return module
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Check, before the work whose result it gets, that `write_sealed` can write a file.
+
+    Raises
+    ------
+    DataFileError
+        It cannot be written, or is a folder, a device or a pipe.
+    MissingExtraError
+        The extra `hdf5` is not installed.
+    """
+    _h5py()
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        raise DataFileError(f"{os.fspath(path)!r} is no regular file.", "Name a file.")
+    check_writable(_aside(target))
+
+
+def _aside(target: Path) -> Path:
+    """Return where a file is written before it gets its name."""
+    return target.with_name(f"{target.name}.{os.getpid()}.part")
 
 
 def write_sealed(
@@ -75,8 +97,8 @@ def write_sealed(
     """
     h5py = _h5py()
     target = Path(path)
-    aside = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
+        aside = _aside(target)
         try:
             with h5py.File(aside, "w", libver="v110", userblock_size=_BLOCK_BYTES) as file:
                 file.attrs["format"] = np.bytes_(form)

@@ -23,6 +23,7 @@ from opu.files import unwritable
 if TYPE_CHECKING:
     import os
 
+    from opu.calibration.matrix import TransmissionMatrix
     from opu.device import Device
 
 __all__ = ["SCHEMA", "HealthReport", "check_health"]
@@ -158,6 +159,7 @@ def check_health(
     quick: bool = False,
     noise_key: int = 0,
     on_result: Callable[[CalibrationResult], None] = lambda _: None,
+    on_matrix: Callable[[TransmissionMatrix], object] = lambda _: None,
 ) -> HealthReport:
     """Run the calibration routines that apply to a device, and report.
 
@@ -173,6 +175,8 @@ def check_health(
         The noise of the frames.
     on_result : callable, optional
         Called with each result as soon as it is there.
+    on_matrix : callable, optional
+        Called with the transmission matrix, if one is measured, to keep it.
 
     Returns
     -------
@@ -199,7 +203,15 @@ def check_health(
             watch.look(result.name)
         on_result(result)
 
-    results = calibrate(device, names, quick=quick, noise_key=noise_key, on_result=note, on_skip=skipped.__setitem__)
+    results = calibrate(
+        device,
+        names,
+        quick=quick,
+        noise_key=noise_key,
+        on_result=note,
+        on_skip=skipped.__setitem__,
+        on_matrix=on_matrix,
+    )
     if watch:
         results.append(watch.result())
     return HealthReport(
