@@ -250,13 +250,15 @@ class SessionConfig(msgspec.Struct, frozen=True, kw_only=True):
         Where the pixels are taken from; None is the device's default: where none was calibrated, the least number of
         whole rows in the middle of the sensor.
     stride : int
-        Take every `stride`-th pixel of every `stride`-th row of the region; without a region, 1 is the device's
-        default.
+        Take every `stride`-th pixel of every `stride`-th row of the region. Without a region, 1 stands for the
+        device's default, written or not: where that is another number, only a session that names its region can have
+        a stride of 1.
     exposure_us : float or None
         Exposure time in microseconds; None is the device's default.
     gain_db : float
-        Camera gain in decibels of amplitude (20 dB multiply the counts by 10); without an exposure, 0 is the device's
-        default.
+        Camera gain in decibels of amplitude (20 dB multiply the counts by 10). Without an exposure, 0 stands for the
+        device's default, written or not: where that is another number, only a session that names its exposure can have
+        a gain of 0.
     light : str
         `on` or `off`. With finite DMD contrast all-mirrors-off is not dark; `off` is.
     reference : str
@@ -487,7 +489,8 @@ def resolve_config(config: SessionConfig, description: DeviceDescription) -> Ses
     Returns
     -------
     SessionConfig
-        The same with `region` and `exposure_us` set.
+        The same with `region` and `exposure_us` set, and the device's default stride and gain where a session without
+        a region says 1, and one without an exposure says 0.
 
     Raises
     ------

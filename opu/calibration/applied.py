@@ -14,12 +14,12 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
 
-from opu.calibration.hdf5 import read_sealed, write_sealed
+from opu.calibration.hdf5 import is_complete, is_on_a_sensor, read_sealed, write_sealed
 from opu.device import (
     Batch,
     Device,
@@ -38,22 +38,23 @@ from opu.errors import CapacityError, ConfigError, DataFileError, MediumChangedE
 from opu.parts import selected_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
     from opu.calibration.result import CalibrationResult
     from opu.device import CapabilityT
 
-__all__ = ["CalibratedDevice", "Calibration", "apply"]
+__all__ = ["APPLIED", "CalibratedDevice", "Calibration", "apply", "left_out"]
+
+APPLIED = ("dark_frames", "exposure", "grain")
+"""The routines of whose results a calibration is made."""
 
 _FORMAT = "openopu.calibration/1"
 _DTYPES = {"hot_pixels": "int32", "dark_dn": "float32"}
 _ID_DIGITS = 16
 # Wider than any sensor, so that one number names a pixel on all of them.
 _WIDE = 2**31
-
-ValueT = TypeVar("ValueT")
 
 
 class _Meta(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,7 +82,8 @@ class Calibration:
     device_id, medium_id, medium_epoch : str, str, int
         Of what.
     hot_pixels : ndarray of int32, shape (n, 2)
-        Row and column, on the sensor, of the pixels that are not to be used.
+        Row and column, on the sensor, of the pixels that are not to be used. Beyond the pixels of `dark_config` nobody
+        has looked.
     dark_dn : ndarray of float32, shape (n,)
         The dark level of each output of the session `dark_config`, in DN.
     dark_config : SessionConfig or None
@@ -134,8 +136,8 @@ class Calibration:
         Returns
         -------
         ndarray of float32, shape (n_outputs,)
-                In DN; NaN where it was not measured. Where dark current counts, it is that of the exposure and gain of
-            `dark_config`.
+            In DN; NaN where it was not measured: hot pixels are not known there either. Where dark current counts, it
+            is that of the exposure and gain of `dark_config`.
         """
         inner, good = self.with_hot_pixels(config)
         numbers = _pixel_numbers(inner)[good]
@@ -184,8 +186,9 @@ class Calibration:
         """Make a calibration of what routines have found.
 
         Taken are the data `hot_pixels` and `stuck_pixels` (numbers of outputs) and `offset_map` of `dark_frames`, the
-        value of `exposure` and its quantity `gain`, and the quantity `stride` and the data `even_region` (row, column,
-        height, width) of `grain`. What is not there, or could not be measured, is left open.
+        value of `exposure` and its quantity `gain`, and the quantity `stride` of `grain`. Results that did not pass are
+        left out: see `left_out`. Hot pixels are known where `dark_frames` has looked, which is `dark_config`. The
+        region stays open: no routine looks at the light on the whole sensor.
 
         Parameters
         ----------
@@ -195,19 +198,32 @@ class Calibration:
         Returns
         -------
         Calibration
-            Of the epoch of the medium that the last of them has seen.
+            Of the epoch of the medium that the last of those that were taken has seen.
 
         Raises
         ------
         ConfigError
-            No result says where its frames come from, or they come from several devices or media.
+            None of the results can be taken, or those come from several devices or media, or from a device to which
+            a calibration was applied.
         """
-        by_name = {result.name: result for result in results}
+        results = list(results)
+        reasons = left_out(results)
+        by_name = {result.name: result for result in results if result.name in APPLIED and result.name not in reasons}
+        if not by_name:
+            raise ConfigError(
+                "None of the results can be applied.",
+                " ".join(f"{name}: {reason}" for name, reason in reasons.items()),
+            )
         where = [provenance for result in by_name.values() for provenance in result.provenance]
         if len({(one.device_id, one.medium_id) for one in where}) != 1:
             raise ConfigError(
-                f"The results come from {len({one.device_id for one in where})} devices.",
+                f"The results come from {len({one.device_id for one in where})} devices, or several media.",
                 "Use results of routines that have taken frames of one device.",
+            )
+        if any(one.calibration_id is not None for one in where):
+            raise ConfigError(
+                "The results come from a device to which a calibration is applied.",
+                "Calibrate the device without its calibration: outputs are numbered without hot pixels there.",
             )
         last = max(where, key=lambda one: one.finished_unix_s)
         return cls(
@@ -281,8 +297,9 @@ class Calibration:
             "hot_pixels": self.hot_pixels.ndim == 2
             and self.hot_pixels.shape[1] == 2
             and bool((self.hot_pixels >= 0).all()),
-            "dark_config": self.dark_config is None or self.dark_config.region is not None,
-            "dark_dn": self.dark_dn.shape == (n_dark,),
+            "dark_config": self.dark_config is None or is_complete(self.dark_config),
+            "dark_dn": self.dark_dn.shape == (n_dark,) and bool(np.isfinite(self.dark_dn).all()),
+            "region": self.region is None or is_on_a_sensor(self.region),
             "stride": self.stride >= 1,
             "exposure_us": self.exposure_us is None or 0 < self.exposure_us < math.inf,
             "gain_db": math.isfinite(self.gain_db),
@@ -295,10 +312,43 @@ def _pixel_numbers(config: SessionConfig) -> NDArray[np.int64]:
     return selected_pixels(config, (_WIDE, _WIDE))
 
 
+def left_out(results: Iterable[CalibrationResult]) -> dict[str, str]:
+    """Return what a calibration is not made of.
+
+    Parameters
+    ----------
+    results : iterable of CalibrationResult
+        Of routines.
+
+    Returns
+    -------
+    dict of str to str
+        Why, by the name of the routine, for those of `APPLIED` that were not measured or did not pass.
+
+    Examples
+    --------
+    >>> left_out([])["grain"]
+    'It was not measured.'
+    """
+    by_name = {result.name: result for result in results}
+    reasons = {name: _reason_to_leave_out(by_name.get(name)) for name in APPLIED}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _reason_to_leave_out(result: CalibrationResult | None) -> str:
+    if result is None:
+        return "It was not measured."
+    if result.findings:
+        return " ".join(result.findings)
+    if not result.passed:
+        return "It could not be measured, or missed a limit."
+    return "" if result.provenance else "It does not say where its frames come from."
+
+
 def _of_dark_frames(result: CalibrationResult | None) -> dict[str, Any]:
     """Return what the routine `dark_frames` has to say, as fields of a calibration."""
     found: dict[str, Any] = {}
-    if result is None or not result.provenance:
+    if result is None:
         return found
     # Of sessions with several exposures, on the same pixels, the map is that of the middle one.
     configs = sorted((one.config for one in result.provenance), key=lambda config: config.exposure_us or 0.0)
@@ -307,35 +357,22 @@ def _of_dark_frames(result: CalibrationResult | None) -> dict[str, Any]:
     if bad:
         numbers = _pixel_numbers(config)[np.unique(np.concatenate(bad).astype(np.int64))]
         found["hot_pixels"] = np.stack(np.divmod(numbers, _WIDE), axis=1).astype(np.int32)
-    offset = _first(result.data, "offset_map", "offset_map_dn")
+    offset = result.data.get("offset_map")
     if offset is not None and offset.size == config.n_outputs:
         found["dark_dn"], found["dark_config"] = offset.astype(np.float32).ravel(), config
     return found
 
 
 def _of_exposure(result: CalibrationResult | None) -> dict[str, Any]:
-    if result is None or not math.isfinite(result.value):
+    if result is None:
         return {}
-    gain = _first(result.quantities, "gain", "gain_db")
+    gain = result.quantities.get("gain")
     return {"exposure_us": result.value, "gain_db": 0.0 if gain is None or math.isnan(gain.value) else gain.value}
 
 
 def _of_grain(result: CalibrationResult | None) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if result is None:
-        return found
-    stride = result.quantities.get("stride")
-    if stride is not None and stride.value >= 1:
-        found["stride"] = round(stride.value)
-    region = _first(result.data, "even_region", "region")
-    if region is not None and region.size == 4 and min(region[2:]) > 0:
-        found["region"] = Region(*(int(number) for number in region))
-    return found
-
-
-def _first(mapping: Mapping[str, ValueT], *names: str) -> ValueT | None:
-    """Return the first of several entries that is there."""
-    return next((mapping[name] for name in names if name in mapping), None)
+    stride = None if result is None else result.quantities.get("stride")
+    return {"stride": round(stride.value)} if stride is not None and stride.value >= 1 else {}
 
 
 def apply(device: Device, calibration: Calibration) -> CalibratedDevice:
@@ -414,8 +451,9 @@ def apply(device: Device, calibration: Calibration) -> CalibratedDevice:
 class CalibratedDevice(Device):
     """A device with a calibration applied. Made by `apply`.
 
-    Region, stride, exposure and gain are those of sessions that name none (see `SessionConfig`). Outputs are the first
-    pixels of the region that are not hot. Frames are raw counts.
+    Sessions that name no region have its region, and its stride instead of 1; those that name no exposure have its
+    exposure, and its gain instead of 0 dB. So a stride of 1 takes a region, and a gain of 0 dB an exposure. Outputs are
+    the first pixels of the region that are not hot. Frames are raw counts.
 
     Parameters
     ----------

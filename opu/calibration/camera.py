@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from opu.device import Device, DeviceDescription, SessionConfig
+    from opu.device import Device, DeviceDescription, Region, SessionConfig
 
 __all__ = [
     "DarkFrames",
@@ -217,7 +217,14 @@ def _robust_deviation(centred: NDArray[np.float64]) -> float:
     return float(np.median(np.abs(centred))) / NormalDist().inv_cdf(0.75)
 
 
-def dark_frames(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_frames: int = 64) -> CalibrationResult:
+def dark_frames(
+    device: Device,
+    *,
+    noise_key: int = 0,
+    n_outputs: int = 16384,
+    n_frames: int = 64,
+    region: Region | None = None,
+) -> CalibrationResult:
     """Measure what the camera counts without light: offset, dark current, temporal noise, hot pixels.
 
     Frames with the light off are taken at the shortest, the default and a long exposure (250 times the default, or the
@@ -230,9 +237,11 @@ def dark_frames(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n
     noise_key : int
         The noise of the frames.
     n_outputs : int
-        Pixels, at most those of the camera.
+        Pixels, at most those of the camera: in whole rows in the middle of the sensor.
     n_frames : int
         Frames at each exposure, at least 2.
+    region : Region, optional
+        Look at all pixels of this region instead.
 
     Returns
     -------
@@ -263,11 +272,12 @@ def dark_frames(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n
         raise UnsupportedError(
             f"The device {description.device_id} cannot switch its light off.", "Cover the camera, and measure by hand."
         )
-    n_features, n_outputs = available_size(description, 64, n_outputs)
+    wanted = n_outputs if region is None else region.height * region.width
+    n_features, n_outputs = available_size(description, 64, wanted)
     shown = np.zeros((n_frames, n_features), np.bool_)
     dark = []
     for exposure_us in _dark_exposures_us(description):
-        config = recorder.config(n_features, n_outputs, light="off", exposure_us=exposure_us)
+        config = recorder.config(n_features, n_outputs, light="off", exposure_us=exposure_us, region=region)
         dark.append(DarkFrames.of(exposure_us, recorder.take(config, shown).frames))
     found = estimate_dark_pixels(dark, description.full_scale_dn)
     middle = dark[len(dark) // 2]

@@ -18,19 +18,22 @@ import msgspec
 import numpy as np
 
 from opu.errors import DataFileError, MissingExtraError
-from opu.files import unwritable
+from opu.files import check_writable, unwritable
 
 if TYPE_CHECKING:
     from types import ModuleType
 
     from numpy.typing import NDArray
 
-__all__ = ["read_sealed", "seal", "write_sealed"]
+    from opu.device import Region, SessionConfig
+
+__all__ = ["check_target", "is_complete", "is_on_a_sensor", "read_sealed", "seal", "write_sealed"]
 
 _SEAL = b"OpenOPU sealed HDF5 1\n"
 _BLOCK_BYTES = 512  # the least that HDF5 allows
 _CHUNK_BYTES = 2**20
 _LARGEST_META_BYTES = 60_000  # attributes hold up to 64 KiB
+_LARGEST_SIDE_PX = 2**20  # more than any sensor has
 
 MetaT = TypeVar("MetaT")
 
@@ -45,6 +48,28 @@ def _h5py() -> ModuleType:
         ) from missing
     module: ModuleType = h5py
     return module
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Check, before the work whose result it gets, that `write_sealed` can write a file.
+
+    Raises
+    ------
+    DataFileError
+        It cannot be written, or is a folder, a device or a pipe.
+    MissingExtraError
+        The extra `hdf5` is not installed.
+    """
+    _h5py()
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        raise DataFileError(f"{os.fspath(path)!r} is no regular file.", "Name a file.")
+    check_writable(_aside(target))
+
+
+def _aside(target: Path) -> Path:
+    """Return where a file is written before it gets its name."""
+    return target.with_name(f"{target.name}.{os.getpid()}.part")
 
 
 def write_sealed(
@@ -72,8 +97,8 @@ def write_sealed(
     """
     h5py = _h5py()
     target = Path(path)
-    aside = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
+        aside = _aside(target)
         try:
             with h5py.File(aside, "w", libver="v110", userblock_size=_BLOCK_BYTES) as file:
                 file.attrs["format"] = np.bytes_(form)
@@ -159,6 +184,38 @@ def read_sealed(
         raise _damaged(name, error) from error
 
 
+def is_on_a_sensor(region: Region) -> bool:
+    """Whether a region that was read can be one of a camera.
+
+    Examples
+    --------
+    >>> from opu.device import Region
+    >>> is_on_a_sensor(Region(0, 0, 1, 10)), is_on_a_sensor(Region(0, -1, 1, 10))
+    (True, False)
+    """
+    spans = ((region.row, region.height), (region.column, region.width))
+    return all(start >= 0 and length >= 1 and start + length <= _LARGEST_SIDE_PX for start, length in spans)
+
+
+def is_complete(config: SessionConfig) -> bool:
+    """Whether a configuration that was read can be the complete one of a session: with an exposure, and its pixels.
+
+    Examples
+    --------
+    >>> from opu.device import Region, SessionConfig
+    >>> region = Region(0, 0, 1, 10)
+    >>> [
+    ...     is_complete(SessionConfig(n_features=1, n_outputs=n_outputs, region=region, exposure_us=400.0))
+    ...     for n_outputs in (10, 11)
+    ... ]
+    [True, False]
+    """
+    region, stride = config.region, config.stride
+    if region is None or config.exposure_us is None or stride < 1 or not is_on_a_sensor(region):
+        return False
+    return 1 <= config.n_outputs <= -(-region.height // stride) * -(-region.width // stride)
+
+
 def _damaged(name: str, error: Exception) -> DataFileError:
     from opu.console import plain
 
@@ -168,6 +225,8 @@ def _damaged(name: str, error: Exception) -> DataFileError:
 
 def _check_seal(path: Path) -> int:
     """Check that a file is what was sealed, and return its length; raise ValueError where it is not."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
     with path.open("rb") as file:
         block = file.read(_BLOCK_BYTES)
         if not block.startswith(_SEAL):

@@ -81,6 +81,7 @@ def calibrate(
     noise_key: int = 0,
     on_result: Callable[[CalibrationResult], None] = lambda _: None,
     on_skip: Callable[[str, str], None] = lambda _name, _reason: None,
+    on_matrix: Callable[[TransmissionMatrix], object] = lambda _: None,
 ) -> list[CalibrationResult]:
     """Run calibration routines.
 
@@ -98,6 +99,8 @@ def calibrate(
         Called with each result as soon as it is there.
     on_skip : callable, optional
         Called with name and reason of a routine that does not apply to the device, unless it was named.
+    on_matrix : callable, optional
+        Called with the `TransmissionMatrix` of the routine of that name, to keep it.
 
     Returns
     -------
@@ -125,7 +128,7 @@ def calibrate(
     for name in names or ():
         if name not in ROUTINES:
             raise ConfigError(f"Unknown calibration routine {name!r}.", f"Routines: {', '.join(ROUTINES)}.")
-    run = _Run(device, noise_key, QUICK if quick else {})
+    run = _Run(device, noise_key, QUICK if quick else {}, on_matrix)
     results: list[CalibrationResult] = []
     for name in names or ROUTINES:
         try:
@@ -143,10 +146,17 @@ def calibrate(
 class _Run:
     """A run of several routines, which share the transmission matrix that one of them measures."""
 
-    def __init__(self, device: Device, noise_key: int, options: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        noise_key: int,
+        options: Mapping[str, Mapping[str, Any]],
+        on_matrix: Callable[[TransmissionMatrix], object],
+    ) -> None:
         self._device = device
         self._noise_key = noise_key
         self._options = options
+        self._on_matrix = on_matrix
         self._matrix: TransmissionMatrix | None = None
 
     def measure(self, name: str) -> CalibrationResult:
@@ -177,3 +187,4 @@ class _Run:
 
     def _keep(self, matrix: TransmissionMatrix) -> None:
         self._matrix = matrix
+        self._on_matrix(matrix)

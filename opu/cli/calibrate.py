@@ -10,10 +10,12 @@ import typer
 
 import opu
 from opu.console import JsonOption, plain, progress, reporting, table
-from opu.errors import DataFileError
+from opu.errors import ConfigError, DataFileError
 
 if TYPE_CHECKING:
-    from opu.calibration import CalibrationResult
+    from collections.abc import Sequence
+
+    from opu.calibration import CalibrationResult, TransmissionMatrix
 
 __all__ = ["calibrate", "calibration_rows"]
 
@@ -32,6 +34,13 @@ def calibrate(
         Path | None,
         typer.Option("--compare", metavar="DIR", help="Say what has changed since an earlier report."),
     ] = None,
+    save_to: Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Save there what opu serve --calibration applies."),
+    ] = None,
+    save_matrix_to: Annotated[
+        Path | None, typer.Option("--save-matrix", metavar="FILE", help="Save the transmission matrix there.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="As few frames as will do: under a minute.")] = False,
     noise_key: Annotated[
         int, typer.Option(metavar="KEY", min=0, help="The noise of the frames, on a device that can repeat it.")
@@ -44,6 +53,10 @@ def calibrate(
     1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page with figures),
     report.json and data/ROUTINE.npz. A report that is there already is compared with before it is replaced.
 
+    With --save the hot pixels and dark levels in the middle of the sensor (dark_frames), the exposure and the stride
+    between independent pixels (grain) go to a file for opu serve --calibration. Results that did not pass are left out
+    of it, and named. A matrix goes to its file whether or not it passed: it holds which of its rows to believe.
+
     Routines: dark_frames, exposure, ones_range, photon_transfer, linearity, repeatability, grain, speckle_statistics,
     dmd_contrast, latency, trigger_window, stability, laser_power, linear_mode, feedback, transmission_matrix,
     singular_values, focusing, tracking.
@@ -51,6 +64,10 @@ def calibrate(
     Example: opu calibrate tcp://127.0.0.1:5755 dark_frames speckle_statistics
 
     Example: opu calibrate 'sim:?preset=aurora' --quick --report health
+
+    Example: opu calibrate 'sim:?preset=aurora' dark_frames exposure grain --save calibration.h5
+
+    Example: opu calibrate 'sim:?preset=aurora' transmission_matrix --save-matrix matrix.h5
     """
     with reporting("calibrate", json_to) as report:
         from opu.calibration import ROUTINES, check_health, compare, read_report
@@ -61,15 +78,21 @@ def calibrate(
             check_folder(report_to)
             if earlier is None and (report_to / REPORT_NAME).exists():
                 earlier = _replaced(report_to)
+        _check_files(routines, save_to, save_matrix_to)
+        matrices: list[TransmissionMatrix] = []
         total = len(routines or ROUTINES)
         show = report.console.print
         with opu.open(uri) as device, progress(report.console, "calibrating", total) as advance:
+            if save_to is not None:
+                _check_without_calibration(device)
 
             def tell(result: CalibrationResult) -> None:
                 advance()
                 show(f"{result.name}: {'passed' if result.passed else 'MISSED'}", highlight=False)
 
-            health = check_health(device, routines, quick=quick, noise_key=noise_key, on_result=tell)
+            health = check_health(
+                device, routines, quick=quick, noise_key=noise_key, on_result=tell, on_matrix=matrices.append
+            )
         report.fields = health.as_json()
         report.ok = health.passed
         if report_to is None:
@@ -87,6 +110,69 @@ def calibrate(
             show(table("What has changed", ("Routine", "What"), rows or [("", "nothing beyond four standard errors")]))
         if report_to is not None:
             show(f"\nThe report: {plain(report_to / 'index.html')}", highlight=False)
+        saved, missing = _save(health.results, save_to, matrices, save_matrix_to)
+        report.fields |= {"saved": saved, "left_out": missing}
+        report.ok &= len(saved) == sum(path is not None for path in (save_to, save_matrix_to))
+        for what, path in saved.items():
+            show(f"The {what}: {plain(path)}", highlight=False)
+        for name, reason in missing.items():
+            show(f"[bold red]Not saved:[/] {plain(name)}: {plain(reason)}", highlight=False)
+
+
+def _check_files(routines: list[str] | None, save_to: Path | None, save_matrix_to: Path | None) -> None:
+    """Check before the work that the files can be written, and that there will be something to write."""
+    from opu.calibration.applied import APPLIED
+    from opu.calibration.hdf5 import check_target
+
+    for option, path, sources in (
+        ("--save", save_to, APPLIED),
+        ("--save-matrix", save_matrix_to, ("transmission_matrix",)),
+    ):
+        if path is None:
+            continue
+        check_target(path)
+        if routines and not set(routines) & set(sources):
+            raise ConfigError(
+                f"The routines {', '.join(routines)} measure nothing that {option} could save.",
+                f"Name {' and '.join(sources)} as well, or no routines.",
+            )
+    if save_to is not None and save_matrix_to is not None and save_to.resolve() == save_matrix_to.resolve():
+        raise ConfigError(f"--save and --save-matrix both name {str(save_to)!r}.", "Name two files.")
+
+
+def _check_without_calibration(device: opu.Device) -> None:
+    calibration_id = device.describe().calibration_id
+    if calibration_id is not None:
+        raise ConfigError(
+            f"The calibration {calibration_id} is applied to the device {device.uri}: its hot pixels cannot be seen.",
+            "Calibrate the device without it, as its server opens it, or leave out --save.",
+        )
+
+
+def _save(
+    results: Sequence[CalibrationResult],
+    save_to: Path | None,
+    matrices: Sequence[TransmissionMatrix],
+    save_matrix_to: Path | None,
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Save what was asked for; return where it is, and what was left out and why."""
+    from opu.calibration import Calibration, save
+    from opu.calibration.applied import APPLIED, left_out
+
+    saved: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    if save_to is not None:
+        missing |= left_out(results)
+        if len(missing) < len(APPLIED):
+            Calibration.from_results(results).save(save_to)
+            saved["calibration"] = str(save_to)
+    if save_matrix_to is not None:
+        if matrices and matrices[-1].kept.any():
+            save(matrices[-1], save_matrix_to)
+            saved["matrix"] = str(save_matrix_to)
+        else:
+            missing["transmission_matrix"] = "No row of it is to be believed." if matrices else "It was not measured."
+    return saved, missing
 
 
 def _replaced(folder: Path) -> dict[str, Any]:

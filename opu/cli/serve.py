@@ -100,7 +100,11 @@ def serve(
     ] = LogFormat.text,
     calibration: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Apply a calibration: every client has it, and sees its id and its age."),
+        typer.Option(
+            metavar="FILE",
+            help="Apply a calibration that opu calibrate --save has written: every client has it, and sees its id and "
+            "its age.",
+        ),
     ] = None,
     json_to: JsonOption = None,
 ) -> None:

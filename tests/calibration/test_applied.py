@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 
 import opu
-from opu.calibration.applied import Calibration, apply
+from opu.calibration.applied import Calibration, apply, left_out
+from opu.calibration.camera import dark_frames
+from opu.calibration.exposures import exposure
 from opu.calibration.hdf5 import seal
 from opu.calibration.result import CalibrationResult, Quantity
+from opu.calibration.speckle import grain
 from opu.device import Batch, DeviceControl, Region, SessionConfig
 from opu.errors import (
     CapacityError,
@@ -74,6 +77,13 @@ def test_sessions_begin_with_what_was_learned(device):
         assert session.config == named
     with calibrated.open_session(SessionConfig(n_features=32, n_outputs=100, stride=3, gain_db=2.0)) as session:
         assert (session.config.stride, session.config.gain_db, session.config.exposure_us) == (3, 2.0, 450.0)
+    # The numbers of a calibrated device's defaults: what they stand for depends on region and exposure.
+    with calibrated.open_session(SessionConfig(n_features=32, n_outputs=100, stride=1, gain_db=0.0)) as session:
+        assert (session.config.stride, session.config.gain_db) == (2, 1.0)
+    with calibrated.open_session(SessionConfig(n_features=32, n_outputs=100, region=REGION, stride=1)) as session:
+        assert (session.config.stride, session.config.gain_db) == (1, 1.0)
+    with calibrated.open_session(SessionConfig(n_features=32, n_outputs=100, exposure_us=450.0)) as session:
+        assert (session.config.stride, session.config.gain_db) == (2, 0.0)
     with calibrated.open_session(config) as session:
         assert session.config == config  # a complete configuration stays what it is
 
@@ -268,7 +278,18 @@ def test_damaged_calibrations_are_refused(device, tmp_path):
     path.write_bytes(good)
     with pytest.raises(DataFileError, match="sealed"):
         Calibration.load(path)
-    for change in ({"stride": 0}, {"exposure_us": -1.0}, {"hot_pixels": HOT[:, :1]}, {"hot_pixels": -HOT}):
+    looked_at = SessionConfig(n_features=4, n_outputs=6, region=Region(100, 200, 2, 3), exposure_us=400.0)
+    dark = {"dark_config": looked_at, "dark_dn": np.zeros(6, np.float32)}
+    elsewhere = [{"region": region} for region in (Region(-1, 0, 2, 3), Region(0, 0, 0, 3), Region(0, 0, 1, 2**40))]
+    wrong = [{"stride": 0}, {"exposure_us": -1.0}, {"hot_pixels": HOT[:, :1]}, {"hot_pixels": -HOT}, *elsewhere]
+    dark_wrong = [{"stride": 0}, {"stride": 2}, {"n_outputs": 0}, {"region": None}, *elsewhere]
+    wrong += [dark | {"dark_config": msgspec.structs.replace(looked_at, **change)} for change in dark_wrong]
+    many = msgspec.structs.replace(looked_at, n_outputs=100)
+    wrong += [
+        dark | {"dark_dn": np.full(6, np.nan, np.float32)},
+        {"dark_config": many, "dark_dn": np.zeros(100, np.float32)},
+    ]
+    for change in wrong:
         calibration_for(device, **change).save(path)
         with pytest.raises(DataFileError, match="cannot be right"):
             Calibration.load(path)
@@ -318,16 +339,76 @@ def test_a_calibration_is_made_of_results(device, small_preset):
     np.testing.assert_array_equal(calibration.hot_pixels, [[row, 0], [row, 7], [row, 9]])
     assert calibration.dark_config == results[0].provenance[0].config
     assert (calibration.exposure_us, calibration.gain_db, calibration.stride) == (480.0, 3.0, 3)
-    assert calibration.region == REGION
+    assert calibration.region is None  # grain looks at a probe in the middle of the sensor
     assert calibration.measured_unix_s == results[-1].provenance[0].finished_unix_s
     with apply(device, calibration).open_session(SessionConfig(n_features=32, n_outputs=10)) as session:
         assert session.config.stride == 3
-    nothing = Calibration.from_results([result_of(device, "exposure", float("nan"))])
-    assert (nothing.exposure_us, nothing.region, nothing.stride, len(nothing.hot_pixels)) == (None, None, 1, 0)
     with pytest.raises(ConfigError):
         Calibration.from_results([])
     with SimulatedBench(small_preset("aurora"), seed=6) as other, pytest.raises(ConfigError, match="2 devices"):
         Calibration.from_results([results[0], result_of(other, "exposure", 480.0)])
+
+
+def test_only_what_passed_is_applied(device):
+    dark = {"offset_map": np.zeros(900, np.float32), "hot_pixels": np.array([3]), "stuck_pixels": np.array([])}
+    good = result_of(device, "dark_frames", 0.0, dark)
+    unknown = result_of(device, "exposure", float("nan"))
+    faulty = msgspec.structs.replace(result_of(device, "grain", 4.0, stride=3.0), findings=("Two lasers are lit.",))
+    missed = msgspec.structs.replace(result_of(device, "exposure", 480.0), limit=(None, 400.0))
+    results = [good, unknown, faulty]
+    calibration = Calibration.from_results(results)
+    assert (len(calibration.hot_pixels), calibration.exposure_us, calibration.stride) == (1, None, 1)
+    assert calibration.measured_unix_s == good.provenance[0].finished_unix_s
+    reasons = left_out(results)
+    assert list(reasons) == ["exposure", "grain"]
+    assert "Two lasers" in reasons["grain"]
+    assert left_out([missed])["dark_frames"] == "It was not measured."
+    for result in (unknown, faulty, missed):
+        with pytest.raises(ConfigError, match="None of the results"):
+            Calibration.from_results([result])
+
+
+def test_a_dead_laser_is_not_calibrated_for(small_preset):
+    model = small_preset("aurora")
+    model = dataclasses.replace(model, laser=dataclasses.replace(model.laser, electrons_per_mirror_us=1e-9))
+    with SimulatedBench(model, seed=5) as bench:
+        results = [
+            dark_frames(bench, n_outputs=900, n_frames=8),
+            exposure(bench, n_outputs=512),
+            grain(bench, n_patterns=4),
+        ]
+    calibration = Calibration.from_results(results)
+    assert (calibration.exposure_us, calibration.gain_db) == (None, 0.0)
+    assert (calibration.region, calibration.stride) == (None, 1)
+    assert list(left_out(results)) == ["exposure", "grain"]
+
+
+def test_sessions_have_pixels_that_were_looked_at(small_preset):
+    with SimulatedBench(small_preset("laboratory"), seed=5) as bench:
+        dark = dark_frames(bench, n_outputs=8192, n_frames=4)
+        results = [dark, exposure(bench, n_outputs=512), grain(bench, n_patterns=16)]
+        calibration = Calibration.from_results(results)
+        assert calibration.stride == 2
+        with apply(bench, calibration).open_session(SessionConfig(n_features=32, n_outputs=2000)) as session:
+            assert session.config.stride == 2
+            assert np.isfinite(calibration.dark_levels(session.config)).all()
+
+
+def test_any_part_of_the_sensor_is_looked_at(small_preset):
+    region = Region(700, 300, 20, 50)
+    with SimulatedBench(small_preset("laboratory"), seed=5) as bench:
+        dark = dark_frames(bench, region=region, n_frames=8)
+        assert dark.data["offset_map"].shape == (1000,)
+        calibration = Calibration.from_results([dark])
+        one = SessionConfig(n_features=32, n_outputs=900, region=region)
+        with apply(bench, calibration).open_session(one) as session:
+            assert np.isfinite(calibration.dark_levels(session.config)).all()
+
+
+def test_a_calibrated_device_is_not_calibrated_again(device):
+    result = result_of(apply(device, calibration_for(device)), "exposure", 480.0)
+    with pytest.raises(ConfigError, match="without its calibration"):
+        Calibration.from_results([result])
 
 
 SAMPLES = np.random.default_rng(1).normal(size=(20, 16))

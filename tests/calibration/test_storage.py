@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
 
 import h5py
+import msgspec
 import numpy as np
 import pytest
 from matrix_helpers import exposed, true_matrix, wrap
@@ -190,6 +192,30 @@ def test_hostile_attributes_are_refused(saved):
         seal(saved)
         with pytest.raises(DataFileError):
             load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": msgspec.structs.replace(CONFIG, stride=0)},
+        {"config": msgspec.structs.replace(CONFIG, region=Region(0, 0, 1, 9))},
+        {"config": msgspec.structs.replace(CONFIG, region=Region(0, 0, 1, 2**40))},
+        {"dark_dn": np.full(10, np.nan, np.float32)},
+        {"background": np.full(10, np.inf, np.complex64)},
+    ],
+)
+def test_what_does_not_fit_is_refused(matrix, tmp_path, change):
+    path = tmp_path / "matrix.h5"
+    save(dataclasses.replace(matrix, **change), path)
+    with pytest.raises(DataFileError, match="cannot be right"):
+        load(path)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(DataFileError, match="no regular file"):
+        load(path)
 
 
 def test_damage_behind_a_good_seal_is_refused_or_harmless(saved):

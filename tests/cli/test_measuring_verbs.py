@@ -2,10 +2,12 @@
 
 import json
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 import opu
+from opu.calibration import ROUTINES, Calibration, apply, dark_frames, load, suite
 from opu.cli.app import app
 from opu.console import split_json_option
 from opu.remote.server import OpuServer
@@ -71,6 +73,86 @@ def test_calibrate_refuses_a_report_that_it_cannot_write(tmp_path):
     status, result = run("calibrate", "sim:", "dark_frames", "--report", str(tmp_path / "file" / "x"), "--json")
     assert status == 2
     assert json.loads(result.stdout)["error"]["code"] == "data_file"
+
+
+APPLIED = ("dark_frames", "exposure", "grain")
+
+
+def test_calibrate_saves_what_serve_applies(tmp_path):
+    target = tmp_path / "calibration.h5"
+    status, result = run("calibrate", "sim:?seed=7", *APPLIED, "--quick", "--save", str(target), "--json")
+    document = json.loads(result.stdout)
+    assert status == 0, result.output
+    assert document["saved"] == {"calibration": str(target)}
+    assert document["left_out"] == {}
+    calibration = Calibration.load(target)
+    assert calibration.exposure_us == document["calibration"]["exposure"]["value"]
+    assert calibration.dark_config.n_outputs == 16384
+    with opu.open("sim:?seed=7") as device:
+        apply(device, calibration).open_session(opu.SessionConfig(n_features=64, n_outputs=2000))
+
+
+def test_calibrate_names_what_it_does_not_save(tmp_path, monkeypatch):
+    target = tmp_path / "calibration.h5"
+
+    def faulty(device, **_):
+        return msgspec.structs.replace(dark_frames(device, n_outputs=500), findings=("The lid is open.",))
+
+    monkeypatch.setitem(ROUTINES, "dark_frames", faulty)
+    status, result = run("calibrate", "sim:?seed=7", "dark_frames", "exposure", "--save", str(target))
+    assert status == 1
+    assert "Not saved: dark_frames: The lid is open." in result.output
+    assert "Not saved: grain: It was not measured." in result.output
+    calibration = Calibration.load(target)
+    assert calibration.dark_config is None
+    assert calibration.exposure_us > 0
+    before = target.read_bytes()
+    status, result = run("calibrate", "sim:?seed=7", "dark_frames", "--save", str(target), "--json")
+    document = json.loads(result.stdout)
+    assert (status, document["ok"], document["saved"]) == (1, False, {})
+    assert list(document["left_out"]) == list(APPLIED)
+    assert target.read_bytes() == before
+
+
+def test_calibrate_saves_the_matrix(tmp_path, monkeypatch):
+    target = tmp_path / "matrix.h5"
+    monkeypatch.setitem(suite.QUICK, "transmission_matrix", {"n_features": 32, "n_outputs": 64})
+    status, result = run(
+        "calibrate", "sim:?seed=7", "transmission_matrix", "--quick", "--save-matrix", str(target), "--json"
+    )
+    document = json.loads(result.stdout)
+    assert document["saved"] == {"matrix": str(target)}
+    assert status == 0, result.output
+    with opu.open("sim:?seed=7") as device:
+        assert load(target, device).matrix.shape == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("routines", "options", "code"),
+    [
+        (["dark_frames"], ["--save", "nowhere/file.h5"], "data_file"),
+        (["dark_frames"], ["--save", "."], "data_file"),
+        (["dark_frames"], ["--save-matrix", "matrix.h5"], "config"),
+        (["latency"], ["--save", "calibration.h5"], "config"),
+        ([], ["--save", "one.h5", "--save-matrix", "./one.h5"], "config"),
+    ],
+)
+def test_what_cannot_be_saved_is_said_before_the_work(routines, options, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(opu, "open", lambda uri: pytest.fail("the work has begun"))
+    status, result = run("calibrate", "sim:", *routines, *options, "--json")
+    assert status == 2
+    assert json.loads(result.stdout)["error"]["code"] == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_calibrated_device_is_not_calibrated_into_a_file(tmp_path):
+    with opu.open("sim:?seed=7") as device:
+        calibration = Calibration.from_results([dark_frames(device, n_outputs=500, n_frames=4)])
+        with OpuServer(apply(device, calibration), "tcp://127.0.0.1:0") as server:
+            status, result = run("calibrate", server.uri, "exposure", "--save", str(tmp_path / "file"), "--json")
+    assert status == 2
+    assert calibration.id in json.loads(result.stdout)["error"]["message"]
 
 
 @pytest.mark.parametrize(

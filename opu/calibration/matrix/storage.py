@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from opu.calibration.hdf5 import read_sealed, write_sealed
+from opu.calibration.hdf5 import is_complete, read_sealed, write_sealed
 from opu.calibration.matrix.matrix import TransmissionMatrix
 from opu.device import SessionConfig
 from opu.errors import DataFileError, MediumChangedError
@@ -122,10 +122,12 @@ def _inconsistent(matrix: TransmissionMatrix) -> list[str]:
     n_outputs = config.n_outputs
     vectors = {name: getattr(matrix, name) for name in ("background", "dark_dn", "row_quality", "kept")}
     fitting = {
-        "config": config.region is not None and config.exposure_us is not None,
+        "config": is_complete(config),
         "matrix": matrix.matrix.shape == (n_outputs, config.n_features) and bool(np.isfinite(matrix.matrix).all()),
         **{name: array.shape == (n_outputs,) for name, array in vectors.items()},
         "n_frames": matrix.n_frames >= 0,
         "measured_unix_s": bool(np.isfinite(matrix.measured_unix_s)),
     }
+    for name in ("background", "dark_dn"):
+        fitting[name] &= bool(np.isfinite(vectors[name]).all())
     return [name for name, fits in fitting.items() if not fits]

@@ -23,6 +23,7 @@ from opu.errors import DataFileError
 from opu.files import check_writable, unwritable
 
 if TYPE_CHECKING:
+    from opu.calibration.matrix import TransmissionMatrix
     from opu.device import Device
 
 __all__ = ["SCHEMA", "HealthReport", "check_health"]
@@ -165,6 +166,7 @@ def check_health(
     quick: bool = False,
     noise_key: int = 0,
     on_result: Callable[[CalibrationResult], None] = lambda _: None,
+    on_matrix: Callable[[TransmissionMatrix], object] = lambda _: None,
 ) -> HealthReport:
     """Run the calibration routines that apply to a device, and report.
 
@@ -180,6 +182,8 @@ def check_health(
         The noise of the frames.
     on_result : callable, optional
         Called with each result as soon as it is there.
+    on_matrix : callable, optional
+        Called with the transmission matrix, if one is measured, to keep it.
 
     Returns
     -------
@@ -204,7 +208,15 @@ def check_health(
             watch.look(result.name)
         on_result(result)
 
-    results = calibrate(device, names, quick=quick, noise_key=noise_key, on_result=note, on_skip=skipped.__setitem__)
+    results = calibrate(
+        device,
+        names,
+        quick=quick,
+        noise_key=noise_key,
+        on_result=note,
+        on_skip=skipped.__setitem__,
+        on_matrix=on_matrix,
+    )
     if watch:
         results.append(watch.result())
         on_result(results[-1])
