@@ -240,8 +240,8 @@ def dark_frames(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n
         The mean count at the default exposure, in DN, which passes within half a count of the black level that the
         device states. Its error is about 0.3 DN where the noise is below 0.55 DN, as rounding hides the rest (see
         `estimate_dark_pixels`). Quantities: `dark_current` (DN/s), `temporal_noise` (DN), `hot_fraction` (passes up to
-        0.001). Data, by pixel: `offset_map` (DN, at the default exposure), `noise_map` (DN), `current_map` (DN/s), float32,
-        shape (n_outputs,); `hot_pixels` and `stuck_pixels`, numbers of outputs, int64; and `exposures_us` and
+        0.001). Data, by pixel: `offset_map` (DN, at the default exposure), `noise_map` (DN), `current_map` (DN/s),
+        float32, shape (n_outputs,); `hot_pixels` and `stuck_pixels`, numbers of outputs, int64; and `exposures_us` and
         `mean_dn`, a number for each exposure.
 
     Raises
