@@ -8,10 +8,14 @@ intensity best: brighter loses the peaks to saturation, darker loses the rest to
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+
+from opu.device import NO_REFERENCE
+from opu.patterns import PackedPatterns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,9 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from opu.device import Device, DeviceDescription, Projection, SessionConfig
-    from opu.patterns import PackedPatterns
 
-__all__ = ["TARGET_FRACTION", "choose_exposure"]
+__all__ = ["TARGET_FRACTION", "Saturation", "choose_exposure"]
 
 TARGET_FRACTION = 1 / 9
 _MAX_ROUNDS = 6
@@ -29,6 +32,10 @@ _LARGEST_STEP = 16.0
 # Within this factor of the target the answer is computed, and not measured again.
 _CLOSE = 1.25
 _SATURATED = 0.02
+# A full well shows as many values around one count, and few just below: exponential ones are the more, the darker.
+_FULL_WELL_SHARE = 1e-3
+_FULL_WELL_PIXELS = 64
+_DIMMEST_FULL_WELL_DN = 20.0
 
 
 def choose_exposure(
@@ -42,8 +49,10 @@ def choose_exposure(
 ) -> tuple[SessionConfig, int]:
     """Find the exposure time at which patterns give a wanted mean intensity.
 
-    Intensity above the black level is proportional to the exposure time, so one measurement near the target tells the
-    answer. Where many pixels saturate, the mean follows from how many, as the intensity is exponentially distributed.
+    Intensity above darkness is proportional to the exposure time, so one measurement near the target tells the answer.
+    Darkness is as many frames with the light off at the same exposure, or the black level that the device states where
+    its light stays on. Where many pixels saturate, at full scale or below (see `Saturation`), the mean follows from how
+    many, as the intensity is exponentially distributed.
     Pixels at full scale in every frame are stuck rather than bright, and are left out, unless they are the majority.
     Where the longest exposure is too dark, the gain is raised.
 
@@ -56,7 +65,7 @@ def choose_exposure(
     patterns : PackedPatterns
         Patterns as bright as the brightest that will be used.
     target_fraction : float
-        The wanted mean above the black level, as a fraction of full scale.
+        The wanted mean above darkness, as a fraction of what is left to full scale.
     first_frame_index : int
         The number of the first frame that is measured.
     on_projection : callable, optional
@@ -69,33 +78,106 @@ def choose_exposure(
         the number of frames that were measured, with consecutive frame numbers.
     """
     description = device.describe()
-    target_dn = target_fraction * (description.full_scale_dn - description.black_level_dn)
     start_gain_db = config.gain_db
     config = _brighter(config, 1.0, start_gain_db, description)
+    blank = PackedPatterns(np.zeros_like(patterns.bits), patterns.n_features)
     n_frames = 0
     for _ in range(_MAX_ROUNDS):
-        with device.open_session(config) as session:
-            projection = session.project(patterns, first_frame_index=first_frame_index + n_frames)
-        on_projection(projection)
-        n_frames += len(patterns)
-        factor = float(np.clip(target_dn / _mean_dn(projection.frames, description), 1 / _LARGEST_STEP, _LARGEST_STEP))
+        takes = [(config, patterns)]
+        if "off" in description.light:
+            takes.append((msgspec.structs.replace(config, light="off", reference=NO_REFERENCE), blank))
+        taken = []
+        for exposed, shown in takes:
+            with device.open_session(exposed) as session:
+                projection = session.project(shown, first_frame_index=first_frame_index + n_frames)
+            on_projection(projection)
+            n_frames += len(shown)
+            taken.append(projection.frames)
+        dark_dn = _dark_dn(taken[1], description) if len(taken) > 1 else description.black_level_dn
+        target_dn = target_fraction * (description.full_scale_dn - dark_dn)
+        mean_dn = _mean_dn(taken[0], dark_dn, description.full_scale_dn)
+        factor = float(np.clip(target_dn / mean_dn, 1 / _LARGEST_STEP, _LARGEST_STEP))
         before, config = config, _brighter(config, factor, start_gain_db, description)
         if config == before or 1 / _CLOSE <= factor <= _CLOSE:
             break
     return config, n_frames
 
 
-def _mean_dn(frames: NDArray[Any], description: DeviceDescription) -> float:
-    """Estimate the mean of the light above the black level, positive, from frames that may saturate."""
-    full_scale, black = description.full_scale_dn, description.black_level_dn
-    full = frames >= full_scale
-    stuck = full.all(axis=0)
+@dataclass(frozen=True, eq=False)
+class Saturation:
+    """Where pixels are full: at full scale, or below it where the full well is smaller than the range of the counts.
+
+    Parameters
+    ----------
+    count_dn : float
+        The count of a full pixel.
+    is_full : ndarray of bool
+        Which values are there, of the shape of the frames.
+    """
+
+    count_dn: float
+    is_full: NDArray[np.bool_]
+
+    @property
+    def share(self) -> float:
+        """Share of the values that are full; NaN without any."""
+        return float(self.is_full.mean()) if self.is_full.size else math.nan
+
+    @classmethod
+    def of(cls, frames: NDArray[Any], dark_dn: float, full_scale_dn: float) -> Saturation:
+        """Find where the pixels of frames of speckle are full.
+
+        The count that 0.1 % of the values reach is that of full wells, if at least 64 pixels, more than a few grains,
+        are within 3 % of it, and twice as many values as between 90 and 97 %. Speckle that is not cut off has fewer.
+        Below 20 DN above darkness a count is too coarse to say.
+
+        Parameters
+        ----------
+        frames : ndarray, shape (n_frames, n_outputs)
+            Counts, without stuck pixels.
+        dark_dn, full_scale_dn : float
+            Counts without light, and the largest count.
+
+        Examples
+        --------
+        >>> speckle = np.random.default_rng(0).exponential(28, (4, 4000)).round()
+        >>> Saturation.of(speckle, 0.0, 255).count_dn
+        255.0
+        >>> full = Saturation.of(speckle.clip(max=76), 0.0, 255)
+        >>> full.count_dn, round(full.share, 3)
+        (76.0, 0.071)
+        """
+        full_scale = cls(float(full_scale_dn), np.asarray(frames >= full_scale_dn))
+        light_dn = float(np.quantile(frames, 1 - _FULL_WELL_SHARE)) - dark_dn if frames.size else 0.0
+        if light_dn < _DIMMEST_FULL_WELL_DN:
+            return full_scale
+        is_full = frames >= dark_dn + 0.97 * light_dn
+        is_top = is_full & (frames <= dark_dn + 1.03 * light_dn)
+        n_below = np.count_nonzero(frames >= dark_dn + 0.9 * light_dn) - np.count_nonzero(is_full)
+        if np.count_nonzero(is_top.any(axis=0)) < _FULL_WELL_PIXELS or np.count_nonzero(is_top) <= 2 * n_below:
+            return full_scale
+        count_dn = dark_dn + light_dn
+        return full_scale if count_dn >= full_scale_dn else cls(count_dn, is_full)
+
+
+def _dark_dn(dark: NDArray[Any], description: DeviceDescription) -> float:
+    """Return the mean of dark frames, without values at full scale: stuck pixels."""
+    seeing = dark[dark < description.full_scale_dn]
+    return float(seeing.mean(dtype=np.float64)) if seeing.size else description.black_level_dn
+
+
+def _mean_dn(frames: NDArray[Any], dark_dn: float, full_scale_dn: float) -> float:
+    """Estimate the mean of the light above darkness, positive, from frames that may saturate."""
+    stuck = (frames >= full_scale_dn).all(axis=0)
     if stuck.mean() > 0.5:
         return math.inf
-    saturated = float(full[:, ~stuck].mean())
-    if saturated > _SATURATED:
-        return (full_scale - black) / -math.log(saturated)
-    return max(float(frames[:, ~stuck].mean(dtype=np.float64)) - black, 1e-9)
+    seeing = frames[:, ~stuck]
+    saturation = Saturation.of(seeing, dark_dn, full_scale_dn)
+    if saturation.share == 1:
+        return math.inf
+    if saturation.share > _SATURATED:
+        return (saturation.count_dn - dark_dn) / -math.log(saturation.share)
+    return max(float(seeing.mean(dtype=np.float64)) - dark_dn, 1e-9)
 
 
 def _brighter(

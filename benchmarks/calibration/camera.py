@@ -10,8 +10,9 @@ import numpy as np
 
 import opu
 from benchmarks.calibration.cases import Check, Estimate
-from opu.calibration.camera import dark_frames, estimate_linearity, linearity, photon_transfer
-from opu.calibration.exposures import exposure, ones_range, saturated_share
+from opu.calibration.camera import dark_frames, linearity, photon_transfer
+from opu.calibration.exposures import exposure, ones_range
+from opu.calibration.recorder import random_halves
 from opu.parts import selected_pixels
 from opu.sim.camera import pixel_maps
 from opu.sim.device import SimulatedBench
@@ -163,10 +164,13 @@ def c5(seed):
         for n_on in np.unique(np.geomspace(smallest, largest, 6).astype(int)):
             shown = rng.permuted(np.tile(np.arange(64) < n_on, (TRUTH_PATTERNS, 1)), axis=1)
             light = truth_dn(device, result, shown)
-            predicted = np.interp(n_on, result.data["predicted_n_on"], result.data["predicted_mean_dn"])
-            means.append(predicted / light.mean())
-            if (share := saturated_share(predicted, result.quantities["contrast"].value, full_scale)) > 1e-4:
-                shares.append(share / (light >= full_scale - 0.5).mean())
+            predicted = {
+                name: np.interp(n_on, result.data["predicted_n_on"], result.data[f"predicted_{name}"])
+                for name in ("mean_dn", "saturated")
+            }
+            means.append(predicted["mean_dn"] / light.mean())
+            if predicted["saturated"] > 1e-4:
+                shares.append(predicted["saturated"] / (light >= full_scale - 0.5).mean())
     return {
         "mean": Check(np.abs(np.array(means) - 1).max(), (None, 0.05), "largest relative error of a predicted mean"),
         "saturated": Check(
@@ -222,14 +226,20 @@ def transfer(name, bits, seed):
 
 
 def bent(name, seed):
+    """Compare with the line through the exact response to the true light of the pixels that should be looked at."""
     bend = np.random.default_rng(seed).uniform(0.02, 0.05)
     with bench(seed, camera={"quadratic_nonlinearity": bend}) as device:
         result = linearity(device)
-    exposures_us, levels = result.data["exposures_us"], result.data["mean_dn"]
-    straight = exposures_us * levels[0] / exposures_us[0]
+        light = np.sort(truth_dn(device, result, random_halves(1, 64))[0])
+        used_us = result.provenance[-1].config.exposure_us
+    if name == "curvature":
+        return of(result, name, bend)
+    level = light[int(0.87 * len(light)) : int(0.895 * len(light))].mean()
+    exposures_us = result.data["exposures_us"]
+    straight = level * exposures_us / used_us
     exact = straight * (1 + bend * straight / 255)
-    truth = estimate_linearity(exposures_us, exact, np.ones(len(exact)), 255.0)
-    return of(result, name, truth.error if name == "value" else bend)
+    line = np.polynomial.Polynomial.fit(exposures_us, exact, 1, w=1 / exact)
+    return of(result, name, np.abs(exact / line(exposures_us) - 1).mean())
 
 
 def dn_per_us(model):

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from opu.calibration.faults import light_faults, stuck_finding, stuck_pixels
+from opu.calibration.faults import full_well_finding, light_faults, stuck_finding, stuck_pixels
 from opu.calibration.frames import available_size, take_dark
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import CalibrationResult, Quantity
 from opu.errors import UnsupportedError
-from opu.exposure import TARGET_FRACTION
+from opu.exposure import TARGET_FRACTION, Saturation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,7 +128,7 @@ class DarkPixels:
 def estimate_dark_pixels(dark: Sequence[DarkFrames], full_scale_dn: float) -> DarkPixels:
     """Estimate offset, dark current and noise, and find hot pixels.
 
-    A pixel is hot if its mean rises, from the shorter exposures to the longest, by 5 standard deviations more than the
+    A pixel is hot if its mean rises, from the shorter exposures to the longest, by 6 standard deviations more than the
     median pixel's. The standard deviation is that of its temporal noise, or the robust one of all pixels if that is
     more; and three sixteenths of a count at least, as the noise of an 8-bit camera can be below what its counts
     resolve. Differences between the constant offsets of the pixels play no part. An offset that is 8 robust standard
@@ -206,7 +206,7 @@ def _hot_pixels(dark: Sequence[DarkFrames]) -> NDArray[np.bool_]:
     rise -= np.median(rise)
     offset = np.abs(short - np.median(short))
     spread = np.sqrt(np.maximum(noise, _robust_deviation(rise) ** 2))
-    hot: NDArray[np.bool_] = (rise > np.maximum(5 * spread, 3 / 16)) | (
+    hot: NDArray[np.bool_] = (rise > np.maximum(6 * spread, 3 / 16)) | (
         offset > max(8 * _robust_deviation(offset), 1.0)
     )
     return hot
@@ -248,9 +248,9 @@ def dark_frames(
     CalibrationResult
         The mean count at the default exposure, in DN, which passes within half a count of the black level that the
         device states. Its error is about 0.3 DN where the noise is below 0.55 DN, as rounding hides the rest (see
-        `estimate_dark_pixels`). Quantities: `dark_current` (DN/s), `temporal_noise` (DN), `hot_fraction` (passes up to 0.001).
-        Data, by pixel: `offset_map` (DN, at the default exposure), `noise_map` (DN), `current_map` (DN/s), float32,
-        shape (n_outputs,); `hot_pixels` and `stuck_pixels`, numbers of outputs, int64; and `exposures_us` and
+        `estimate_dark_pixels`). Quantities: `dark_current` (DN/s), `temporal_noise` (DN), `hot_fraction` (passes up to
+        0.001). Data, by pixel: `offset_map` (DN, at the default exposure), `noise_map` (DN), `current_map` (DN/s),
+        float32, shape (n_outputs,); `hot_pixels` and `stuck_pixels`, numbers of outputs, int64; and `exposures_us` and
         `mean_dn`, a number for each exposure.
 
     Raises
@@ -622,20 +622,12 @@ def _saturation_dn(
     frames = recorder.take(bright, np.repeat(pattern, 2, axis=0)).frames
     if dark is not None:
         frames = frames[:, ~stuck_pixels(dark, description.full_scale_dn)]
-    if frames.size == 0:
-        return float(description.full_scale_dn)
-    fullest = float(np.quantile(frames, 0.99))
-    is_plateau = np.mean(frames >= 0.99 * fullest) > 0.1
-    return fullest if is_plateau else float(description.full_scale_dn)
+    dark_dn = description.black_level_dn if dark is None else float(np.median(dark))
+    return Saturation.of(frames, dark_dn, description.full_scale_dn).count_dn
 
 
 def _transfer_findings(found: PhotonTransfer, saturation_dn: float, description: DeviceDescription) -> list[str]:
-    findings = []
-    if saturation_dn < 0.95 * description.full_scale_dn:
-        findings.append(
-            f"Pixels are full at {saturation_dn:.3g} DN and do not reach full scale, {description.full_scale_dn} DN: "
-            "the full well is smaller than the range of the counts. Raise the gain of the camera."
-        )
+    findings = full_well_finding(saturation_dn, description.full_scale_dn)
     if not found.gain_dn_per_e >= 0:
         findings.append(
             "The variance of the counts does not grow with their mean as photons make it grow: there is too little "

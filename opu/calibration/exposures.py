@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opu.calibration.faults import light_faults, stuck_pixels
+from opu.calibration.faults import SATURATED_SHARE, light_faults, stuck_pixels
 from opu.calibration.frames import available_size, take_dark
 from opu.calibration.recorder import Recorder, random_halves
-from opu.calibration.result import CalibrationResult, Quantity
-from opu.exposure import TARGET_FRACTION
+from opu.calibration.result import CalibrationResult, Quantity, is_within
+from opu.exposure import TARGET_FRACTION, Saturation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,10 +29,10 @@ __all__ = [
     "saturated_share",
 ]
 
-# Where more of the pixels saturate, or the noise is more than this share of the speckle's standard deviation, frames
-# follow the true intensities with a correlation below 0.995.
-_LARGEST_SATURATED = 0.005
+# Where the noise is more than this share of the speckle's standard deviation, frames follow the true intensities with a
+# correlation below 0.995.
 _LARGEST_NOISE = 0.1
+_TOLERANCE = 0.05
 _SEARCH_PATTERNS = 4
 
 
@@ -45,7 +45,8 @@ class Brightness:
     mean_dn, error_dn : float
         Above darkness, and the standard error for other patterns and other pixels.
     saturated, saturated_error : float
-        Share of the values at full scale, and its standard error.
+        Share of the values at full scale, or where full wells are below it (`opu.exposure.Saturation`), and its
+        standard error.
     """
 
     mean_dn: float
@@ -66,7 +67,7 @@ def estimate_brightness(frames: NDArray[Any], dark_dn: float, full_scale_dn: flo
     it would be if they were independent.
 
     Saturated values come in clusters: a pixel that is bright in one pattern often is in others, and so are its
-    neighbours. With `K` values at full scale, `k` of them in a pixel, a cluster has `D = g^2 n_outputs var(k) / K` of
+    neighbours. With `K` saturated values, `k` of them in a pixel, a cluster has `D = g^2 n_outputs var(k) / K` of
     them, and the squared error of `K` is `D K + D^2`: that of one cluster more, as few clusters say little of their
     spread.
 
@@ -97,7 +98,7 @@ def estimate_brightness(frames: NDArray[Any], dark_dn: float, full_scale_dn: flo
     alike = _grain_factor(pixels) ** 2
     shared = max(float(pixels.var(ddof=1)) - within / n_frames, 0.0) * alike
     of_frames = float(frames.mean(axis=1, dtype=np.float64).var(ddof=1)) / n_frames
-    by_pixel = (frames >= full_scale_dn).sum(axis=0)
+    by_pixel = Saturation.of(frames, dark_dn, full_scale_dn).is_full.sum(axis=0)
     saturated = int(by_pixel.sum())
     cluster = alike * max(n_outputs * float(by_pixel.var(ddof=1)) / max(saturated, 1), 1.0)
     return Brightness(
@@ -143,10 +144,11 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
     Returns
     -------
     CalibrationResult
-        In microseconds; passes within the exposures of the device. Quantities: `gain` (dB), `mean_fraction` (what the
-        search came to: the mean as a fraction of full scale, passes within 5 % of a ninth), `saturated_fraction`
-        (passes up to 0.0002; fully developed speckle has 0.00012), `rounds` (measurements of the search, passes up to
-        3). Data: `histogram`, how many values are in each of 256 bins, and `edges_dn`, shape (257,).
+        In microseconds; passes within the exposures of the device, and is at the nearest of them where the mean passes
+        there. Quantities: `gain` (dB), `mean_fraction` (what the search came to: the mean as a fraction of full scale,
+        passes within 5 % of a ninth), `saturated_fraction` (passes up to 0.005; fully developed speckle has 0.00012),
+        `rounds` (measurements of the search). Exposure and mean are NaN where more of the values saturate.
+        Data: `histogram`, how many values are in each of 256 bins, and `edges_dn`, shape (257,).
 
     Examples
     --------
@@ -162,7 +164,8 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
     patterns = _halves(_SEARCH_PATTERNS + n_patterns, n_features)
     searched, measured = patterns[:_SEARCH_PATTERNS], patterns[_SEARCH_PATTERNS:]
     config = recorder.expose(recorder.config(n_features, n_outputs), searched)
-    rounds = recorder.frames / len(searched)
+    takes = 2 if "off" in description.light else 1
+    rounds = recorder.frames / (takes * len(searched))
     dark = take_dark(recorder, config, 8)
     frames = recorder.take(config, measured).frames
     full_scale = description.full_scale_dn
@@ -170,10 +173,17 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
     dark_dn = description.black_level_dn if dark is None else _mean(dark[:, seeing])
     range_dn = full_scale - dark_dn
     found = estimate_brightness(frames[:, seeing], dark_dn, full_scale)
-    fraction, error = found.mean_dn / range_dn, found.error_dn / range_dn
+    is_saturated = found.saturated > SATURATED_SHARE
+    fraction = math.nan if is_saturated else found.mean_dn / range_dn
+    error = math.nan if is_saturated else found.error_dn / range_dn
     limits = description.exposure_us
     used_us = limits.default if config.exposure_us is None else config.exposure_us
     best_us = used_us * TARGET_FRACTION / fraction if fraction > 0 else math.nan
+    best_error_us = best_us * error / fraction if fraction > 0 else math.nan
+    mean_limit = ((1 - _TOLERANCE) * TARGET_FRACTION, (1 + _TOLERANCE) * TARGET_FRACTION)
+    if is_within(fraction, mean_limit):
+        best_us = min(max(best_us, limits.minimum), limits.maximum)
+    where = f"At {used_us:g} us and {config.gain_db:.3g} dB"
     faults = light_faults(frames, dark, description, target_dn=TARGET_FRACTION * range_dn)
     counts, edges = np.histogram(frames, bins=256, range=(0, full_scale + 1))
     return recorder.result(
@@ -181,7 +191,7 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
         "exposure for a mean of full scale / 9 with half of the features on",
         best_us,
         "us",
-        best_us * error / fraction if fraction > 0 else math.nan,
+        best_error_us,
         limit=(limits.minimum, limits.maximum),
         quantities={
             "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=0.0, summary="gain setting"),
@@ -189,35 +199,42 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
                 value=fraction,
                 unit="1",
                 uncertainty=error,
-                limit=(0.95 * TARGET_FRACTION, 1.05 * TARGET_FRACTION),
+                limit=mean_limit,
                 summary="mean above darkness that the search came to, as a fraction of full scale",
             ),
             "saturated_fraction": Quantity(
                 value=found.saturated,
                 unit="1",
                 uncertainty=found.saturated_error,
-                limit=(None, 2e-4),
-                summary="share of the values at full scale, without stuck pixels",
+                limit=(None, SATURATED_SHARE),
+                summary="share of the values at which pixels are full, without stuck ones",
             ),
-            "rounds": Quantity(
-                value=rounds, unit="1", uncertainty=0.0, limit=(None, 3), summary="measurements of the search"
-            ),
+            "rounds": Quantity(value=rounds, unit="1", uncertainty=0.0, summary="measurements of the search"),
         },
-        findings=faults or _exposure_findings(fraction, used_us, config.gain_db, description),
+        findings=faults + _exposure_findings(found, range_dn, used_us, where, description)
+        if is_saturated
+        else faults or _exposure_findings(found, range_dn, used_us, where, description),
         data={"histogram": counts, "edges_dn": edges},
     )
 
 
 def _exposure_findings(
-    fraction: float, exposure_us: float, gain_db: float, description: DeviceDescription
+    found: Brightness, range_dn: float, exposure_us: float, where: str, description: DeviceDescription
 ) -> list[str]:
-    if not abs(fraction / TARGET_FRACTION - 1) > 0.05:
+    """Name why the mean is not the wanted one; a mean of saturated values is a lower bound."""
+    if math.isnan(found.mean_dn):
+        return ["Fewer than two pixels that are not stuck were looked at: how bright speckle is they do not show."]
+    fraction = found.mean_dn / range_dn
+    is_saturated = found.saturated > SATURATED_SHARE
+    is_bright = fraction > (1 + _TOLERANCE) * TARGET_FRACTION
+    if not is_bright and (is_saturated or fraction >= (1 - _TOLERANCE) * TARGET_FRACTION):
         return []
-    where = f"At {exposure_us:g} us and {gain_db:.3g} dB"
-    share = f"the mean is {100 * fraction:.2g} % of full scale, where {100 * TARGET_FRACTION:.2g} % were wanted"
-    if exposure_us <= description.exposure_us.minimum:
+    more = "more than " if is_saturated else ""
+    share = f"the mean is {more}{100 * fraction:.2g} % of full scale, where {100 * TARGET_FRACTION:.2g} % were wanted"
+    limits = description.exposure_us
+    if is_bright and exposure_us <= limits.minimum:
         return [f"{where}, the shortest exposure, {share}: lower the laser power."]
-    if exposure_us >= description.exposure_us.maximum:
+    if not is_bright and exposure_us >= limits.maximum:
         return [f"{where}, the longest exposure, {share}: raise the laser power."]
     return [f"{where} {share}: the light is not proportional to the exposure, or is not steady."]
 
@@ -318,9 +335,12 @@ def estimate_ones_range(n_on: NDArray[np.float64], frames: NDArray[Any], dark_dn
     Returns
     -------
     OnesRange
-        NaN where the light does not grow with the lit features.
+        NaN where the light does not grow with the lit features, and where more than 0.5 % of the values saturate.
     """
     if frames.shape[2] < 2:
+        return OnesRange(*[math.nan] * 10)
+    saturation = Saturation.of(frames.reshape(-1, frames.shape[2]), dark_dn, dark_dn + range_dn)
+    if saturation.share > SATURATED_SHARE:
         return OnesRange(*[math.nan] * 10)
     pixels = frames.mean(axis=1, dtype=np.float64) - dark_dn
     means = pixels.mean(axis=1)
@@ -348,9 +368,9 @@ def estimate_ones_range(n_on: NDArray[np.float64], frames: NDArray[Any], dark_dn
     # (contrast * mean)^2 = 100 (dark noise + slope * mean)
     a, b = contrast**2, float(noise_slope) / _LARGEST_NOISE**2
     darkest_dn = (b + math.sqrt(max(b**2 + 4 * a * float(noise_dark) / _LARGEST_NOISE**2, 0.0))) / (2 * a)
-    brightest_dn = _mean_at_share(_LARGEST_SATURATED, contrast, range_dn)
+    brightest_dn = _mean_at_share(SATURATED_SHARE, contrast, range_dn)
     contrast_error = error / math.sqrt(len(n_on))
-    higher_dn = _mean_at_share(_LARGEST_SATURATED, contrast + contrast_error, range_dn)
+    higher_dn = _mean_at_share(SATURATED_SHARE, contrast + contrast_error, range_dn)
     largest, smallest = features(brightest_dn), features(darkest_dn)
     return OnesRange(
         largest=largest,
@@ -426,13 +446,15 @@ def ones_range(
     shares = [
         saturated_share(mean, found.contrast, range_dn) if is_known and mean > 0 else 0.0 for mean in predicted_dn
     ]
+    largest = min(found.largest, n_features)
+    limit = (found.smallest if found.smallest > 1 else 1.0, None)
     return recorder.result(
         "ones_range",
         "largest number of lit features: 0.5 % of the pixels saturate",
-        min(found.largest, n_features),
+        largest,
         "1",
         found.largest_error,
-        limit=(found.smallest if found.smallest > 1 else 1.0, None),
+        limit=limit,
         quantities={
             "smallest": Quantity(
                 value=found.smallest,
@@ -466,7 +488,7 @@ def ones_range(
             ),
             "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=0.0, summary="gain at which this holds"),
         },
-        findings=faults or _ones_findings(found),
+        findings=faults or ([] if is_within(largest, limit) else _ones_findings(found, n_features)),
         data={
             "n_on": n_on,
             "mean_dn": repeats.mean(axis=(1, 2)) - dark_dn if seeing.any() else np.full(len(n_on), math.nan),
@@ -477,13 +499,19 @@ def ones_range(
     )
 
 
-def _ones_findings(found: OnesRange) -> list[str]:
+def _ones_findings(found: OnesRange, n_features: int) -> list[str]:
+    """Name why no number of features may be lit."""
     if math.isnan(found.largest):
-        return ["The light on the camera does not grow with the number of lit features."]
-    if found.largest <= found.smallest:
         return [
-            f"From {found.largest:.3g} lit features on pixels saturate, and below {found.smallest:.3g} noise is too "
-            "large: no number of features suits this exposure. The camera is too noisy, or the contrast of the DMD "
-            "is too low."
+            "The light on the camera does not grow with the number of lit features, or fewer than two pixels see it."
         ]
-    return []
+    if found.largest < max(found.smallest, 1.0):
+        return [
+            f"From {max(found.largest, 0.0):.3g} lit features on pixels saturate, and below {found.smallest:.3g} noise "
+            "is too large: no number of features suits this exposure. The camera is too noisy, or the contrast of the "
+            "DMD is too low."
+        ]
+    return [
+        f"Below {found.smallest:.3g} lit features noise is too large, and a pattern has {n_features}: no number of "
+        "features suits this exposure. There is too little light, or the camera is too noisy."
+    ]

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from opu.exposure import Saturation
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from opu.device import DeviceDescription
 
-__all__ = ["STUCK_SHARE", "light_faults", "stuck_finding", "stuck_pixels"]
+__all__ = ["SATURATED_SHARE", "STUCK_SHARE", "full_well_finding", "light_faults", "stuck_finding", "stuck_pixels"]
+
+SATURATED_SHARE = 0.005
+"""Where more of the pixels saturate, frames follow the true intensities with a correlation below 0.995."""
 
 STUCK_SHARE = 1e-3
 """The share of stuck pixels from which on they are a fault."""
@@ -55,10 +60,35 @@ def stuck_finding(share: float) -> list[str]:
     ]
 
 
+def full_well_finding(count_dn: float, full_scale_dn: float) -> list[str]:
+    """Word that pixels are full below full scale; nothing where that is within 5 % of it.
+
+    Examples
+    --------
+    >>> full_well_finding(250, 255)
+    []
+    """
+    if count_dn >= 0.95 * full_scale_dn:
+        return []
+    return [
+        f"Pixels are full at {count_dn:.3g} DN and do not reach full scale, {full_scale_dn:g} DN: the full well is "
+        "smaller than the range of the counts. Raise the gain of the camera."
+    ]
+
+
+def _saturation_finding(saturation: Saturation, full_scale_dn: float) -> list[str]:
+    if not saturation.share > SATURATED_SHARE:
+        return []
+    return full_well_finding(saturation.count_dn, full_scale_dn) or [
+        f"{100 * saturation.share:.2g} % of the values with the light on are at {saturation.count_dn:.4g} DN, where "
+        "pixels are full: the frames are overexposed. Use less light, a shorter exposure or a lower gain."
+    ]
+
+
 def light_faults(
     lit: NDArray[Any], dark: NDArray[Any] | None, description: DeviceDescription, *, target_dn: float
 ) -> list[str]:
-    """Name what keeps the camera from seeing light.
+    """Name what keeps the camera from seeing light, or from counting it.
 
     Parameters
     ----------
@@ -74,7 +104,7 @@ def light_faults(
     Returns
     -------
     list of str
-        Nothing for a camera that sees light.
+        Nothing for a camera that sees light, and at most half a percent of whose values saturate.
     """
     full_scale = description.full_scale_dn
     lowest, highest = int(lit.min()), int(lit.max())
@@ -98,4 +128,4 @@ def light_faults(
             f"With the light on the mean is {light_dn:.3g} DN, without light it is {dark_dn:.3g} DN: the light makes "
             "no difference. The laser is off, dead or blocked."
         )
-    return faults
+    return faults + _saturation_finding(Saturation.of(lit[:, ~stuck], dark_dn, full_scale), full_scale)

@@ -342,5 +342,5 @@ def test_frames_without_light_to_compare_with_are_judged_alone(bench):
         description = device.describe()
     lit = np.random.default_rng(0).exponential(28, (4, 1000)).clip(0, 255)
     assert light_faults(lit, None, description, target_dn=28.3) == []
-    [fault] = light_faults(lit > 80, None, description, target_dn=28.3)
+    [fault] = light_faults((lit > 80).astype(np.uint8), None, description, target_dn=28.3)
     assert "no difference" in fault

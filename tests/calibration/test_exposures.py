@@ -3,10 +3,12 @@
 import dataclasses
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
 import opu
+from opu.calibration.camera import dark_frames, linearity, photon_transfer
 from opu.calibration.exposures import (
     estimate_brightness,
     estimate_ones_range,
@@ -15,7 +17,8 @@ from opu.calibration.exposures import (
     saturated_share,
 )
 from opu.calibration.recorder import random_halves
-from opu.exposure import choose_exposure
+from opu.device import Limits
+from opu.exposure import Saturation, choose_exposure
 from opu.patterns import pack
 from opu.sim.device import SimulatedBench
 
@@ -27,8 +30,8 @@ ROUTINES = (exposure, ones_range)
 def bench(small_preset):
     """Return a bench with an aurora's camera changed, and as many times its light."""
 
-    def make(camera=None, brightness=1.0, seed=3, name="aurora"):
-        model = small_preset(name)
+    def make(camera=None, brightness=1.0, seed=3, name="aurora", **fields):
+        model = small_preset(name, **fields)
         laser = dataclasses.replace(
             model.laser, electrons_per_mirror_us=brightness * model.laser.electrons_per_mirror_us
         )
@@ -74,7 +77,9 @@ def test_gain_makes_up_for_light_that_no_exposure_does(bench):
 def test_light_out_of_reach_is_named(bench):
     with bench(brightness=200) as device:
         result = exposure(device)
-    assert "10 us and 0 dB, the shortest exposure" in result.findings[0]
+    assert "where pixels are full: the frames are overexposed" in result.findings[0]
+    assert "10 us and 0 dB, the shortest exposure" in result.findings[1]
+    assert "lower the laser power" in result.findings[1]
     with bench(brightness=1e-4) as device:
         result = exposure(device)
     assert "the longest exposure" in result.findings[0]
@@ -104,7 +109,120 @@ def test_the_search_comes_down_from_far_too_bright(bench):
     with bench() as device:
         found, n_frames = choose_exposure(device, config, pack(random_halves(4, 64)))
     assert found.exposure_us == pytest.approx(540, rel=0.05)
-    assert n_frames <= 5 * 4
+    assert n_frames <= 5 * 8
+
+
+FIXED = {
+    "exposure_us": Limits(minimum=400.0, maximum=400.0, default=400.0, unit="us"),
+    "gain_db": Limits(minimum=0.0, maximum=0.0, default=0.0, unit="dB"),
+}
+
+
+def test_the_search_measures_darkness(bench):
+    # The device states a black level of 0.
+    config = opu.SessionConfig(n_features=64, n_outputs=4096)
+    for gain_db in (0.0, 6.0):
+        with bench(camera={"black_level_dn": 60.0}) as device:
+            device._description = msgspec.structs.replace(device.describe(), black_level_dn=0.0)
+            asked = msgspec.structs.replace(config, gain_db=gain_db)
+            found, _ = choose_exposure(device, asked, pack(random_halves(4, 64)))
+        assert found.exposure_us == pytest.approx(540 * 195 / 255 / 10 ** (gain_db / 20), rel=0.05)
+
+
+@pytest.mark.parametrize("routine", [exposure, ones_range, photon_transfer, linearity])
+def test_a_wrong_black_level_is_no_fault_of_the_light(bench, routine):
+    with bench(camera={"black_level_dn": 60.0}) as device:
+        device._description = msgspec.structs.replace(device.describe(), black_level_dn=0.0)
+        result = routine(device, n_outputs=4096)
+    assert result.findings == ()
+    assert result.passed, result
+
+
+def test_a_device_whose_light_stays_on_is_exposed_by_the_stated_black_level(bench):
+    with bench(camera={"black_level_dn": 16.0}) as device:
+        device._description = msgspec.structs.replace(device.describe(), light=("on",))
+        result = exposure(device)
+    assert result.quantities["rounds"].value <= 3
+    assert result.value == pytest.approx(540 * 239 / 255, rel=0.03)
+    assert result.passed, result
+
+
+def test_advice_follows_the_sign_of_the_deviation(bench):
+    with bench(**FIXED) as device:
+        [finding] = exposure(device).findings
+    assert "the longest exposure, the mean is 8.2 % of full scale, where 11 % were wanted: raise the laser" in finding
+    with bench(brightness=2.0, **FIXED) as device:
+        [finding] = exposure(device).findings
+    assert "the shortest exposure, the mean is 16 % of full scale, where 11 % were wanted: lower the laser" in finding
+
+
+@pytest.mark.parametrize("routine", [exposure, ones_range, photon_transfer, linearity])
+@pytest.mark.parametrize("brightness", [10.0, 1e4])
+def test_overexposed_frames_are_a_finding(bench, routine, brightness):
+    with bench(brightness=brightness, **FIXED) as device:
+        result = routine(device, n_outputs=4096)
+    assert not result.passed
+    assert "overexposed" in result.findings[0] or "at full scale in every frame" in result.findings[0]
+    if routine is not photon_transfer:
+        assert math.isnan(result.value)
+
+
+@pytest.mark.parametrize("routine", [exposure, ones_range, photon_transfer, linearity])
+def test_a_full_well_below_full_scale_is_a_finding(bench, routine):
+    with bench(camera={"full_well_e": 3000.0}) as device:
+        result = routine(device, n_outputs=4096)
+    [finding] = result.findings
+    assert finding.startswith("Pixels are full at 77 DN and do not reach full scale, 255 DN")
+    assert not result.passed
+
+
+def test_the_search_sees_through_full_wells(bench):
+    config = opu.SessionConfig(n_features=64, n_outputs=4096, exposure_us=5000.0)
+    with bench(camera={"full_well_e": 3000.0}) as device:
+        found, _ = choose_exposure(device, config, pack(random_halves(4, 64)))
+    assert found.exposure_us == pytest.approx(540, rel=0.1)
+
+
+@pytest.mark.parametrize("contrast", [0.05, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("mean_dn", [0.3, 2.0, 28.0])
+def test_light_that_is_not_cut_off_has_no_full_well(contrast, mean_dn):
+    rng = np.random.default_rng(0)
+    shape = 1 / contrast**2
+    for n_frames, n_outputs in ((4, 64), (8, 1024), (4, 16384)):
+        light = rng.gamma(shape, mean_dn / shape, (n_frames, n_outputs // 16)).repeat(16, axis=1)
+        counts = (light + rng.normal(0, 0.2, light.shape)).round().clip(0, 255)
+        assert Saturation.of(counts, 0.0, 255).count_dn == 255
+
+
+BAD = {
+    "dim": {"brightness": 1e-4},
+    "dimmer": {"brightness": 1e-6},
+    "bright": {"brightness": 200.0},
+    "gain needed": {"brightness": 1 / 300},
+    "noisy": {"camera": {"read_noise_e": 400.0}},
+    "cut off": {"camera": {"black_level_dn": 0.0, "read_noise_e": 100.0}},
+    "full well": {"camera": {"full_well_e": 3000.0}},
+    "smaller full well": {"camera": {"full_well_e": 500.0}},
+    "dark current": {"camera": {"dark_current_e_per_s": 5e6}},
+    "bent": {"camera": {"quadratic_nonlinearity": 0.1}},
+    "black level": {"camera": {"black_level_dn": 230.0}},
+}
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2, 1024])
+@pytest.mark.parametrize("name", BAD)
+def test_what_does_not_pass_is_explained(bench, name, n_outputs):
+    for routine in (dark_frames, exposure, ones_range, photon_transfer, linearity):
+        with bench(**BAD[name]) as device:
+            result = routine(device, n_outputs=n_outputs)
+        assert result.passed or result.findings, result
+
+
+def test_too_few_features_are_explained(bench):
+    with bench(camera={"read_noise_e": 300.0}) as device:
+        result = ones_range(device, n_features=8)
+    assert not result.passed
+    assert result.findings
 
 
 def test_the_search_keeps_a_gain_that_was_asked_for(bench):

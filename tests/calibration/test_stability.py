@@ -208,14 +208,14 @@ def test_the_end_of_a_warm_up_is_found():
 
 
 def test_a_medium_that_jumps_midway_is_named_with_the_time():
-    with bench(drift=DriftModel(jump_times_s=(31.0,))) as device:
+    with bench(drift=DriftModel(jump_times_s=(30.0,))) as device:
         result = stability(device)
     [finding] = result.findings
     first_s = result.data["device_time_s"][0]
     since_s = result.data["time_s"]
-    after = int(np.searchsorted(result.data["device_time_s"], 31.0))
+    after = int(np.searchsorted(result.data["device_time_s"], 30.0))
     assert f"between {since_s[after - 1]:.4g} and {since_s[after]:.4g} s" in finding
-    assert since_s[after - 1] + first_s < 31 < since_s[after] + first_s
+    assert since_s[after - 1] + first_s < 30 < since_s[after] + first_s
     assert result.quantities["jumps"].value == 1
     # What lies between jumps keeps still, and is said to.
     assert result.value > 10_000
