@@ -657,6 +657,11 @@ def _drift_findings(found: DriftEstimate, times_s: NDArray[np.float64]) -> Itera
             f"{found.time_s / 2:.3g} s: a calibration of more than {0.02 * found.time_s:.2g} s is out of date when it "
             "is done."
         )
+    elif found.time_s < _SHORTEST_TIME_S:
+        yield (
+            f"No decay was seen, but a correlation time of {found.time_s:.3g} s cannot be excluded: the noise is too "
+            "large, or the time too short. Use more light, or probe over a longer duration."
+        )
 
 
 def _power_finding(drift: float, duration_s: float) -> str:
