@@ -275,15 +275,24 @@ def warm_up_end(seed):
     return estimate(result.quantities["warm_up_end"], warm_up_end_s(model, result.data["device_time_s"][0]))
 
 
-def power_residual(seed):
-    result = run(laser_power, UNSTEADY, seed)
-    return estimate(result, true_residual(true_powers(UNSTEADY, seed, result), result))
+def with_fewer_mirrors(model):
+    """Return a bench that is as bright with fewer mirrors: it is simulated in less time."""
+    per_mirror = model.laser.electrons_per_mirror_us * model.n_mirrors / SMALL_DMD.n_mirrors
+    return replace(model, dmd=SMALL_DMD, laser=replace(model.laser, electrons_per_mirror_us=per_mirror))
 
 
-def power_drift(seed):
-    result = run(laser_power, UNSTEADY, seed)
-    means = true_powers(UNSTEADY, seed, result)[:-1].reshape(-1, 50).mean(axis=1)
-    return estimate(result.quantities["power_drift"], float(np.ptp(means)))
+def expected_residual(laser, seed, frame_s, noise, interval=50):
+    """Return what a straight line between reference frames leaves of the power of this laser, root mean square.
+
+    Of its drift over 200 intervals that are none of the routine's, and of the noise of the references.
+    """
+    times_s = 100 + frame_s * np.arange(200 * interval + 1)
+    powers = power_factors(replace(laser, rin=0.0), seed, 0, 0, times_s).astype(np.float64)
+    number = np.arange(len(powers))
+    left = powers / np.interp(number, number[::interval], powers[::interval]) - 1
+    share = np.arange(1, interval) / interval
+    references = noise**2 * ((1 - share) ** 2 + share**2).mean()
+    return math.sqrt((left[number % interval > 0] ** 2).mean() + references)
 
 
 def noise_of(model, electrons):
@@ -293,15 +302,32 @@ def noise_of(model, electrons):
     return dn * electrons, dn**2 * (camera.read_noise_e**2 + electrons) + 1 / 12
 
 
-def power_noise(seed):
-    model = replace(AURORA, laser=replace(AURORA.laser, rin=0.002))
+def measured_power(model, seed):
+    """Return a `laser_power`, and the noise of its sums from frame to frame: of photons, camera and laser."""
     with SimulatedBench(model, seed=seed) as device:
         result = laser_power(device)
         half = np.zeros((1, 64), np.bool_)
         half[0, :32] = True
         electrons = device.capability(GroundTruth).photoelectrons(result.provenance[-1].config, half).astype(float)
     mean, variance = noise_of(model, electrons)
-    return estimate(result.quantities["power_noise"], math.hypot(0.002, math.sqrt(variance.sum()) / mean.sum()))
+    return result, math.hypot(model.laser.rin, math.sqrt(variance.sum()) / mean.sum())
+
+
+def power_residual(seed):
+    model = with_fewer_mirrors(UNSTEADY)
+    result, noise = measured_power(model, seed)
+    return estimate(result, expected_residual(model.laser, seed, result.provenance[-1].frame_us * 1e-6, noise))
+
+
+def power_drift(seed):
+    result = run(laser_power, UNSTEADY, seed)
+    means = true_powers(UNSTEADY, seed, result)[:-1].reshape(-1, 50).mean(axis=1)
+    return estimate(result.quantities["power_drift"], float(np.ptp(means)))
+
+
+def power_noise(seed):
+    result, noise = measured_power(replace(AURORA, laser=replace(AURORA.laser, rin=0.002)), seed)
+    return estimate(result.quantities["power_noise"], noise)
 
 
 def repeated(seed):

@@ -933,7 +933,7 @@ def _speckle_findings(found: _Statistics) -> list[str]:
             f"single one has {found.pixel_contrast:.2f}. A second polarisation, several modes of the laser, few lit "
             f"mirrors, or a medium that moves during an exposure{blurred}."
         )
-    if not findings and found.modes < _LIMIT_MODES[0]:
+    if not findings and (found.modes < _LIMIT_MODES[0] or contrast > _LIMIT_CONTRAST[1]):
         findings.append(
             f"The contrast is {contrast:.2f}, more than the {found.pixel_contrast:.2f} of fully developed speckle: "
             "light that varies over the region, or pixels with an offset of their own."

@@ -657,6 +657,11 @@ def _drift_findings(found: DriftEstimate, times_s: NDArray[np.float64]) -> Itera
             f"{found.time_s / 2:.3g} s: a calibration of more than {0.02 * found.time_s:.2g} s is out of date when it "
             "is done."
         )
+    elif found.time_s < _SHORTEST_TIME_S:
+        yield (
+            f"No decay was seen, but a correlation time of {found.time_s:.3g} s cannot be excluded: the noise is too "
+            "large, or the time too short. Use more light, or probe over a longer duration."
+        )
 
 
 def _power_finding(drift: float, duration_s: float) -> str:
@@ -725,13 +730,21 @@ def estimate_power(powers: NDArray[np.float64], interval: int) -> PowerEstimate:
     means = blocks.mean(axis=1) / mean
     return PowerEstimate(
         residual=residual,
-        residual_error=math.sqrt(residual**2 + standard_error(squares)) - residual,
+        residual_error=math.sqrt(residual**2 + _error_of_mean(squares)) - residual,
         drift=float(np.ptp(means)),
         drift_error=math.sqrt(2 / interval) * noise,
         noise=noise,
         noise_error=standard_error(noise_squares) / (2 * max(noise, 1e-12)),
         corrected=corrected,
     )
+
+
+def _error_of_mean(squares: NDArray[np.float64]) -> float:
+    """Return the standard error of a mean over intervals, of which neighbours share a reference."""
+    deviation = squares - squares.mean()
+    alone = float((deviation**2).mean())
+    shared = float((deviation[1:] * deviation[:-1]).mean())
+    return standard_error(squares) * math.sqrt(1 + 2 * max(shared / alone, 0.0) if alone > 0 else 1.0)
 
 
 def laser_power(
@@ -759,8 +772,9 @@ def laser_power(
     -------
     CalibrationResult
         The rest after the correction, relative root mean square without the noise of the corrected frame; passes up to
-        0.002. `quantities`: `power_drift` (peak to peak of means over 50 frames), `power_noise` (root mean square from
-        frame to frame, camera included). `data`: `time_s`, `power` relative to its mean, and `corrected`.
+        0.002 and three standard errors. `quantities`: `power_drift` (peak to peak of means over 50 frames),
+        `power_noise` (root mean square from frame to frame, camera included). `data`: `time_s`, `power` relative to its
+        mean, and `corrected`.
 
     Examples
     --------
@@ -803,7 +817,7 @@ def laser_power(
         found.residual,
         "1",
         found.residual_error,
-        limit=(None, _LARGEST_RESIDUAL),
+        limit=(None, _residual_limit(found)),
         quantities={
             "power_drift": quantity(
                 found.drift, found.drift_error, "1", "drift of the power, peak to peak", (None, _LARGEST_DRIFT)
@@ -824,6 +838,11 @@ def _mean_light(lit: NDArray[Any], dark: NDArray[Any], working: NDArray[np.bool_
     return light
 
 
+def _residual_limit(found: PowerEstimate) -> float:
+    """Return what may be left: more where few intervals tell it badly."""
+    return _LARGEST_RESIDUAL + (0.0 if math.isnan(found.residual_error) else 3 * found.residual_error)
+
+
 def _unknown_power(n_frames: int) -> PowerEstimate:
     nan = math.nan
     return PowerEstimate(nan, nan, nan, nan, nan, nan, np.full(n_frames, nan))
@@ -832,7 +851,7 @@ def _unknown_power(n_frames: int) -> PowerEstimate:
 def _laser_findings(found: PowerEstimate, duration_s: float, interval: int) -> Iterator[str]:
     if found.drift > _LARGEST_DRIFT:
         yield _power_finding(found.drift, duration_s)
-    if found.residual > _LARGEST_RESIDUAL:
+    if found.residual > _residual_limit(found):
         yield (
             f"The power changes faster than reference frames can follow: {found.residual:.2%} remain after a "
             f"correction by one in {interval}."

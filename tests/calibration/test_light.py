@@ -186,3 +186,22 @@ def test_stuck_pixels_are_known_without_dark_frames():
     assert not seen.working[7]
     assert seen.working.sum() == 499
     assert "stuck" in seen.findings[0]
+
+
+def test_the_uncertainty_of_the_laser_power_is_what_noise_keys_differ_by():
+    laser = dataclasses.replace(AURORA.laser, rin=0.002)
+    results = []
+    for noise_key in range(10):
+        with bench(laser=laser, camera=camera(rows=32, columns=32)) as device:
+            results.append(laser_power(device, noise_key=noise_key, n_references=16))
+    spread = np.std([result.value for result in results], ddof=1)
+    stated = np.median([result.uncertainty for result in results])
+    assert 0.5 < stated / spread < 2
+
+
+def test_the_light_of_a_dead_laser_has_an_even_part_without_pixels():
+    laser = dataclasses.replace(AURORA.laser, electrons_per_mirror_us=1e-12)
+    with bench(laser=laser) as device:
+        result = grain(device)
+    assert result.data["even_region"][2:].tolist() == [0, 0]
+    assert math.isnan(result.quantities["stride"].value)

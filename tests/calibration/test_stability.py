@@ -304,3 +304,10 @@ def test_sizes_that_make_no_sense_are_refused():
             stability(device, n_probes=3)
         with pytest.raises(ConfigError, match="2 references"):
             laser_power(device, n_references=2)
+
+
+def test_a_bound_that_is_too_short_is_named():
+    with bench() as device:
+        result = stability(device, duration_s=0.2, n_probes=8, n_patterns=4, side_px=8)
+    assert result.passed or result.findings
+    assert result.passed == (result.value >= 150)
