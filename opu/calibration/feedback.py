@@ -10,19 +10,22 @@ import numpy as np
 from opu.calibration.linear import fit_and_project, no_projection, projection_size
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
+from opu.calibration.saturation import saturation_finding
 from opu.device import check_whole
 from opu.errors import ConfigError, MediumChangedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from opu.calibration.linear import Projected
     from opu.calibration.result import CalibrationResult
-    from opu.device import Device
+    from opu.device import Device, DeviceDescription
 
 __all__ = ["cosines", "feedback", "regress_matrix"]
 
 _LIMIT = 0.99
 _ODD_COSINE = 0.5
+_LARGEST_SATURATED_SHARE = 0.02
 _EXPECTED_ONES = 2.0
 _SUMMARY = "cosine of optical and digital feedback of ternary errors"
 
@@ -154,7 +157,7 @@ def feedback(
         error_of_value,
         limit=(_LIMIT, None),
         quantities=quantities,
-        findings=_findings(value, quantities),
+        findings=_saturation(projected, recorder.description) or _findings(value, quantities),
         data={
             "ternary_cosines": found["ternary"],
             "binary_cosines": found["binary"],
@@ -178,6 +181,13 @@ def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
 def _cosine(values: NDArray[np.float64], summary: str, at_least: float | None) -> Quantity:
     mean, error = _mean_and_error(values)
     return Quantity(value=mean, unit="1", uncertainty=error, limit=(at_least, None), summary=summary)
+
+
+def _saturation(projected: Projected, description: DeviceDescription) -> list[str]:
+    """Word that the frames of ternary errors are cut off."""
+    black_dn = description.black_level_dn
+    light_dn = projected.frames[2].astype(np.float64) - black_dn
+    return saturation_finding(light_dn, description.full_scale_dn - black_dn, largest_share=_LARGEST_SATURATED_SHARE)
 
 
 def _findings(value: float, quantities: dict[str, Quantity]) -> list[str]:
