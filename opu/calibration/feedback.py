@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from opu.calibration.result import CalibrationResult
     from opu.device import Device, DeviceDescription
 
-__all__ = ["cosines", "feedback", "regress_matrix"]
+__all__ = ["cosines", "feedback", "random_errors", "regress_matrix"]
 
 _LIMIT = 0.99
 _ODD_COSINE = 0.5
@@ -62,6 +62,26 @@ def cosines(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.fl
     found: NDArray[np.float64] = np.full(len(lengths), np.nan)
     np.divide((one * two).sum(axis=1), lengths, out=found, where=lengths > 0)
     return found
+
+
+def random_errors(generator: np.random.Generator, n_errors: int, n_classes: int) -> NDArray[np.int8]:
+    """Return random ternary errors with one or two positive and as many negative values.
+
+    Parameters
+    ----------
+    generator : numpy.random.Generator
+        Draws them.
+    n_errors, n_classes : int
+        How many, and their size.
+
+    Returns
+    -------
+    ndarray of int8, shape (n_errors, n_classes)
+        Values of -1, 0 and 1.
+    """
+    rank = generator.random((n_errors, n_classes)).argsort(axis=1).argsort(axis=1)
+    size = generator.integers(1, 3, (n_errors, 1))
+    return (rank < size).astype(np.int8) - (rank >= n_classes - size).astype(np.int8)
 
 
 def feedback(
@@ -119,9 +139,9 @@ def feedback(
     n_classes, n_outputs = projection_size(recorder.description, method, n_classes, n_outputs)
     n_classes, n_errors = check_whole("n_classes", n_classes, 4, 2**20), check_whole("n_errors", n_errors, 8, 2**20)
     generator = np.random.default_rng(0)
-    training = _errors(generator, check_whole("n_training", n_training, 2, 2**20) * n_classes, n_classes) > 0
-    binary = _errors(generator, n_errors, n_classes) > 0
-    ternary = _errors(generator, n_errors, n_classes)
+    training = random_errors(generator, check_whole("n_training", n_training, 2, 2**20) * n_classes, n_classes) > 0
+    binary = random_errors(generator, n_errors, n_classes) > 0
+    ternary = random_errors(generator, n_errors, n_classes)
     batches = [training, binary, ternary, ternary]
     wish = {"noise_key": noise_key, "method": method, "expected_ones": _EXPECTED_ONES}
     try:
@@ -165,13 +185,6 @@ def feedback(
             "digital": ternary[0] @ matrix,
         },
     )
-
-
-def _errors(generator: np.random.Generator, n_errors: int, n_classes: int) -> NDArray[np.int8]:
-    """Return random ternary errors with one or two positive and as many negative values."""
-    rank = generator.random((n_errors, n_classes)).argsort(axis=1).argsort(axis=1)
-    size = generator.integers(1, 3, (n_errors, 1))
-    return (rank < size).astype(np.int8) - (rank >= n_classes - size).astype(np.int8)
 
 
 def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
