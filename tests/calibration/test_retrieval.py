@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -378,10 +379,15 @@ def test_a_medium_that_jumps_is_found():
     assert any("medium changed" in finding for finding in result.findings)
 
 
-def test_a_reference_that_is_not_there_is_refused():
+def test_what_a_device_does_not_have_is_refused(monkeypatch):
     with bench() as device:
         with pytest.raises(UnsupportedError, match="three_step"):
             measure_transmission_matrix(device, method="three_step")
+        description = msgspec.structs.replace(device.describe(), light=("on",))
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "describe", lambda: description)
+            with pytest.raises(UnsupportedError, match="stays on"):
+                measure_transmission_matrix(device)
         with pytest.raises(ConfigError, match="method"):
             measure_transmission_matrix(device, method="guess")
         with pytest.raises(ConfigError, match="oversampling"):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -276,6 +277,15 @@ def test_a_device_of_forty_mirrors_is_measured_with_what_it_has(routine):
     dmd, laser = replace(AURORA.dmd, rows=5, columns=8), replace(AURORA.laser, electrons_per_mirror_us=light)
     with bench(dmd=dmd, laser=laser) as device:
         assert routine(device).passed
+
+
+def test_light_that_stays_on_leaves_the_ghost(monkeypatch):
+    with bench() as device:
+        description = msgspec.structs.replace(device.describe(), light=("on",))
+        monkeypatch.setattr(device, "describe", lambda: description)
+        result = trigger_window(device)
+    assert result.passed
+    assert set(result.quantities) == {"ghost_before", "ghost_after"}
 
 
 def test_a_ghost_above_the_limit_has_a_finding_even_if_noise_may_be_it():

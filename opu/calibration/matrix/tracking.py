@@ -62,6 +62,7 @@ _LARGEST_SURPRISE = 3.0
 _BATCHES = 16
 _FEATURES, _OUTPUTS = 64, 100
 _LARGEST_LOSS = 0.002
+_LEAST_CORRELATION = 0.5
 _LARGEST_SATURATED_SHARE = 0.02
 _NOISE = 2**61
 _PROBE_SEED = 0x50524F42
@@ -294,6 +295,12 @@ def _faults(followed: HeldOut, stood: HeldOut, saturation: list[str]) -> list[st
     gain = followed.pearson - stood.pearson
     if math.isnan(gain):
         return ["The frames do not follow the pattern: there is no light, or no row to be believed."]
+    if followed.pearson < _LEAST_CORRELATION:
+        return [
+            f"Predictions correlate by only {followed.pearson:.3f} with the frames, and by {stood.pearson:.3f} with "
+            "the matrix as it was measured: the medium moves too fast, the matrix is wrong, or the frames are not those of "
+            "their patterns (measure `latency`)."
+        ]
     if gain < -_LARGEST_LOSS:
         return [
             f"Following the matrix makes it worse: predictions correlate by {followed.pearson:.4f}, and by "
