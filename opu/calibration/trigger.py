@@ -152,7 +152,7 @@ def _strange(faults: FrameFaults, late: int) -> NDArray[np.int64]:
 
 def _not_in_order(identified: Identified, full_share: float) -> str:
     late = identified.likely_late_frames
-    if late is None and full_share > _MOSTLY_FULL:
+    if full_share > _MOSTLY_FULL:
         return (
             f"{full_share:.1%} of the values are at full scale: the camera is overexposed, and all patterns look alike."
         )

@@ -298,8 +298,8 @@ def _faults(followed: HeldOut, stood: HeldOut, saturation: list[str]) -> list[st
     if followed.pearson < _LEAST_CORRELATION:
         return [
             f"Predictions correlate by only {followed.pearson:.3f} with the frames, and by {stood.pearson:.3f} with "
-            "the matrix as it was measured: the medium moves too fast, the matrix is wrong, or the frames are not those of "
-            "their patterns (measure `latency`)."
+            "the matrix as it was measured: the medium moves too fast, the matrix is wrong, or the frames are not "
+            "those of their patterns (measure `latency`)."
         ]
     if gain < -_LARGEST_LOSS:
         return [
