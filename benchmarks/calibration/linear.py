@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from benchmarks.calibration.cases import Check, Estimate
-from opu.calibration.feedback import feedback
+from opu.calibration.feedback import cosines, feedback, random_errors
 from opu.calibration.linear import fit_and_project, judge_linearity, linear_mode
 from opu.calibration.recorder import Recorder, random_halves
 from opu.device import GroundTruth
@@ -19,6 +19,7 @@ from opu.sim.models import preset
 __all__ = ["CASES", "ESTIMATES"]
 
 N_FEATURES, N_OUTPUTS, N_PATTERNS = 64, 512, 64
+N_CLASSES, EXPECTED_ONES = 10, 2.0
 AURORA = preset("aurora")
 
 
@@ -69,16 +70,31 @@ def c13(seed):
 
 
 def c21(seed):
-    """Compare optical feedback with a matrix that the device has measured itself."""
+    """Compare optical feedback with that of the true matrix, and of one that the device has measured itself."""
     with SimulatedBench(AURORA, seed=seed) as device:
         result = feedback(device, noise_key=seed)
+    ternary = random_errors(np.random.default_rng(seed), N_PATTERNS, N_CLASSES)
+    batches = [ternary > 0, ternary]
+    with SimulatedBench(AURORA, seed=seed) as device:
+        recorder = Recorder(device, noise_key=seed)
+        projected = fit_and_project(recorder, batches, N_OUTPUTS, noise_key=seed, expected_ones=EXPECTED_ONES)
+        true_binary, true_ternary = (
+            cosines(output, true_projection(device, projected.linear_map, errors)).mean()
+            for output, errors in zip(projected.outputs, batches, strict=True)
+        )
     binary = result.quantities["binary_cosine"]
     return {
+        "true_ternary": Check(
+            float(true_ternary), (0.99, None), "cosine with the true feedback, ternary errors in 4 frames"
+        ),
+        "true_binary": Check(
+            float(true_binary), (0.99, None), "cosine with the true feedback, binary errors in 2 frames"
+        ),
         "ternary": Check(
-            result.value, (0.99, None), "cosine, ternary errors in 4 frames", uncertainty=result.uncertainty
+            result.value, (0.99, None), "cosine that the routine states, ternary errors", uncertainty=result.uncertainty
         ),
         "binary": Check(
-            binary.value, (0.99, None), "cosine, binary errors in 2 frames", uncertainty=binary.uncertainty
+            binary.value, (0.99, None), "cosine that the routine states, binary errors", uncertainty=binary.uncertainty
         ),
     }
 

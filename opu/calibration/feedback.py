@@ -10,19 +10,22 @@ import numpy as np
 from opu.calibration.linear import fit_and_project, no_projection, projection_size
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
+from opu.calibration.saturation import saturation_finding
 from opu.device import check_whole
 from opu.errors import ConfigError, MediumChangedError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from opu.calibration.linear import Projected
     from opu.calibration.result import CalibrationResult
-    from opu.device import Device
+    from opu.device import Device, DeviceDescription
 
-__all__ = ["cosines", "feedback", "regress_matrix"]
+__all__ = ["cosines", "feedback", "random_errors", "regress_matrix"]
 
 _LIMIT = 0.99
 _ODD_COSINE = 0.5
+_LARGEST_SATURATED_SHARE = 0.02
 _EXPECTED_ONES = 2.0
 _SUMMARY = "cosine of optical and digital feedback of ternary errors"
 
@@ -59,6 +62,26 @@ def cosines(one: NDArray[np.float64], two: NDArray[np.float64]) -> NDArray[np.fl
     found: NDArray[np.float64] = np.full(len(lengths), np.nan)
     np.divide((one * two).sum(axis=1), lengths, out=found, where=lengths > 0)
     return found
+
+
+def random_errors(generator: np.random.Generator, n_errors: int, n_classes: int) -> NDArray[np.int8]:
+    """Return random ternary errors with one or two positive and as many negative values.
+
+    Parameters
+    ----------
+    generator : numpy.random.Generator
+        Draws them.
+    n_errors, n_classes : int
+        How many, and their size.
+
+    Returns
+    -------
+    ndarray of int8, shape (n_errors, n_classes)
+        Values of -1, 0 and 1.
+    """
+    rank = generator.random((n_errors, n_classes)).argsort(axis=1).argsort(axis=1)
+    size = generator.integers(1, 3, (n_errors, 1))
+    return (rank < size).astype(np.int8) - (rank >= n_classes - size).astype(np.int8)
 
 
 def feedback(
@@ -116,9 +139,9 @@ def feedback(
     n_classes, n_outputs = projection_size(recorder.description, method, n_classes, n_outputs)
     n_classes, n_errors = check_whole("n_classes", n_classes, 4, 2**20), check_whole("n_errors", n_errors, 8, 2**20)
     generator = np.random.default_rng(0)
-    training = _errors(generator, check_whole("n_training", n_training, 2, 2**20) * n_classes, n_classes) > 0
-    binary = _errors(generator, n_errors, n_classes) > 0
-    ternary = _errors(generator, n_errors, n_classes)
+    training = random_errors(generator, check_whole("n_training", n_training, 2, 2**20) * n_classes, n_classes) > 0
+    binary = random_errors(generator, n_errors, n_classes) > 0
+    ternary = random_errors(generator, n_errors, n_classes)
     batches = [training, binary, ternary, ternary]
     wish = {"noise_key": noise_key, "method": method, "expected_ones": _EXPECTED_ONES}
     try:
@@ -154,7 +177,7 @@ def feedback(
         error_of_value,
         limit=(_LIMIT, None),
         quantities=quantities,
-        findings=_findings(value, quantities),
+        findings=_saturation(projected, recorder.description) or _findings(value, quantities),
         data={
             "ternary_cosines": found["ternary"],
             "binary_cosines": found["binary"],
@@ -164,13 +187,6 @@ def feedback(
     )
 
 
-def _errors(generator: np.random.Generator, n_errors: int, n_classes: int) -> NDArray[np.int8]:
-    """Return random ternary errors with one or two positive and as many negative values."""
-    rank = generator.random((n_errors, n_classes)).argsort(axis=1).argsort(axis=1)
-    size = generator.integers(1, 3, (n_errors, 1))
-    return (rank < size).astype(np.int8) - (rank >= n_classes - size).astype(np.int8)
-
-
 def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
     return float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
 
@@ -178,6 +194,13 @@ def _mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
 def _cosine(values: NDArray[np.float64], summary: str, at_least: float | None) -> Quantity:
     mean, error = _mean_and_error(values)
     return Quantity(value=mean, unit="1", uncertainty=error, limit=(at_least, None), summary=summary)
+
+
+def _saturation(projected: Projected, description: DeviceDescription) -> list[str]:
+    """Word that the frames of ternary errors are cut off."""
+    black_dn = description.black_level_dn
+    light_dn = projected.frames[2].astype(np.float64) - black_dn
+    return saturation_finding(light_dn, description.full_scale_dn - black_dn, largest_share=_LARGEST_SATURATED_SHARE)
 
 
 def _findings(value: float, quantities: dict[str, Quantity]) -> list[str]:

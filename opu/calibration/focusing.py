@@ -37,6 +37,7 @@ from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.matrix.validation import HeldOut, compare_intensities, faults_of_matrix
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import Quantity
+from opu.calibration.saturation import saturation_finding
 from opu.device import Region
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ _FOCUS_FRACTION = 1 / 3
 _NOISE = 2**60
 _PATTERN_SEED = 0x464F4355
 _LEAST_FIDELITY = 0.5
+_LARGEST_SATURATED_SHARE = 0.02
 
 
 def expected_enhancement(n_features: float) -> float:
@@ -241,6 +243,7 @@ class _Bench:
         self._matrix = matrix
         self._config = msgspec.structs.replace(matrix.config, noise_key=noise_key ^ _NOISE)
         self._medium = ("", 0)
+        self._saturation: list[str] = []
 
     def compare(self, patterns: NDArray[np.bool_]) -> tuple[HeldOut, float, float]:
         """Compare predictions with frames; also return the mean counts above the dark level, measured and predicted."""
@@ -252,7 +255,10 @@ class _Bench:
         found = compare_intensities(predicted, frames)
         if math.isnan(found.disattenuated):
             return found, math.nan, math.nan
-        above_dn = float(frames.mean() - self._dark_dn(self._config)[matrix.kept].mean())
+        dark_dn = self._dark_dn(self._config)[matrix.kept]
+        range_dn = self._recorder.description.full_scale_dn - float(np.median(dark_dn))
+        self._saturation = saturation_finding(frames[0] - dark_dn, range_dn, largest_share=_LARGEST_SATURATED_SHARE)
+        above_dn = float(frames.mean() - dark_dn.mean())
         return found, above_dn, float(predicted.mean(dtype=np.float64))
 
     def focus(self, patterns: NDArray[np.bool_], targets: NDArray[np.intp], random_dn: float, reach: float) -> _Foci:
@@ -279,7 +285,9 @@ class _Bench:
     def faults(self, found: HeldOut) -> list[str]:
         """Return what is wrong in words."""
         faults = faults_of_matrix(self._matrix, *self._medium)
-        if math.isnan(found.disattenuated):
+        if self._saturation:
+            faults += self._saturation
+        elif math.isnan(found.disattenuated):
             faults.append("The frames do not follow the pattern: there is no light, or no row to be believed.")
         elif found.disattenuated < _LEAST_FIDELITY:
             faults.append(

@@ -43,6 +43,7 @@ _SINGLE_LIMIT = 0.2
 _PEARSON_LIMIT = 0.99
 _POWER_LIMIT = 0.01
 _SATURATED_LIMIT = 0.002
+_OVEREXPOSED = 0.3
 _DIM_ANCHOR = 0.5
 _HIGH_BLACK_LEVEL = 0.2
 _ODD_CORRELATION = 0.5
@@ -442,6 +443,11 @@ def _findings(
     if math.isnan(linearity.bias):
         return ["The projections of different patterns do not differ from noise: there is no light, or no order."]
     values = {name: quantity.value for name, quantity in quantities.items()}
+    if values["saturated_share"] > _OVEREXPOSED:
+        return [
+            f"{values['saturated_share']:.1%} of the pixel values are at full scale: the camera is overexposed, and "
+            "nothing can be projected. Use less light, or a shorter exposure."
+        ]
     if len(odd):
         places = ", ".join(str(int(place)) for place in odd[:4])
         return [

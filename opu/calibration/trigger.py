@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from opu.calibration.faults import stuck_pixels
 from opu.calibration.frame_order import PRBS_LENGTH, find_frame_faults, frame_sequence, identify_frames
 from opu.calibration.frames import available_size
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
+from opu.calibration.saturation import saturation_finding
 from opu.device import DeviceControl, SettingsChange
 from opu.errors import RefusedError, UnsupportedError
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from opu.calibration.frame_order import FrameFaults, Identified
     from opu.calibration.result import CalibrationResult
-    from opu.device import Device, SessionConfig
+    from opu.device import Device, DeviceDescription, SessionConfig
 
 __all__ = ["Ghost", "Plateau", "find_ghost", "find_plateau", "latency", "trigger_window"]
 
@@ -36,6 +38,8 @@ _SWEEP_CYCLES = 4
 _EXPOSURE_SHARES = np.array([0.5, 0.75, 1.0])
 _ROUNDING_DN = 0.005
 _ROUNDING_SHARE = 0.01
+_LARGEST_SATURATED_SHARE = 0.02
+_MOSTLY_STUCK = _MOSTLY_FULL = 0.5
 _CURVATURE = 0.001
 """By how much the mean of a frame, a ghost as a share of itself, and the light of a slope may be off: counts of dim
 pixels are rounded."""
@@ -91,7 +95,8 @@ def latency(
     quantities = {"correlation": _correlation_quantity(identified.correlation)}
     findings = []
     if late is None:
-        findings.append(_not_in_order(identified))
+        full_share = float((projection.frames >= recorder.description.full_scale_dn).mean())
+        findings.append(_not_in_order(identified, full_share))
     else:
         quantities |= {
             "dropped_share": _share(len(faults.dropped), places, "frames that were lost"),
@@ -145,8 +150,12 @@ def _strange(faults: FrameFaults, late: int) -> NDArray[np.int64]:
     return faults.unknown[faults.unknown < end]
 
 
-def _not_in_order(identified: Identified) -> str:
+def _not_in_order(identified: Identified, full_share: float) -> str:
     late = identified.likely_late_frames
+    if full_share > _MOSTLY_FULL:
+        return (
+            f"{full_share:.1%} of the values are at full scale: the camera is overexposed, and all patterns look alike."
+        )
     if late is None:
         return (
             "The frames do not follow the patterns at all: there is no light, the camera is dark, or the answers come "
@@ -421,16 +430,23 @@ def trigger_window(
     patterns[_BRIGHT_PLACE] = rank < 3 * n_features // 4
     projection = recorder.take(config, np.tile(patterns, (n_cycles, 1)))
     ghost = find_ghost(_cycle_means(projection.frames))
+    saturated = _saturation(projection.frames, recorder.description)
+    if saturated:
+        ghost = Ghost(ghost.cycle_dn, ghost.place, *[math.nan] * 7)
     quantities = {
         "ghost_before": _ghost_quantity(ghost.before, ghost.before_error, "light of the pattern before"),
         "ghost_after": _ghost_quantity(ghost.after, ghost.after_error, "light of the pattern after"),
     }
     data: dict[str, NDArray[Any]] = {"cycle_dn": ghost.cycle_dn}
     if math.isnan(ghost.light_dn):
-        findings = ["Bright patterns are no brighter than dim ones: there is no light, or the camera is dark."]
+        findings = saturated or [
+            "Bright patterns are no brighter than dim ones: there is no light, or the camera is dark."
+        ]
     else:
         cycle = _Cycle(recorder, projection.provenance.config, patterns, ghost, projection.provenance.frame_us)
-        quantities["lost_us"], exposures = _measure_lost(cycle, n_cycles)
+        exposures: dict[str, NDArray[Any]] = {}
+        if "off" in recorder.description.light:
+            quantities["lost_us"], exposures = _measure_lost(cycle, n_cycles)
         plateau, delays = _sweep_delay(cycle, n_delays) if sweep_delay else (None, {})
         data |= exposures | delays
         if plateau is not None:
@@ -463,6 +479,18 @@ class _Cycle:
     @property
     def exposure_us(self) -> float:
         return self.config.exposure_us or math.nan
+
+
+def _saturation(frames: NDArray[Any], description: DeviceDescription) -> list[str]:
+    """Word that the light of bright patterns is cut off, as far as pixels see it that are not stuck."""
+    speckles = frames.reshape(-1, _CYCLE, frames.shape[1]).mean(axis=0, dtype=np.float64)
+    stuck = stuck_pixels(frames, description.full_scale_dn)
+    seen = speckles if stuck.mean() > _MOSTLY_STUCK else speckles[:, ~stuck]
+    brightest = seen[seen.mean(axis=1).argmax()][np.newaxis]
+    black_dn = description.black_level_dn
+    return saturation_finding(
+        brightest - black_dn, description.full_scale_dn - black_dn, largest_share=_LARGEST_SATURATED_SHARE
+    )
 
 
 def _cycle_means(frames: NDArray[Any]) -> NDArray[np.float64]:
@@ -575,8 +603,8 @@ def _window_findings(ghost: Ghost, quantities: dict[str, Quantity], exposure_us:
                 f"{share:.2%} of the light of the pattern {where} it falls into a frame, and at most "
                 f"{_GHOST_LIMIT:.1%} should.{doubt if is_noise else ' ' + advice.format(remedy)}"
             )
-    lost = quantities["lost_us"]
-    if lost.value > _LOST_LIMIT * exposure_us + 3 * lost.uncertainty:
+    lost = quantities.get("lost_us")
+    if lost is not None and lost.value > _LOST_LIMIT * exposure_us + 3 * lost.uncertainty:
         findings.append(
             f"{lost.value:.0f} us of an exposure of {exposure_us:.0f} us see no light: the camera opens before the "
             f"mirrors are at rest. {advice.format('later')}"

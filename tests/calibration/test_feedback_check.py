@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from opu.calibration.feedback import cosines, feedback, regress_matrix
+from opu.device import Limits
 from opu.sim.device import SimulatedBench
 from opu.sim.drift import DriftModel
 from opu.sim.models import preset
@@ -39,7 +40,7 @@ def test_a_healthy_device_passes(small_preset, name):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"camera": replace(AURORA.camera, full_well_e=2500.0)}, "not linear"),
+        ({"camera": replace(AURORA.camera, full_well_e=2500.0)}, "wells of the pixels are full"),
         ({"camera": replace(AURORA.camera, read_noise_e=100.0)}, "too noisy"),
         ({"laser": replace(AURORA.laser, electrons_per_mirror_us=1e-12)}, "dark"),
         ({"drift": DriftModel(correlation_time_s=3.0)}, "the medium"),
@@ -69,6 +70,21 @@ def test_frames_that_go_wrong_are_named(faults, said):
         result = feedback(device)
     assert not result.passed
     assert said in result.findings[0]
+
+
+def test_a_camera_that_saturates_is_named_for_it():
+    fixed = Limits(minimum=400.0, maximum=400.0, default=400.0, unit="us")
+    laser = replace(AURORA.laser, electrons_per_mirror_us=1e4 * AURORA.laser.electrons_per_mirror_us)
+    with bench(laser=laser, exposure_us=fixed) as device:
+        [finding] = feedback(device, n_outputs=128).findings
+    assert "at full scale" in finding
+
+
+def test_more_outputs_than_pixels_are_those_that_there_are():
+    with bench(camera=replace(AURORA.camera, rows=16, columns=16)) as device:
+        result = feedback(device)
+    assert result.data["optical"].shape == (64,)
+    assert result.passed != bool(result.findings)
 
 
 def test_drift_of_the_power_spoils_binary_errors_more_than_ternary_ones():

@@ -8,6 +8,7 @@ import pytest
 
 import opu
 from opu.calibration.linear import Repeats, judge_linearity, linear_mode, odd_projections
+from opu.device import Limits
 from opu.errors import ConfigError, UnsupportedError
 from opu.remote.server import OpuServer
 from opu.sim.device import SimulatedBench
@@ -87,6 +88,7 @@ def test_the_reference_arm_does_better_than_the_anchor(small_preset):
     ("fields", "said"),
     [
         ({"camera": replace(AURORA.camera, full_well_e=2500.0)}, "is not additive: sums miss by"),
+        ({"camera": replace(AURORA.camera, black_level_dn=140.0)}, "black level of 140 DN leaves few"),
         ({"laser": replace(AURORA.laser, rin=0.03)}, "differs by 3.* from one frame to the next"),
         ({"laser": replace(AURORA.laser, warm_up_share=0.3, warm_up_s=2.0)}, "light has changed by -"),
         ({"laser": replace(AURORA.laser, electrons_per_mirror_us=1e-12)}, "are dark"),
@@ -117,6 +119,28 @@ def test_frames_that_go_wrong_are_named(faults, said):
         result = linear_mode(device)
     assert not result.passed
     assert said in result.findings[0]
+
+
+def test_an_overexposed_camera_is_named_for_it():
+    fixed = Limits(minimum=400.0, maximum=400.0, default=400.0, unit="us")
+    laser = replace(AURORA.laser, electrons_per_mirror_us=1e4 * AURORA.laser.electrons_per_mirror_us)
+    with bench(laser=laser, exposure_us=fixed) as device:
+        [finding] = linear_mode(device, n_repeats=16).findings
+    assert "overexposed" in finding
+
+
+@pytest.mark.parametrize("method", [None, "anchor"])
+def test_a_device_of_forty_mirrors_is_measured_with_what_it_has(method):
+    light = AURORA.laser.electrons_per_mirror_us * AURORA.n_mirrors / 40
+    dmd, laser = replace(AURORA.dmd, rows=5, columns=8), replace(AURORA.laser, electrons_per_mirror_us=light)
+    with bench(dmd=dmd, laser=laser) as device:
+        assert linear_mode(device, method=method, n_repeats=16).passed
+
+
+def test_a_missed_limit_always_has_a_finding():
+    with bench(camera=replace(AURORA.camera, read_noise_e=30.0)) as device:
+        for result in (linear_mode(device, n_repeats=16, n_outputs=n_outputs) for n_outputs in (64, 256)):
+            assert result.passed != bool(result.findings)
 
 
 def test_a_dark_anchor_pixel_is_not_divided_by():

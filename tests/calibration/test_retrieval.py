@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
 import opu
+from opu.calibration.focusing import focusing
 from opu.calibration.matrix import projections
 from opu.calibration.matrix.anchors import LEAST_SPREAD, AnchorPlan
 from opu.calibration.matrix.comparison import row_correlations
@@ -18,7 +20,10 @@ from opu.calibration.matrix.retrieval import (
     frame_correlations,
     retrieval_patterns,
 )
+from opu.calibration.matrix.spectrum import singular_values
 from opu.calibration.matrix.stepping import SteppingPlan
+from opu.calibration.matrix.tracking import tracking
+from opu.device import Limits
 from opu.errors import (
     CapacityError,
     ConfigError,
@@ -273,6 +278,11 @@ def test_steps_without_any_light():
     assert not found.matrix.any()
 
 
+AURORA = preset("aurora")
+LIGHT = AURORA.laser.electrons_per_mirror_us
+FIXED = Limits(minimum=400.0, maximum=400.0, default=400.0, unit="us")
+
+
 def bench(name="aurora", seed=3, **changes):
     return SimulatedBench(replace(preset(name), **changes), seed=seed)
 
@@ -306,7 +316,8 @@ def test_a_dead_laser_is_found():
         result = transmission_matrix(device, n_features=24, n_outputs=32)
     assert np.isnan(result.value)
     assert not result.passed
-    assert any("no light" in finding or "could not be recovered" in finding for finding in result.findings)
+    [finding] = result.findings
+    assert "no light reaches the camera" in finding
 
 
 @pytest.mark.parametrize(
@@ -327,6 +338,37 @@ def test_why_predictions_miss_is_said(changes, said):
     assert said in result.findings[-1]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"laser": replace(AURORA.laser, electrons_per_mirror_us=10 * LIGHT), "exposure_us": FIXED}, "at full scale"),
+        ({"camera": replace(AURORA.camera, full_well_e=3000.0)}, "wells of the pixels are full"),
+    ],
+    ids=["light", "wells"],
+)
+def test_a_camera_that_saturates_is_named_for_it(changes, said):
+    with bench(**changes) as device:
+        result = transmission_matrix(device, n_features=N, n_outputs=M)
+        following = tracking(device)
+        foci = focusing(device)
+    assert said in result.findings[0]
+    assert not any("so the pixels see" in finding for finding in result.findings)
+    assert said in following.findings[-1]
+    assert said in " ".join(foci.findings)
+
+
+def test_a_small_device_is_measured_with_what_it_has():
+    dmd, laser = replace(AURORA.dmd, rows=5, columns=8), replace(AURORA.laser, electrons_per_mirror_us=LIGHT * 25_992)
+    camera = replace(AURORA.camera, rows=15, columns=15)
+    kept = []
+    with bench(dmd=dmd, laser=laser, camera=camera) as device:
+        result = transmission_matrix(device, on_matrix=kept.append)
+        others = [routine(device, matrix=None) for routine in (singular_values, tracking, focusing)]
+    assert kept[0].matrix.shape == (225, 40)
+    assert result.passed
+    assert not any("Ask for at most" in finding for other in others for finding in other.findings)
+
+
 def test_a_medium_that_jumps_is_found():
     with bench() as device:
         still = transmission_matrix(device, n_features=N, n_outputs=M)
@@ -337,10 +379,15 @@ def test_a_medium_that_jumps_is_found():
     assert any("medium changed" in finding for finding in result.findings)
 
 
-def test_a_reference_that_is_not_there_is_refused():
+def test_what_a_device_does_not_have_is_refused(monkeypatch):
     with bench() as device:
         with pytest.raises(UnsupportedError, match="three_step"):
             measure_transmission_matrix(device, method="three_step")
+        description = msgspec.structs.replace(device.describe(), light=("on",))
+        with monkeypatch.context() as patch:
+            patch.setattr(device, "describe", lambda: description)
+            with pytest.raises(UnsupportedError, match="stays on"):
+                measure_transmission_matrix(device)
         with pytest.raises(ConfigError, match="method"):
             measure_transmission_matrix(device, method="guess")
         with pytest.raises(ConfigError, match="oversampling"):

@@ -15,6 +15,7 @@ from opu.device import Region, SessionConfig
 from opu.errors import PatternShapeError
 from opu.sim.device import SimulatedBench
 from opu.sim.drift import DriftModel
+from opu.testing import Faults, FaultyDevice
 
 N, M = 32, 40
 CONFIG = SessionConfig(n_features=N, n_outputs=M, region=Region(0, 0, 1, M), exposure_us=400.0)
@@ -171,3 +172,20 @@ def test_a_still_medium_passes(device):
     result = tracking(device, matrix=true_matrix(device, config, error=0.07))
     assert result.passed, (result.value, result.findings)
     assert result.frames == 4 * 48
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        (Faults(swapped_fraction=0.3), "makes it worse"),
+        (Faults(late_frames=1), "correlate by only"),
+        (Faults(dark_camera=True), "no light"),
+    ],
+    ids=str,
+)
+def test_a_limit_that_is_missed_has_a_finding(device, faults, said):
+    matrix = true_matrix(device, exposed(device, n_features=64, n_outputs=100))
+    with FaultyDevice(opu.open("sim:?preset=aurora&seed=31"), faults) as faulty:
+        result = tracking(faulty, matrix=matrix)
+    assert not result.passed
+    assert said in result.findings[0]

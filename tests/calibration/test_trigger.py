@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
 import opu
 from opu.calibration.frame_order import PRBS_LENGTH, UNKNOWN, find_frame_faults, frame_sequence, identify_frames
 from opu.calibration.trigger import find_ghost, find_plateau, latency, trigger_window
+from opu.device import Limits
 from opu.remote.server import OpuServer
 from opu.sim.device import SimulatedBench
 from opu.sim.models import preset
@@ -249,6 +251,48 @@ def test_light_that_is_out_of_order_is_no_ghost():
         result = trigger_window(device)
     assert "out of order" in result.findings[0]
     assert result.value < 0.001
+
+
+@pytest.mark.parametrize("light", [10, 1e4])
+def test_a_camera_that_saturates_is_named_for_it(light):
+    fixed = Limits(minimum=400.0, maximum=400.0, default=400.0, unit="us")
+    laser = replace(AURORA.laser, electrons_per_mirror_us=light * AURORA.laser.electrons_per_mirror_us)
+    with bench(laser=laser, exposure_us=fixed) as device:
+        order, window = latency(device, n_frames=512), trigger_window(device)
+    assert np.isnan(window.value)
+    assert "at full scale" in window.findings[0]
+    assert order.passed or "overexposed" in order.findings[0]
+
+
+def test_wells_that_are_full_below_full_scale_are_named():
+    with bench(camera=replace(AURORA.camera, full_well_e=2000.0)) as device:
+        result = trigger_window(device)
+    assert np.isnan(result.value)
+    assert "wells of the pixels are full" in result.findings[0]
+
+
+@pytest.mark.parametrize("routine", [latency, trigger_window])
+def test_a_device_of_forty_mirrors_is_measured_with_what_it_has(routine):
+    light = AURORA.laser.electrons_per_mirror_us * AURORA.n_mirrors / 40
+    dmd, laser = replace(AURORA.dmd, rows=5, columns=8), replace(AURORA.laser, electrons_per_mirror_us=light)
+    with bench(dmd=dmd, laser=laser) as device:
+        assert routine(device).passed
+
+
+def test_light_that_stays_on_leaves_the_ghost(monkeypatch):
+    with bench() as device:
+        description = msgspec.structs.replace(device.describe(), light=("on",))
+        monkeypatch.setattr(device, "describe", lambda: description)
+        result = trigger_window(device)
+    assert result.passed
+    assert set(result.quantities) == {"ghost_before", "ghost_after"}
+
+
+def test_a_ghost_above_the_limit_has_a_finding_even_if_noise_may_be_it():
+    with bench(camera=replace(AURORA.camera, read_noise_e=400.0)) as device:
+        result = trigger_window(device)
+    assert result.value > 0.001
+    assert "may be noise" in result.findings[0]
 
 
 def test_darkness_has_no_window():

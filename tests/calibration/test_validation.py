@@ -133,3 +133,10 @@ def test_a_medium_that_jumped_is_named(small_preset):
         result = held_out(device, matrix=matrix)
     assert result.value < 0.5
     assert "epoch 1" in result.findings[0]
+
+
+def test_a_limit_that_is_missed_by_little_has_a_finding(bench):
+    device, config = bench
+    result = held_out(device, matrix=true_matrix(device, config, error=0.14))
+    assert 0.95 < result.value < 0.99
+    assert "more than one" in result.findings[0]

@@ -17,6 +17,7 @@ from opu.calibration.matrix.retrieval import PhaseRetrieval, frame_correlations,
 from opu.calibration.matrix.stepping import SteppingPlan
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
+from opu.calibration.saturation import saturation_finding
 from opu.device import NO_REFERENCE, REFERENCE_STEPS, check_whole
 from opu.errors import ConfigError, UnsupportedError
 from opu.exposure import TARGET_FRACTION
@@ -53,6 +54,7 @@ _LARGEST_LOST_SHARE = 0.1
 _LARGEST_LOST_SHARE_OF_ANCHORS = 0.25
 _LEAST_STABILITY = 0.98
 _LIMIT = 0.99
+_DIMMEST_DN = 0.5
 
 
 def measure_transmission_matrix(
@@ -215,7 +217,7 @@ class _Taken:
     hot: NDArray[np.bool_]
     before: NDArray[np.float32]
     background_share: float
-    saturated_share: float
+    saturation: list[str]
     mean_dn: NDArray[np.float32]
 
 
@@ -251,12 +253,14 @@ def _take(plan: _Plan) -> _Taken:
     patterns, solve = _method(plan, method, has_background)
     frames = _take_in_parts(plan, exposed, patterns, steps)
     full_scale = recorder.description.full_scale_dn
-    saturated = float((frames >= full_scale).mean())
     # In place of the counts: a second array of this size would be the largest of all.
     counts = frames.astype(np.float32)
     counts -= dark_dn
-    found = solve(patterns, counts, full_scale - dark_dn)
+    level_dn = float(np.median(dark_dn))
     hot = _hot(dark_dn)
+    some = counts[:: max(1, len(counts) // _CHUNK), ~hot]
+    saturation = saturation_finding(some, full_scale - level_dn, largest_share=_LARGEST_SATURATED_SHARE)
+    found = solve(patterns, counts, full_scale - dark_dn)
     provenance = first.provenance
     matrix = TransmissionMatrix(
         matrix=found.matrix,
@@ -273,7 +277,7 @@ def _take(plan: _Plan) -> _Taken:
         measured_unix_s=provenance.finished_unix_s,
         laser_power_mw=provenance.laser_power_mw,
     )
-    return _Taken(matrix, hot, before, share, saturated, counts.mean(axis=0))
+    return _Taken(matrix, hot, before, share, saturation, counts.mean(axis=0))
 
 
 def _typical_patterns(plan: _Plan, method: str) -> NDArray[np.bool_]:
@@ -461,6 +465,12 @@ def _findings(taken: _Taken, stability: float, epoch_after: int, prediction: flo
     matrix = taken.matrix
     n_rows = len(matrix.kept)
     found = []
+    mean_dn = float(taken.mean_dn.mean())
+    if not matrix.kept.any() and mean_dn < _DIMMEST_DN:
+        return [
+            f"The mean of the frames is {mean_dn:.2g} DN above the dark level: no light reaches the camera. The laser "
+            "or the shutter is off, or the pixels are dead."
+        ]
     dark = int(np.isnan(matrix.row_quality).sum())
     if dark:
         found.append(
@@ -470,11 +480,7 @@ def _findings(taken: _Taken, stability: float, epoch_after: int, prediction: flo
     hot = float(taken.hot.mean())
     if hot > _LARGEST_HOT_SHARE:
         found.append(f"{_percent(hot)} of the pixels are bright without light: hot pixels, or light that leaks in.")
-    if taken.saturated_share > _LARGEST_SATURATED_SHARE:
-        found.append(
-            f"{_percent(taken.saturated_share)} of the samples are at full scale: hot pixels, or more light than the "
-            "shortest exposure can take."
-        )
+    found += taken.saturation
     lost = float((~matrix.kept & ~taken.hot & np.isfinite(matrix.row_quality)).mean())
     if lost > (_LARGEST_LOST_SHARE_OF_ANCHORS if matrix.method == "anchors" else _LARGEST_LOST_SHARE):
         found.append(
@@ -492,7 +498,7 @@ def _findings(taken: _Taken, stability: float, epoch_after: int, prediction: flo
         )
     elif math.isnan(prediction):
         found += [] if found else ["Fewer than two rows could be recovered: there is nothing to predict."]
-    elif prediction < _LIMIT:
+    elif prediction < _LIMIT and not taken.saturation:
         found.append(_missed(prediction, repeatability))
     return found
 
@@ -516,4 +522,4 @@ def _missed(prediction: float, repeatability: float) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{100 * share:.3g} %"

@@ -38,6 +38,7 @@ from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.matrix.validation import HeldOut, compare_intensities, faults_of_matrix
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
+from opu.calibration.saturation import saturation_finding
 from opu.errors import PatternShapeError
 from opu.patterns import as_packed, unpack
 
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from opu.calibration.matrix.matrix import TransmissionMatrix
     from opu.calibration.result import CalibrationResult
-    from opu.device import Device
+    from opu.device import Device, DeviceDescription
     from opu.patterns import PackedPatterns
 
 __all__ = ["PROBE_DUTY", "MatrixTracker", "tracking"]
@@ -61,6 +62,8 @@ _LARGEST_SURPRISE = 3.0
 _BATCHES = 16
 _FEATURES, _OUTPUTS = 64, 100
 _LARGEST_LOSS = 0.002
+_LEAST_CORRELATION = 0.5
+_LARGEST_SATURATED_SHARE = 0.02
 _NOISE = 2**61
 _PROBE_SEED = 0x50524F42
 
@@ -268,7 +271,7 @@ def tracking(
         },
         findings=[
             *faults_of_matrix(matrix, projection.provenance.medium_id, projection.provenance.medium_epoch),
-            *_faults(followed, stood),
+            *_faults(followed, stood, _saturation(measured, matrix, recorder.description)),
         ],
         data={
             "tracked": np.array([_pearson(*pair) for pair in zip(tracked, measured, strict=True)]),
@@ -278,15 +281,31 @@ def tracking(
     )
 
 
-def _faults(followed: HeldOut, stood: HeldOut) -> list[str]:
+def _saturation(
+    measured: list[NDArray[np.float32]], matrix: TransmissionMatrix, description: DeviceDescription
+) -> list[str]:
+    dark_dn = matrix.dark_dn[matrix.kept]
+    range_dn = description.full_scale_dn - float(np.median(matrix.dark_dn))
+    return saturation_finding(np.concatenate(measured) - dark_dn, range_dn, largest_share=_LARGEST_SATURATED_SHARE)
+
+
+def _faults(followed: HeldOut, stood: HeldOut, saturation: list[str]) -> list[str]:
+    if saturation:
+        return saturation
     gain = followed.pearson - stood.pearson
     if math.isnan(gain):
         return ["The frames do not follow the pattern: there is no light, or no row to be believed."]
+    if followed.pearson < _LEAST_CORRELATION:
+        return [
+            f"Predictions correlate by only {followed.pearson:.3f} with the frames, and by {stood.pearson:.3f} with "
+            "the matrix as it was measured: the medium moves too fast, the matrix is wrong, or the frames are not "
+            "those of their patterns (measure `latency`)."
+        ]
     if gain < -_LARGEST_LOSS:
         return [
             f"Following the matrix makes it worse: predictions correlate by {followed.pearson:.4f}, and by "
             f"{stood.pearson:.4f} with the matrix as it was measured. The frames are not those of their patterns "
-            "(measure `latency`), the light is unsteady, or pixels are saturated."
+            "(measure `latency`), or the light is unsteady."
         ]
     return []
 
