@@ -145,7 +145,7 @@ class Saturation:
         255.0
         >>> full = Saturation.of(speckle.clip(max=76), 0.0, 255)
         >>> full.count_dn, round(full.share, 3)
-        (76.0, 0.071)
+        (76.0, 0.072)
         """
         full_scale = cls(float(full_scale_dn), np.asarray(frames >= full_scale_dn))
         light_dn = float(np.quantile(frames, 1 - _FULL_WELL_SHARE)) - dark_dn if frames.size else 0.0
