@@ -34,8 +34,8 @@ def saturation_finding(light_dn: NDArray[np.floating[Any]], range_dn: float, *, 
     >>> saturation_finding(speckle, 255, largest_share=0.01)
     []
     >>> [finding] = saturation_finding(np.minimum(speckle, 60), 255, largest_share=0.01)
-    >>> finding[:51]
-    '5.1% of the values are saturated, 60 DN above the d'
+    >>> "of the values are saturated, 60 DN above the dark level" in finding
+    True
     """
     share, highest_dn = saturated_share(np.asarray(light_dn, np.float64)), float(light_dn.max(initial=0.0))
     if share <= largest_share:

@@ -48,7 +48,7 @@ class MediumWatch:
     ...         watch.look(name)
     ...     result = watch.result()
     >>> result.passed, round(result.value, 2), result.frames
-    (True, 1.0, 160)
+    (True, 1.0, 192)
     """
 
     def __init__(self, device: Device, *, noise_key: int = 0) -> None:

@@ -88,7 +88,8 @@ def calibrate(
 
             def tell(result: CalibrationResult) -> None:
                 advance()
-                show(f"{result.name}: {'passed' if result.passed else 'MISSED'}", highlight=False)
+                if not routines:
+                    show(f"{result.name}: {'passed' if result.passed else 'MISSED'}", highlight=False)
 
             health = check_health(
                 device, routines, quick=quick, noise_key=noise_key, on_result=tell, on_matrix=matrices.append
