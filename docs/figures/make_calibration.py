@@ -88,7 +88,7 @@ RESULTS = {
     "speckle_statistics": lambda: measure(calibration.speckle_statistics),
     "dmd_contrast": lambda: measure(calibration.dmd_contrast, LABORATORY),
     "latency": latency,
-    "trigger_window": lambda: measure(calibration.trigger_window, EARLY),
+    "trigger_window": lambda: measure(calibration.trigger_window, EARLY, sweep_delay=True),
     "stability": lambda: measure(calibration.stability, LABORATORY, duration_s=7200.0, side_px=64),
     "laser_power": lambda: measure(calibration.laser_power, UNSTEADY),
     "linear_mode": lambda: measure(calibration.linear_mode),
