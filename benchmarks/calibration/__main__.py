@@ -25,16 +25,16 @@ FIRST_SEED, SEEDS = 1000, 10
 def judge(checks):
     """Compare what the seeds gave for one number with its limit."""
     first = checks[0]
-    values = [check.value for check in checks]
+    values = [float(check.value) for check in checks]
     judged = [statistics.mean(values)] if first.judged == "mean" else values
     return {
         "meaning": first.meaning,
-        "limit": list(first.limit),
+        "limit": [None if side is None else float(side) for side in first.limit],
         "judged": first.judged,
         "mean": statistics.mean(values),
         "lowest": min(values),
         "highest": max(values),
-        "uncertainty": statistics.mean(check.uncertainty for check in checks),
+        "uncertainty": statistics.mean(float(check.uncertainty) for check in checks),
         "held": sum(is_within(value, first.limit) for value in values),
         "seeds": len(values),
         "passed": all(is_within(value, first.limit) for value in judged),
