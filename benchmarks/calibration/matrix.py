@@ -21,7 +21,7 @@ from opu.sim.models import preset
 __all__ = ["CASES", "ESTIMATES"]
 
 SIZE = 512
-ALL_INCLUDED = 0.3
+ALL_INCLUDED = 0.42
 """Frames for each feature of 512 that dark level, exposure, background and probes take."""
 BRIGHT = 1 / 7
 ANCHOR_POLISH = 60

@@ -44,6 +44,8 @@ _ANCHOR_POLISH = 60
 _CHUNK = 512
 # With all frames about as bright, more light is better than fewer saturated samples: those are treated as bounds.
 _BRIGHT_FRACTION = 1 / 7
+# The best of a ninth to a fifth for three steps, on the simulator with 8 bits and 10,000 electrons.
+_STEPPED_FRACTION = 1 / 6
 _SIGNIFICANT = 5.0
 _HELD_OUT_SEED = 1
 _PROBE_SEED = 2
@@ -239,7 +241,7 @@ def _take(plan: _Plan) -> _Taken:
     arm = method if stepped else NO_REFERENCE
     steps = REFERENCE_STEPS[arm]
     typical = _typical_patterns(plan, method)
-    fraction = TARGET_FRACTION if method == "retrieval" else _BRIGHT_FRACTION
+    fraction = _STEPPED_FRACTION if stepped else TARGET_FRACTION if method == "retrieval" else _BRIGHT_FRACTION
     exposed = recorder.expose(plan.config(reference=arm), typical.repeat(steps, axis=0), target_fraction=fraction)
     dark_config = msgspec.structs.replace(exposed, light="off", reference=NO_REFERENCE)
     dark = recorder.take(dark_config, zeros).frames.astype(np.float32)
