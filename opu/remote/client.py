@@ -17,7 +17,6 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
 import zmq
 
 from opu.device import (
@@ -57,9 +56,13 @@ from opu.remote.dealer import (
 from opu.remote.handshake import ConnectionWatch
 from opu.remote.requests import (
     GONE,
+    LEASE_S,
     ask_to_close,
+    ask_to_open,
     ask_to_project,
+    ask_to_take,
     describe_link,
+    describe_settings,
     read_keys,
     reply_itself,
     wait_for_welcome,
@@ -78,8 +81,6 @@ if TYPE_CHECKING:
 __all__ = ["RemoteDevice", "RemoteSession", "find_local", "open_remote"]
 
 _FIND_TIMEOUT_S = 0.25
-_LINKED_CAPABILITIES = ("repeatable_noise", DeviceControl.name)
-_LEASE_S = 30.0
 _LONGEST_WAIT_MS = 250
 
 ResultT = TypeVar("ResultT")
@@ -534,7 +535,7 @@ class RemoteDevice(Device):
     def __init__(self, uri: str, link: Link, welcome: protocol.Welcome) -> None:
         super().__init__(uri)
         self._link = link
-        self._description = describe_link(welcome.description, _LINKED_CAPABILITIES)
+        self._description = describe_link(welcome.description)
         self._sessions: set[RemoteSession] = set()
         self._control = RemoteControl(link, self._note_settings)
         weakref.finalize(self, link.abandon)  # a device that nobody closed
@@ -572,18 +573,13 @@ class RemoteDevice(Device):
 
     def _open_session(self, config: SessionConfig) -> RemoteSession:
         record = SessionRecord(config)
-        opened = self._link.ask(
-            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened, opens=record
-        )
+        opened = self._link.ask(ask_to_open(config), protocol.SessionOpened, opens=record)
         session = RemoteSession(self, self._link, record, opened.description)
         self._sessions.add(session)
         return session
 
     def _note_settings(self, settings: DeviceSettings) -> None:
-        described = self._link.welcome.description.exposure_us
-        limit_us = settings.max_exposure_us
-        exposure = msgspec.structs.replace(described, maximum=limit_us, default=min(described.default, limit_us))
-        self._description = msgspec.structs.replace(self._description, exposure_us=exposure)
+        self._description = describe_settings(self._description, self._link.welcome.description, settings)
 
     def _capabilities(self) -> Mapping[type, object]:
         return {DeviceControl: self._control} if DeviceControl.name in self._description.capabilities else {}
@@ -644,7 +640,7 @@ class RemoteControl(DeviceControl):
         return self._ask(lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change)).settings
 
     @contextlib.contextmanager
-    def lease(self, ttl_s: float = _LEASE_S, note: str = "", *, force: bool = False) -> Iterator[RemoteControl]:
+    def lease(self, ttl_s: float = LEASE_S, note: str = "", *, force: bool = False) -> Iterator[RemoteControl]:
         """Hold the lease of the device, so that nobody else changes it meanwhile. Within itself it is the same lease.
 
         Parameters
@@ -671,9 +667,7 @@ class RemoteControl(DeviceControl):
         if self._held is not None:
             yield self
             return
-        lease = self._link.ask(
-            lambda number: protocol.TakeLease(request_id=number, ttl_s=ttl_s, note=note, force=force), protocol.Lease
-        ).lease
+        lease = self._link.ask(ask_to_take(ttl_s, note, force=force), protocol.Lease).lease
         self._held = lease
         try:
             yield self
