@@ -130,7 +130,7 @@ def read_to_the_end(connection):
 CASES = {}
 WITHOUT_CURVE = "it came without CURVE, or it ended its handshake"  # one of them, by who notices first
 TABLE = PAGE.split("## What each of these gets")[1].split("\n## ")[0]
-ROWS = {cells[0]: cells[1:] for cells in re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", TABLE, re.MULTILINE)[1:]}
+ROWS = {cells[0]: cells[1:] for cells in re.findall(r"^" + r"\| ([^|]+) " * 4 + r"\|$", TABLE, re.MULTILINE)[1:]}
 
 
 def case(name):
@@ -245,7 +245,7 @@ def _token_of_another_key(keys, server, raw, **_):
     assert isinstance(owner.ask(hello), protocol.Welcome)
     code = raw(server.uri, keys=keys.keys("eve")).ask(hello).code
     assert isinstance(owner.ask(protocol.Ping(request_id=2)), protocol.Pong)
-    return code, None
+    return code, "its token is that of another key"
 
 
 @case("too many clients of one key")
@@ -256,7 +256,7 @@ def _too_many_clients(keys, serve, raw, **_):
     refusal = raw(server.uri, keys=keys.keys("anna")).hello()
     assert refusal.retry_s > 0
     assert isinstance(raw(server.uri, keys=keys.keys("fred")).hello(), protocol.Welcome)
-    return refusal.code, None
+    return refusal.code, "1 clients have that key"
 
 
 @case("too many requests")
@@ -362,16 +362,30 @@ def _loop(serve, **_):
     return caught.value.code, None
 
 
+def was_counted(servers, reasons):
+    """Whether servers have counted somebody for one of some reasons, and for no other; a look is a handshake, too."""
+    counts = [server.snapshot().counters.turned_away.items() for server in servers]
+    found = {reason for items in counts for reason, count in items if count}
+    return bool(found & reasons) == bool(reasons) and found <= reasons | {"handshake_ended"}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_gets_what_the_page_says(name, keys, server, serve, raw, caplog):
-    answer, logged = ROWS[name]
-    found, line = CASES[name](keys=keys, server=server, serve=serve, raw=raw)
+    answer, logged, reasons = ROWS[name]
+    servers = [server]
+
+    def start(**options):
+        servers.append(serve(**options))
+        return servers[-1]
+
+    found, line = CASES[name](keys=keys, server=server, serve=start, raw=raw)
     assert found in re.findall(r"`(\w+)`", answer) or found in answer
     if line is None:
         assert logged == "-"
     else:
-        assert line == logged.replace("N requests", "0.2 requests")
+        assert line == logged.replace("N requests", "0.2 requests").replace("N clients", "1 clients")
         wait_until(lambda: any(alternative in caplog.text for alternative in line.split(", or ")))
+    wait_until(lambda: was_counted(servers, set(re.findall(r"`(\w+)`", reasons))))
     good = server.uri + keys.options("boris")
     keys.client("boris")  # the others lose nothing
     with opu.open(good) as device, device.open_session(CONFIG) as session:
