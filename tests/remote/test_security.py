@@ -542,6 +542,41 @@ def test_a_secret_stays_secret(keys):
             read_key_pair(path, "client")
 
 
+def test_another_file_of_keys_is_named_for_what_it_is(keys):
+    """Also where its permissions are not those of the file that is wanted."""
+    secret, public, server, server_public = (
+        keys.folder / name for name in ("anna.key", "anna.pub", "server.key", "server.pub")
+    )
+    for read, path, held, remedy in (
+        (lambda path: read_key_pair(path, "client"), public, "the public keys of clients", "NAME.key"),
+        (lambda path: read_key_pair(path, "client"), server_public, "the public key of a server", "NAME.key"),
+        (lambda path: read_key_pair(path, "client"), server, "the secret key of a server", "opu keygen client"),
+        (lambda path: read_key_pair(path, "server"), secret, "the secret key of a client", "opu keygen server"),
+        (lambda path: read_public_key(str(path)), server, "the secret key of a server", "make a new pair"),
+        (lambda path: read_public_key(str(path)), public, "the public keys of clients", "server.pub"),
+        (AllowList, server_public, "the public key of a server", "NAME.pub"),
+        (AllowList, secret, "the secret key of a client", "make a new pair"),
+    ):
+        with pytest.raises(DataFileError) as caught:
+            read(path)
+        assert f"{path.name}' holds {held}, and " in caught.value.problem
+        assert remedy in caught.value.remedy
+
+
+def test_a_key_given_as_its_own_file_is_not_quoted(keys):
+    secret = read_key_pair(keys.folder / "anna.key", "client").secret_key
+    with pytest.raises(DataFileError, match=r"NAME\.key") as caught:
+        ClientKeys.read(secret, str(keys.folder / "server.pub"))
+    assert secret not in str(caught.value)
+
+
+def test_the_remedy_can_be_pasted(tmp_path):
+    path = Keys(tmp_path / "my keys").folder / "server.key"
+    path.chmod(0o644)
+    with pytest.raises(RefusedError, match=r"Run: chmod 600 '.*/my keys/server\.key' - "):
+        read_key_pair(path, "server")
+
+
 def test_files_are_never_overwritten(keys):
     before = (keys.folder / "anna.key").read_text()
     with pytest.raises(RefusedError, match="exists"):
