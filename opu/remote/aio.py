@@ -50,7 +50,7 @@ from opu.remote.dealer import (
     send_message,
     start_conversation,
 )
-from opu.remote.handshake import ConnectionWatch
+from opu.remote.handshake import REFUSED_S, ConnectionWatch
 from opu.remote.requests import (
     GONE,
     LEASE_S,
@@ -275,9 +275,12 @@ class _Link:
         while not self._ended and conversation.has_connection:
             self._receive(dealer)
             failure = await watch.find_failure_async()
+            is_refused = conversation.is_greeting and await watch.is_refused_async()
             has_ended = watch.has_ended or watch.n_dropped > n_dropped
             if failure is not None:
                 conversation.fail(failure)
+            elif is_refused:
+                conversation.refused(REFUSED_S)
             elif has_ended and not conversation.is_greeting and not has_input(dealer):
                 conversation.hung_up()
             elif watch.n_dropped > n_dropped and conversation.is_greeting:

@@ -53,7 +53,7 @@ from opu.remote.dealer import (
     send_message,
     start_conversation,
 )
-from opu.remote.handshake import ConnectionWatch
+from opu.remote.handshake import REFUSED_S, ConnectionWatch
 from opu.remote.requests import (
     GONE,
     LEASE_S,
@@ -460,11 +460,14 @@ class Link:
             if self._waker.receiver.fileno() in ready:
                 self._waker.clear()
             failure = watch.find_failure() if watch.receiver in ready or watch.is_suspicious else None
+            is_refused = conversation.is_greeting and watch.is_refused()
             with self._lock:
                 if self._attendant is None or watch.has_ended:
                     self._receive()
                 if failure is not None:
                     conversation.fail(failure)
+                elif is_refused:
+                    conversation.refused(REFUSED_S)
                 elif (watch.has_ended or watch.n_dropped > n_dropped) and not conversation.is_greeting:
                     conversation.hung_up()
                 elif watch.n_dropped > n_dropped:  # ZeroMQ connects again, and our greeting may have been lost
@@ -765,7 +768,8 @@ def open_remote(
     AuthenticationError
         The server does not admit the key, or is another one than `server_key` names.
     UnreachableError
-        The host is unknown or cannot be looked up in that time, or nobody answers.
+        The host is unknown or cannot be looked up in that time, or nobody answers. Where nobody listens, that is known
+        after a second or so.
     VersionMismatchError
         The server speaks another version of the protocol.
     BusyError

@@ -1,5 +1,6 @@
 """What a client does when the other side is absent, dies, or talks nonsense."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -26,9 +27,10 @@ from opu.errors import (
     UriError,
     VersionMismatchError,
 )
-from opu.remote import BACKEND, client, protocol
+from opu.remote import BACKEND, aio, client, protocol
 from opu.remote.conversation import Conversation
 from opu.remote.dealer import how_to_reach
+from opu.remote.handshake import REFUSED_S
 from opu.remote.server import parse_bind
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
@@ -157,6 +159,31 @@ def test_find_tells_what_answers(serve):
     assert client.find_local(server.uri) == []
     assert time.monotonic() - started_s < 1
     assert BACKEND.find() in ([], client.find_local("tcp://127.0.0.1:5755"))
+
+
+@pytest.mark.parametrize("opener", [opu.open, lambda uri: asyncio.run(aio.open(uri))], ids=["blocking", "asyncio"])
+def test_nobody_listens(opener):
+    """The system says so, and then one does not wait for the whole time."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        uri = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        started_s = time.monotonic()
+        with pytest.raises(UnreachableError, match=f"Nobody listens at {uri}") as caught:
+            opener(f"{uri}?timeout_s=100&reconnect_s=100")
+    assert time.monotonic() - started_s < 50
+    assert "opu serve" in caught.value.remedy
+
+
+def test_who_comes_back_waits_for_somebody_to_listen(serve):
+    """Longer than who opens a device, because there was a server."""
+    port = free_port()
+    server = serve(f"tcp://127.0.0.1:{port}")
+    with opu.open(f"{server.uri}?timeout_s=60&reconnect_s=60") as remote, remote.open_session(CONFIG) as session:
+        server.stop()
+        time.sleep(2 * REFUSED_S)
+        serve(f"tcp://127.0.0.1:{port}")
+        assert session.project(X).frames.shape == (3, 5)
+        assert remote.reconnections == 1
 
 
 # The server dies
