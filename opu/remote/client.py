@@ -42,7 +42,7 @@ from opu.errors import (
 )
 from opu.registry import FoundDevice
 from opu.remote import protocol
-from opu.remote.conversation import Outcome, SessionRecord, Ticket
+from opu.remote.conversation import Outcome, SessionRecord, Ticket, copy_error
 from opu.remote.dealer import (
     connect,
     explain_fault,
@@ -104,7 +104,7 @@ class _LinkFuture(Future[Any]):
     def __init__(self, link: Link, ticket: Ticket) -> None:
         super().__init__()
         self._link = link
-        self._ticket: Ticket | None = ticket
+        self._ticket: Ticket | None = ticket  # until the future is settled
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the answer, and bring it oneself where one may."""
@@ -124,8 +124,32 @@ class _LinkFuture(Future[Any]):
 
     def set_running_or_notify_cancel(self) -> bool:
         """Begin to settle the future."""
+        is_wanted = super().set_running_or_notify_cancel()
+        if not is_wanted:
+            self._part()
+        return is_wanted
+
+    def set_result(self, result: Any) -> None:
+        """Settle the future with a result."""
+        super().set_result(result)
+        self._part()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Settle the future with the reason why there is no result."""
+        super().set_exception(exception)
+        self._part()
+
+    def disown(self, error: OpuError) -> None:
+        """Fail in a forked process, unless it is settled: nobody there brings the answer.
+
+        Another thread may have held its lock, and is not there to give it back; its callbacks are those of the parent.
+        """
+        if self._ticket is not None:
+            super().__init__()
+            self.set_exception(copy_error(error))
+
+    def _part(self) -> None:
         self._ticket = None  # it knows this future: a cycle would keep the frames for long
-        return super().set_running_or_notify_cancel()
 
 
 class Link:
@@ -167,6 +191,7 @@ class Link:
         self._attendant: int | None = None  # the thread of a caller who brings the replies
         self._watching = False  # whether the link's own thread does
         self._attendant_waker = Waker()
+        self._futures: weakref.WeakSet[_LinkFuture] = weakref.WeakSet()
         self._thread = threading.Thread(target=self._run, name=f"opu-link {address}", daemon=True)
         _links.add(self)
 
@@ -244,6 +269,7 @@ class Link:
             The server is gone, or the link is closed.
         """
         ticket.future = future = _LinkFuture(self, ticket)
+        self._futures.add(future)
         self.send(ticket)
         return future
 
@@ -364,12 +390,17 @@ class Link:
         self._waker.wake()
 
     def disown(self) -> None:
-        """Have nothing more to do with the connection, without a word: in a forked process it is the parent's."""
+        """Have nothing more to do with the connection, without a word: in a forked process it is the parent's.
+
+        What waits for an answer there fails.
+        """
         self._lock = threading.Lock()  # it may have been held by a thread that is not here
         self._connection = None
         self._conversation.error = ClosedError(
             f"The link to {self.address} belongs to the process that has opened it.", "Open the device after forking."
         )
+        for future in list(self._futures):
+            future.disown(self._conversation.error)
 
     def cancel(self, ticket: Ticket) -> bool:
         """Do without the answer to a request; see `Conversation.cancel`."""

@@ -511,3 +511,36 @@ with opu.open(sys.argv[1]) as device, device.open_session(opu.SessionConfig(n_fe
     command = [sys.executable, "-c", script, serve().uri]
     ended = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_what_was_pending_at_a_fork_fails_in_the_child_alone(serve, toy):
+    """Nobody there brings the answer. The callbacks of the parent are not called there either."""
+    script = """
+import concurrent.futures, os, signal, sys
+import opu
+with opu.open(sys.argv[1]) as device, device.open_session(opu.SessionConfig(n_features=10, n_outputs=5)) as session:
+    futures = [session.submit([[1] * 10]) for _ in range(3)]
+    called = []
+    futures[0].add_done_callback(called.append)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        concurrent.futures.wait(futures)
+        errors = [future.exception() for future in futures]
+        good = all(isinstance(error, opu.errors.ClosedError) and "after forking" in error.remedy for error in errors)
+        os._exit(7 if good and len(set(map(id, errors))) == 3 and not called else 8)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, flush=True)
+    frames = [future.result(60).frames.shape for future in futures]
+    sys.exit(0 if frames == [(1, 5)] * 3 and called == futures[:1] else 9)
+"""
+    toy.gate.clear()
+    command = [sys.executable, "-c", script, serve().uri]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "7\n"
+            toy.gate.set()
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (0, "")
