@@ -44,19 +44,26 @@ from opu.remote.dealer import (
     connect,
     explain_fault,
     has_input,
+    heed,
     judge_host,
     look_up,
     receive_message,
     send_message,
     start_conversation,
 )
-from opu.remote.handshake import REFUSED_S, ConnectionWatch
+from opu.remote.handshake import ConnectionWatch
 from opu.remote.requests import (
     GONE,
     LEASE_S,
+    ask_for_settings,
+    ask_for_status,
+    ask_to_change,
     ask_to_close,
+    ask_to_leave,
     ask_to_open,
     ask_to_project,
+    ask_to_renew,
+    ask_to_return,
     ask_to_take,
     describe_link,
     describe_settings,
@@ -211,9 +218,7 @@ class _Link:
         """Say bye, when everything that was asked before is answered, and end the task."""
         if self._conversation.error is None:
             done = _Answer(self._loop)
-            self._conversation.leave(
-                Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, done, reply_itself)
-            )
+            self._conversation.leave(Ticket(ask_to_leave, protocol.Done, done, reply_itself))
             self._awake.set()
             with contextlib.suppress(*GONE):
                 await done
@@ -276,16 +281,7 @@ class _Link:
             self._receive(dealer)
             failure = await watch.find_failure_async()
             is_refused = conversation.is_greeting and await watch.is_refused_async()
-            has_ended = watch.has_ended or watch.n_dropped > n_dropped
-            if failure is not None:
-                conversation.fail(failure)
-            elif is_refused:
-                conversation.refused(REFUSED_S)
-            elif has_ended and not conversation.is_greeting and not has_input(dealer):
-                conversation.hung_up()
-            elif watch.n_dropped > n_dropped and conversation.is_greeting:
-                n_dropped = watch.n_dropped  # ZeroMQ connects again, and our greeting may have been lost
-                send_message(dealer, conversation.connected())
+            n_dropped = heed(conversation, dealer, watch, n_dropped=n_dropped, failure=failure, is_refused=is_refused)
             for message in conversation.messages():
                 send_message(dealer, message)
             conversation.look()
@@ -402,7 +398,7 @@ class AsyncDevice:
         ClosedError
             The device is closed.
         """
-        reply = await self._link.ask(lambda number: protocol.Status(request_id=number), protocol.StatusReply)
+        reply = await self._link.ask(ask_for_status, protocol.StatusReply)
         return reply.status
 
     async def open_session(self, config: SessionConfig) -> AsyncSession:
@@ -482,11 +478,11 @@ class AsyncControl:
 
     async def settings(self) -> DeviceSettings:
         """Return the settings as they are."""
-        return (await self._ask(lambda number: protocol.GetSettings(request_id=number))).settings
+        return (await self._ask(ask_for_settings)).settings
 
     async def limits(self) -> dict[str, Limits]:
         """Return the settings that can be changed, by name, with the ranges of their values."""
-        return (await self._ask(lambda number: protocol.GetSettings(request_id=number))).limits
+        return (await self._ask(ask_for_settings)).limits
 
     async def change(self, change: SettingsChange) -> DeviceSettings:
         """Change settings, all that are named or none, and return what they are now.
@@ -498,9 +494,7 @@ class AsyncControl:
         """
         async with self.lease():
             lease = self._number()
-            reply = await self._ask(
-                lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change)
-            )
+            reply = await self._ask(ask_to_change(lease, change))
         return reply.settings
 
     @contextlib.asynccontextmanager
@@ -546,7 +540,7 @@ class AsyncControl:
             It has run out, was taken away, or none is held.
         """
         lease = self._number()
-        await self._link.ask(lambda number: protocol.RenewLease(request_id=number, lease=lease), protocol.Lease)
+        await self._link.ask(ask_to_renew(lease), protocol.Lease)
 
     def _number(self) -> int:
         if self._held is None:
@@ -569,7 +563,7 @@ class AsyncControl:
             self._return(answer.result().lease).add_done_callback(_look_at)
 
     def _return(self, lease: int) -> asyncio.Future[protocol.Done]:
-        return self._link.ask(lambda number: protocol.ReturnLease(request_id=number, lease=lease), protocol.Done)
+        return self._link.ask(ask_to_return(lease), protocol.Done)
 
     async def _ask(self, make: Callable[[int], protocol.Request]) -> protocol.SettingsReply:
         reply = await self._link.ask(make, protocol.SettingsReply)

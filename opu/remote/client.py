@@ -36,7 +36,6 @@ from opu.errors import (
     AuthenticationError,
     ClosedError,
     LeaseError,
-    LinkError,
     OpuError,
     RefusedError,
 )
@@ -47,19 +46,26 @@ from opu.remote.dealer import (
     connect,
     explain_fault,
     has_input,
+    heed,
     judge_host,
     look_up,
     receive_message,
     send_message,
     start_conversation,
 )
-from opu.remote.handshake import REFUSED_S, ConnectionWatch
+from opu.remote.handshake import ConnectionWatch
 from opu.remote.requests import (
     GONE,
     LEASE_S,
+    ask_for_settings,
+    ask_for_status,
+    ask_to_change,
     ask_to_close,
+    ask_to_leave,
     ask_to_open,
     ask_to_project,
+    ask_to_renew,
+    ask_to_return,
     ask_to_take,
     describe_link,
     describe_settings,
@@ -366,7 +372,7 @@ class Link:
     def close(self) -> None:
         """Say bye, when everything that was asked before is answered, and end the thread."""
         done: Future[protocol.Done] = Future()
-        ticket = Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, done, reply_itself)
+        ticket = Ticket(ask_to_leave, protocol.Done, done, reply_itself)
         with self.attending():
             with undisturbed, self._lock:
                 is_over = self._conversation.error is not None
@@ -495,15 +501,9 @@ class Link:
             with self._lock:
                 if self._attendant is None or watch.has_ended:
                     self._receive()
-                if failure is not None:
-                    conversation.fail(failure)
-                elif is_refused:
-                    conversation.refused(REFUSED_S)
-                elif (watch.has_ended or watch.n_dropped > n_dropped) and not conversation.is_greeting:
-                    conversation.hung_up()
-                elif watch.n_dropped > n_dropped:  # ZeroMQ connects again, and our greeting may have been lost
-                    n_dropped = watch.n_dropped
-                    send_message(connection.dealer, conversation.connected())
+                n_dropped = heed(
+                    conversation, connection.dealer, watch, n_dropped=n_dropped, failure=failure, is_refused=is_refused
+                )
                 conversation.look()
                 self._transmit()
             self._settle()
@@ -603,7 +603,7 @@ class RemoteDevice(Device):
         UnreachableError
             The server is gone.
         """
-        return self._link.ask(lambda number: protocol.Status(request_id=number), protocol.StatusReply).status
+        return self._link.ask(ask_for_status, protocol.StatusReply).status
 
     def _open_session(self, config: SessionConfig) -> RemoteSession:
         record = SessionRecord(config)
@@ -632,7 +632,7 @@ class RemoteControl(DeviceControl):
     """The settings of a device behind a server.
 
     Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
-    itself, for several that belong together there is `lease`.
+    itself, for several that belong together there is `lease`. Threads that use one device share its lease.
 
     Parameters
     ----------
@@ -645,15 +645,17 @@ class RemoteControl(DeviceControl):
     def __init__(self, link: Link, note: Callable[[DeviceSettings], None]) -> None:
         self._link = link
         self._note = note
+        self._taking = threading.Lock()
         self._held: int | None = None
+        self._holders = 0
 
     def settings(self) -> DeviceSettings:
         """Return the settings as they are."""
-        return self._ask(lambda number: protocol.GetSettings(request_id=number)).settings
+        return self._ask(ask_for_settings).settings
 
     def limits(self) -> dict[str, Limits]:
         """Return the settings that can be changed, by name, with the ranges of their values."""
-        return self._ask(lambda number: protocol.GetSettings(request_id=number)).limits
+        return self._ask(ask_for_settings).limits
 
     def change(self, change: SettingsChange) -> DeviceSettings:
         """Change settings, all that are named or none, and return what they are now.
@@ -667,11 +669,8 @@ class RemoteControl(DeviceControl):
         ConfigError, DeviceError, ClosedError
             As in process.
         """
-        if self._held is None:
-            with self.lease():
-                return self.change(change)
-        lease = self._held
-        return self._ask(lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change)).settings
+        with self.lease():
+            return self._ask(ask_to_change(self._number(), change)).settings
 
     @contextlib.contextmanager
     def lease(self, ttl_s: float = LEASE_S, note: str = "", *, force: bool = False) -> Iterator[RemoteControl]:
@@ -698,17 +697,19 @@ class RemoteControl(DeviceControl):
         LeaseError
             Somebody else has the lease.
         """
-        if self._held is not None:
-            yield self
-            return
-        lease = self._link.ask(ask_to_take(ttl_s, note, force=force), protocol.Lease).lease
-        self._held = lease
+        with self._taking:  # a second number would make the first one void
+            if self._held is None:
+                self._held = self._link.ask(ask_to_take(ttl_s, note, force=force), protocol.Lease).lease
+            self._holders += 1
         try:
             yield self
         finally:
-            self._held = None
-            with contextlib.suppress(LinkError, LeaseError, ClosedError):  # it has ended by itself
-                self._link.ask(lambda number: protocol.ReturnLease(request_id=number, lease=lease), protocol.Done)
+            with self._taking:
+                self._holders -= 1
+                if not self._holders:
+                    lease, self._held = self._number(), None
+                    with contextlib.suppress(*GONE, LeaseError):  # it has ended by itself
+                        self._link.ask(ask_to_return(lease), protocol.Done)
 
     def renew(self) -> None:
         """Have the lease that is held last its full time again.
@@ -718,10 +719,13 @@ class RemoteControl(DeviceControl):
         LeaseError
             It has run out, was taken away, or none is held.
         """
+        self._link.ask(ask_to_renew(self._number()), protocol.Lease)
+
+    def _number(self) -> int:
         lease = self._held
         if lease is None:
             raise LeaseError("No lease is held.", "Take one: with control.lease(): ...")
-        self._link.ask(lambda number: protocol.RenewLease(request_id=number, lease=lease), protocol.Lease)
+        return lease
 
     def _ask(self, make: Callable[[int], protocol.Request]) -> protocol.SettingsReply:
         reply = self._link.ask(make, protocol.SettingsReply)

@@ -19,6 +19,7 @@ from opu.device import (
     Projection,
     SessionConfig,
     SessionDescription,
+    SettingsChange,
 )
 from opu.errors import ClosedError, LinkError, MediumChangedError, ProtocolError, UriError
 from opu.remote import protocol
@@ -32,9 +33,15 @@ if TYPE_CHECKING:
 __all__ = [
     "GONE",
     "LEASE_S",
+    "ask_for_settings",
+    "ask_for_status",
+    "ask_to_change",
     "ask_to_close",
+    "ask_to_leave",
     "ask_to_open",
     "ask_to_project",
+    "ask_to_renew",
+    "ask_to_return",
     "ask_to_take",
     "describe_link",
     "describe_settings",
@@ -112,6 +119,36 @@ def ask_to_project(
 def ask_to_open(config: SessionConfig) -> Callable[[int], protocol.OpenSession]:
     """Return what makes the request for a session."""
     return lambda number: protocol.OpenSession(request_id=number, config=config)
+
+
+def ask_for_status(number: int) -> protocol.Status:
+    """Make the request for what the server is doing."""
+    return protocol.Status(request_id=number)
+
+
+def ask_for_settings(number: int) -> protocol.GetSettings:
+    """Make the request for the settings of the device."""
+    return protocol.GetSettings(request_id=number)
+
+
+def ask_to_leave(number: int) -> protocol.Bye:
+    """Make the last request."""
+    return protocol.Bye(request_id=number)
+
+
+def ask_to_change(lease: int, change: SettingsChange) -> Callable[[int], protocol.ChangeSettings]:
+    """Return what makes the request for a change of settings, under a lease."""
+    return lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change)
+
+
+def ask_to_renew(lease: int) -> Callable[[int], protocol.RenewLease]:
+    """Return what makes the request for more time under a lease."""
+    return lambda number: protocol.RenewLease(request_id=number, lease=lease)
+
+
+def ask_to_return(lease: int) -> Callable[[int], protocol.ReturnLease]:
+    """Return what makes the request to give a lease back."""
+    return lambda number: protocol.ReturnLease(request_id=number, lease=lease)
 
 
 def ask_to_take(ttl_s: float, note: str, *, force: bool) -> Callable[[int], protocol.TakeLease]:

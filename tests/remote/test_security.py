@@ -5,6 +5,7 @@ import logging
 import re
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -712,6 +713,22 @@ def test_an_operator_changes_settings_and_sees_them(keys):
             assert device.capability(opu.DeviceControl).settings().max_exposure_us == before.max_exposure_us
             with pytest.raises(ForbiddenError, match="role 'user'"):
                 device.capability(opu.DeviceControl).change(opu.SettingsChange(max_exposure_us=200.0))
+
+
+def test_threads_share_the_lease_of_their_device(keys):
+    """None makes the number of another one void."""
+    keys.client("oona", role="operator")
+    with (
+        opu.open("sim:?preset=ideal&seed=7") as bench,
+        OpuServer(bench, "tcp://127.0.0.1:0", gate=keys.gate()) as server,
+        opu.open(server.uri + keys.options("oona")) as device,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        control = device.capability(opu.DeviceControl)
+        changes = [opu.SettingsChange(max_exposure_us=200.0 + number) for number in range(20)]
+        revisions = {settings.revision for settings in threads.map(control.change, changes)}
+        assert len(revisions) == 20
+        assert device.server_status().lease is None
 
 
 def test_two_operators_take_the_lease_in_turn(keys):
