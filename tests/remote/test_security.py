@@ -716,7 +716,7 @@ def test_an_operator_changes_settings_and_sees_them(keys):
 
 
 def test_threads_share_the_lease_of_their_device(keys):
-    """None makes the number of another one void."""
+    """None makes the number of another one void, and the last one that leaves gives it back."""
     keys.client("oona", role="operator")
     with (
         opu.open("sim:?preset=ideal&seed=7") as bench,
@@ -728,6 +728,13 @@ def test_threads_share_the_lease_of_their_device(keys):
         changes = [opu.SettingsChange(max_exposure_us=200.0 + number) for number in range(20)]
         revisions = {settings.revision for settings in threads.map(control.change, changes)}
         assert len(revisions) == 20
+        assert device.server_status().lease is None
+        first, second = control.lease(note="first"), control.lease(note="second")
+        for held in (first, second):
+            threads.submit(held.__enter__).result(60)
+        threads.submit(first.__exit__, None, None, None).result(60)
+        assert device.server_status().lease.note == "first"
+        threads.submit(second.__exit__, None, None, None).result(60)
         assert device.server_status().lease is None
 
 
