@@ -298,18 +298,27 @@ class Link:
         RefusedError
             Called from a callback: whoever brings the reply would wait for itself.
         """
-        me = threading.get_ident()
-        if me in {self._thread.ident, self._attendant}:
-            raise RefusedError(
-                "A callback of a future waits for the device whose link runs it.", "Wait in another thread."
-            )
+        self.check_waiter()
         try:
             with undisturbed, self._lock:
                 if self._attendant is None:
-                    self._attendant = me
+                    self._attendant = threading.get_ident()
             yield
         finally:
             self._attend_no_more()
+
+    def check_waiter(self) -> None:
+        """Check that this thread may wait for the link.
+
+        Raises
+        ------
+        RefusedError
+            It is the one that brings the replies, and runs a callback.
+        """
+        if threading.get_ident() in {self._thread.ident, self._attendant}:
+            raise RefusedError(
+                "A callback of a future waits for the device whose link runs it.", "Wait in another thread."
+            )
 
     def _attend_no_more(self) -> None:
         with undisturbed:
@@ -697,6 +706,7 @@ class RemoteControl(DeviceControl):
         LeaseError
             Somebody else has the lease.
         """
+        self._link.check_waiter()  # whoever takes it may wait for this thread
         with self._taking:  # a second number would make the first one void
             if self._held is None:
                 self._held = self._link.ask(ask_to_take(ttl_s, note, force=force), protocol.Lease).lease

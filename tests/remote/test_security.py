@@ -5,7 +5,7 @@ import logging
 import re
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -736,6 +736,29 @@ def test_threads_share_the_lease_of_their_device(keys):
         assert device.server_status().lease.note == "first"
         threads.submit(second.__exit__, None, None, None).result(60)
         assert device.server_status().lease is None
+
+
+def test_a_callback_does_not_wait_for_a_thread_that_takes_the_lease(keys):
+    """Which may wait for an answer that the thread of the callback brings."""
+    keys.client("oona", role="operator")
+    with (
+        opu.open("sim:?preset=ideal&seed=7") as bench,
+        OpuServer(bench, "tcp://127.0.0.1:0", gate=keys.gate()) as server,
+        opu.open(server.uri + keys.options("oona")) as device,
+        device.open_session(CONFIG) as session,
+    ):
+        control = device.capability(opu.DeviceControl)
+        told = Future()
+
+        def change(_):
+            try:
+                control.change(opu.SettingsChange(max_exposure_us=200.0))
+            except OpuError as error:
+                told.set_result(error)
+
+        with control._taking:
+            session.submit(X).add_done_callback(change)
+            assert isinstance(told.result(60), RefusedError)
 
 
 def test_two_operators_take_the_lease_in_turn(keys):
