@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 import socket
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -391,6 +392,37 @@ def test_each_gets_what_the_page_says(name, keys, server, serve, raw, caplog):
     keys.client("boris")  # the others lose nothing
     with opu.open(good) as device, device.open_session(CONFIG) as session:
         np.testing.assert_array_equal(session.project(X, first_frame_index=7).frames, toy_frames(X, 7, CONFIG))
+
+
+def test_greetings_beyond_the_rate_of_a_key_are_counted(keys, server, raw):
+    keys.client("fred", requests_per_s=0.01)
+    assert isinstance(raw(server.uri, keys=keys.keys("fred")).hello(), protocol.Welcome)
+    assert raw(server.uri, keys=keys.keys("fred")).hello().code == "busy"
+    assert server.snapshot().counters.turned_away["too_many_requests"] == 1
+    assert server.snapshot().counters.turned_away["too_many_clients_of_key"] == 0
+
+
+def test_who_comes_while_the_list_is_damaged_is_counted(keys, server):
+    keys.allow.write_text("this is no list")
+    assert refused(server.uri + keys.options("anna")) == "authentication"
+    assert server.snapshot().counters.turned_away["no_allow_list"] >= 1
+
+
+def test_who_comes_while_the_server_stops_is_counted(serve, toy, raw):
+    server = serve(drain_s=60.0)
+    busy, late = raw(server.uri), raw(server.uri)
+    busy.hello()
+    session = busy.open_session(CONFIG).session
+    toy.gate.clear()
+    busy.project(session, X)
+    wait_until(lambda: server.snapshot().queued == 1)
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    wait_until(lambda: server.snapshot().draining)
+    assert late.hello().code == "unreachable"
+    assert server.snapshot().counters.turned_away["stopping"] == 1
+    toy.gate.set()
+    stopping.join(60)
 
 
 def test_the_page_has_a_row_for_each_case_and_no_other():
