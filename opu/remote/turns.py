@@ -454,9 +454,10 @@ class Turns:
     def _join_parts(self, job: ProjectionJob, part: Projection) -> Projection | None:
         """Note a part, and return the whole when it was the last one."""
         job.parts.append(part.provenance)
+        job.n_done += part.provenance.n_frames
         if job.frames is not None and not np.may_share_memory(part.frames, job.frames):
             raise ServerFailureError("The device left the buffer that it was given empty.", "Its driver is at fault.")
-        if sum(known.n_frames for known in job.parts) < job.request.batch:
+        if job.n_done < job.request.batch:
             return None
         return Projection(part.frames if job.frames is None else job.frames, merge(job.parts))
 
