@@ -23,7 +23,7 @@ from opu.errors import AuthenticationError
 
 __all__ = ["REFUSED_S", "ConnectionWatch", "read_mechanism", "read_mechanism_async"]
 
-REFUSED_S = 1.2
+REFUSED_S = 2.5
 """How long nobody may listen before one does not wait for a server any more: it may just be starting."""
 
 _MONITOR = "inproc://openopu-handshake"
