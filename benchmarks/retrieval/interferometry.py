@@ -84,8 +84,11 @@ class Design:
 
 def published(n_features):
     """Return the design of a published run on a device: random probes, 1.5 a feature, 20 anchors, each frame twice."""
-    probes = np.random.default_rng(0).random((3 * n_features // 2, n_features)) < 0.5
-    return Design(probes, 20, repeats=2, between_repeats=2)
+    return Design(published_probes(n_features), 20, repeats=2, between_repeats=2)
+
+
+def published_probes(n_features):
+    return np.random.default_rng(0).random((3 * n_features // 2, n_features)) < 0.5
 
 
 def equal_frames(n_features, n_frames):
@@ -131,13 +134,17 @@ def multilaterated(anchors, squares):
 def measured(recorder, config, design):
     """Measure a matrix; return it and the computing time in seconds.
 
-    Each point has an exposure of its own, and each pair of them: anchors differ in brightness.
+    Anchors differ in brightness: each point has an exposure of its own, and so has each number of ones between points.
     """
     shown, between = design.shown()
     squares = np.stack([mean_rate(recorder, config, patterns, design.repeats) for patterns in shown])
-    pairs = [mean_rate(recorder, config, pattern[np.newaxis], design.between_repeats) for pattern in between]
+    pairs = np.empty((len(between), config.n_outputs))
+    n_on = between.sum(axis=1)
+    for number in np.unique(n_on):
+        alike = n_on == number
+        pairs[alike] = mean_rate(recorder, config, between[alike], design.between_repeats)
     started_s = time.perf_counter()
-    matrix = design.recover(squares, np.concatenate(pairs))
+    matrix = design.recover(squares, pairs)
     return matrix, time.perf_counter() - started_s
 
 

@@ -1,9 +1,9 @@
 """The transmission matrix with a reference arm whose phase steps: no phase is left to guess.
 
 Each pattern of a scrambled Hadamard matrix is shown once for each of three or four phases of the arm. The sum over the
-phases `1/n sum_k exp(2 pi i k / n) I_k = z conj(r)` is linear in the field `z`, and all features off tell the brightness
-`|r|^2` of the arm. A fit of the amplitudes then takes half of the photon noise away, and the inverse of the Hadamard
-matrix gives the single features. (Popoff et al., PRL 104, 100601, 2010, with four phases.)
+phases `1/n sum_k exp(2 pi i k / n) I_k = z conj(r)` is linear in the field `z`, and the frames with all features off
+tell the brightness `|r|^2` of the arm. A fit of the amplitudes then takes half of the photon noise away, and the
+inverse of the Hadamard matrix gives the single features. (Popoff et al., PRL 104, 100601, 2010, with four phases.)
 """
 
 from __future__ import annotations
