@@ -360,6 +360,19 @@ def test_a_healthy_device_passes(name):
     assert set(result.quantities) >= {"held_out", "repeatability", "kept_share", "stability"}
 
 
+def test_more_anchors_keep_more_rows():
+    shares, frames = [], []
+    for n_anchors in (2, 4):
+        with bench() as device:
+            result = transmission_matrix(device, n_features=64, n_outputs=M, method="anchors", n_anchors=n_anchors)
+        shares.append(result.quantities["kept_share"].value)
+        frames.append(result.quantities["frames_per_feature"].value)
+    assert shares[1] > max(shares[0], 0.9)
+    assert frames[1] - frames[0] == pytest.approx(2, abs=0.1)
+    with bench() as device, pytest.raises(ConfigError, match="n_anchors"):
+        transmission_matrix(device, n_features=64, n_outputs=M, method="anchors", n_anchors=1)
+
+
 def test_finite_contrast_has_a_background():
     aurora = preset("aurora")
     with bench(dmd=replace(aurora.dmd, contrast=300.0, off_phase_rad=1.0)) as device:
