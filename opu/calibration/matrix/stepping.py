@@ -99,7 +99,9 @@ class SteppingPlan:
         reference = _reference_power(off.mean(axis=(0, 1), dtype=np.float64), np.abs(product) ** 2)
         arm = _Arm(np.sqrt(reference), phases, _visibility(shown, phases, reference))
         parts = [slice(start, start + _PATTERNS_AT_ONCE) for start in range(0, len(shown), _PATTERNS_AT_ONCE)]
-        fields = np.concatenate([arm.linear_fields(shown[part]) for part in parts])
+        fields = np.empty((len(shown), n_outputs), np.complex128)
+        for part in parts:
+            fields[part] = arm.linear_fields(shown[part])
         if arm.visibility >= _COMPLETE_VISIBILITY:
             fit = _Fit(arm, shown, fields, np.asarray(saturation))
             for part in parts:
@@ -113,8 +115,9 @@ class SteppingPlan:
         n_frames = len(shown) * self.n_steps
         residuals, powers = np.sqrt(squares / n_frames).astype(np.float32), powers / n_frames
         bright = reference > _DARKEST_REFERENCE * np.median(reference)
+        fields -= background
         return SteppedMatrix(
-            self._plan.invert((fields - background).T).astype(np.complex64),
+            self._plan.invert(fields.T).astype(np.complex64),
             background.astype(np.complex64),
             relative_residuals(residuals, powers),
             believed_rows(residuals, powers) & bright,
