@@ -39,7 +39,6 @@ _DARK_FRAMES = 32
 _PROBES = 16
 _HELD_OUT = 48
 _EXPOSURE_PATTERNS = 32
-_N_ANCHORS = 3
 _ANCHOR_POLISH = 60
 _CHUNK = 512
 # With all frames about as bright, more light is better than fewer saturated samples: those are treated as bounds.
@@ -66,6 +65,7 @@ def measure_transmission_matrix(
     n_outputs: int = 256,
     method: str = "auto",
     oversampling: float = 6.0,
+    n_anchors: int = 3,
     region: Region | None = None,
     stride: int = 1,
     noise_key: int = 0,
@@ -85,6 +85,8 @@ def measure_transmission_matrix(
         One of `METHODS`. `auto` steps the phase of a reference arm where there is one, and else retrieves phases.
     oversampling : float
         Frames for each feature, for `retrieval`: 6 is safe, 4.5 mostly enough with a good camera.
+    n_anchors : int
+        For `anchors`: each costs one frame for each feature more, `n_anchors + 1.2` in all.
     region, stride
         Of the session, see `SessionConfig`. Neighbouring pixels within a speckle grain have nearly the same row.
     noise_key : int
@@ -116,7 +118,9 @@ def measure_transmission_matrix(
     ((64, 32), 'retrieval', True)
     """
     recorder = Recorder(device, noise_key=noise_key)
-    plan = _Plan(recorder, n_features, n_outputs, method, oversampling, region, stride, max_bytes, on_progress)
+    plan = _Plan(
+        recorder, n_features, n_outputs, method, oversampling, n_anchors, region, stride, max_bytes, on_progress
+    )
     return _take(plan).matrix
 
 
@@ -127,6 +131,7 @@ def transmission_matrix(
     n_outputs: int = 256,
     method: str = "auto",
     oversampling: float = 6.0,
+    n_anchors: int = 3,
     region: Region | None = None,
     stride: int = 1,
     noise_key: int = 0,
@@ -142,7 +147,7 @@ def transmission_matrix(
 
     Parameters
     ----------
-    device, n_features, n_outputs, method, oversampling, region, stride, noise_key, max_bytes, on_progress
+    device, n_features, n_outputs, method, oversampling, n_anchors, region, stride, noise_key, max_bytes, on_progress
         As for `measure_transmission_matrix`; sizes as far as the device has them.
     on_matrix : callable, optional
         Called with the `TransmissionMatrix`, to keep it.
@@ -160,7 +165,9 @@ def transmission_matrix(
     """
     recorder = Recorder(device, noise_key=noise_key)
     n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
-    plan = _Plan(recorder, n_features, n_outputs, method, oversampling, region, stride, max_bytes, on_progress)
+    plan = _Plan(
+        recorder, n_features, n_outputs, method, oversampling, n_anchors, region, stride, max_bytes, on_progress
+    )
     taken = _take(plan)
     on_matrix(taken.matrix)
     return _judge(plan, taken)
@@ -175,6 +182,7 @@ class _Plan:
     n_outputs: int
     method: str
     oversampling: float
+    n_anchors: int
     region: Region | None
     stride: int
     max_bytes: int
@@ -287,7 +295,7 @@ def _typical_patterns(plan: _Plan, method: str) -> NDArray[np.bool_]:
     if method == "retrieval":
         return retrieval_patterns(_EXPOSURE_PATTERNS, plan.n_features)
     if method == "anchors":
-        return AnchorPlan(plan.n_features, n_anchors=_N_ANCHORS).patterns[-_EXPOSURE_PATTERNS:]
+        return AnchorPlan(plan.n_features, n_anchors=plan.n_anchors).patterns[-_EXPOSURE_PATTERNS:]
     rng = np.random.default_rng(_PROBE_SEED)
     return rng.random((_EXPOSURE_PATTERNS // 4, plan.n_features)) < 0.5
 
@@ -322,7 +330,7 @@ def _method(plan: _Plan, method: str, background: bool) -> tuple[NDArray[np.bool
 
         return stepping.patterns, solve_steps
     if method == "anchors":
-        anchors = AnchorPlan(plan.n_features, n_anchors=_N_ANCHORS)
+        anchors = AnchorPlan(plan.n_features, n_anchors=plan.n_anchors)
         return anchors.patterns, _retrieval_solver(plan, background, anchors)
     n_columns = plan.n_features + background
     patterns = retrieval_patterns(math.ceil(plan.oversampling * n_columns), plan.n_features, varied=background)
