@@ -48,8 +48,8 @@ _STUCK, _EVERYTHING = 0, 1
 
 def _block_dtype(mirrors: MirrorMap) -> type[np.signedinteger[Any]]:
     """Return int16 where the entry of a feature, a sum of random signs, is seven deviations away from its range."""
-    used = mirrors.features >= 0
-    power = np.bincount(mirrors.features[used], weights=mirrors.levels[used].astype(np.float64) ** 2)
+    _, lengths, features, levels = mirrors.runs[mirrors.runs[:, 2] >= 0].T
+    power = np.bincount(features, weights=lengths * levels.astype(np.float64) ** 2)
     largest = _SAFE_DEVIATIONS * math.sqrt(power.max(initial=0.0))
     return np.int16 if largest <= np.iinfo(np.int16).max else np.int32
 
