@@ -124,7 +124,28 @@ def test_an_interrupted_fit_goes_on(data):
     assert len(told) == 1
     np.testing.assert_array_equal(went_on.matrix_, at_once.matrix_)
     with pytest.raises(ConfigError, match="other patterns"):
-        PhaseRetrieval(seed=1).fit(patterns, counts, resume=broken.finished_)
+        PhaseRetrieval(seed=1).fit(patterns, counts, saturation=255, resume=broken.finished_)
+
+
+def test_rows_of_another_saturation_or_start_are_not_gone_on_with(data, fitted):
+    _, patterns, counts = data
+    saturation = np.full(M, 255.0)
+    PhaseRetrieval().fit(patterns, counts, saturation=saturation, resume=fitted.finished_)
+    saturation[3] = 254
+    for other in ({}, {"saturation": 254}, {"saturation": saturation}):
+        with pytest.raises(ConfigError, match="bounds"):
+            PhaseRetrieval().fit(patterns, counts, **other, resume=fitted.finished_)
+    start = np.ones((M, N), np.complex128)
+    with pytest.raises(ConfigError, match="starts"):
+        PhaseRetrieval().fit(patterns, counts, saturation=255, initial=start, resume=fitted.finished_)
+    started = PhaseRetrieval(n_polish=1, n_restarts=0).fit(patterns, counts, saturation=255, initial=start)
+    other = start.copy()
+    other[5, 7] = 1j
+    for initial in (None, other):
+        with pytest.raises(ConfigError, match="starts"):
+            PhaseRetrieval(n_polish=1, n_restarts=0).fit(
+                patterns, counts, saturation=255, initial=initial, resume=started.finished_
+            )
 
 
 def test_a_background_is_told_from_the_features():

@@ -195,9 +195,8 @@ def _listed(folder: Path) -> list[str]:
     try:
         files = read_report(folder).get("files")
     except DataFileError as error:
-        raise DataFileError(
-            f"The folder {str(folder)!r} has files of something else. {error.problem}", remedy
-        ) from error
+        problem = f"The folder {str(folder)!r} has files, and they are no report: {error.problem}"
+        raise DataFileError(problem, remedy) from error
     if not (isinstance(files, list) and all(name == PAGE_NAME or _is_data(name) for name in files)):
         raise DataFileError(f"The report in the folder {str(folder)!r} does not list its files.", remedy)
     return files
@@ -210,7 +209,8 @@ def _is_data(name: object) -> bool:
 def _check_foreign(folder: Path, listed: list[str], names: Iterable[str]) -> None:
     """Check that no file of a new report takes the place of one that the earlier report does not list."""
     foreign = [name for name in names if name not in listed and os.path.lexists(folder / name)]
-    if (folder / DATA_FOLDER).is_symlink():
+    data = folder / DATA_FOLDER
+    if data.is_symlink() or (data.exists() and not data.is_dir()):
         foreign.append(DATA_FOLDER)
     if foreign:
         raise DataFileError(
