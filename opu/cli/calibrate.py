@@ -157,7 +157,8 @@ def _tell(report: Report, health: HealthReport, files: _Files, changes: list[Cha
     def show(text: object) -> None:
         report.console.print(text, highlight=False)
 
-    show(table(f"Calibration of {health.uri}", COLUMNS, calibration_rows(report.fields["calibration"])))
+    if health.results:
+        show(table(f"Calibration of {health.uri}", COLUMNS, calibration_rows(report.fields["calibration"])))
     for name, reason in health.skipped.items():
         show(f"[dim]left out: {plain(name)}: {plain(reason)}[/]")
     for text in health.findings:
@@ -229,8 +230,7 @@ class _Files:
     @property
     def unfinished(self) -> Path | None:
         """Where an unfinished matrix is kept."""
-        target = self._save_matrix_to
-        return None if target is None else target.with_name(f"{target.name}.part")
+        return None if self._save_matrix_to is None else _unfinished(self._save_matrix_to)
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -271,6 +271,11 @@ class _Files:
             self.saved["calibration"] = str(self._save_to)
 
 
+def _unfinished(target: Path) -> Path:
+    """Return where a matrix is kept while it is not finished."""
+    return target.with_name(f"{target.name}.part")
+
+
 def _check_files(routines: list[str] | None, save_to: Path | None, save_matrix_to: Path | None) -> None:
     """Check before the work that the files can be written, and that there will be something to write."""
     from opu.calibration.applied import APPLIED
@@ -288,8 +293,10 @@ def _check_files(routines: list[str] | None, save_to: Path | None, save_matrix_t
                 f"The routines {', '.join(routines)} measure nothing that {option} could save.",
                 f"Name {' and '.join(sources)} as well, or no routines.",
             )
-    if save_to is not None and save_matrix_to is not None and save_to.resolve() == save_matrix_to.resolve():
-        raise ConfigError(f"--save and --save-matrix both name {str(save_to)!r}.", "Name two files.")
+    if save_to is not None and save_matrix_to is not None:
+        taken = (save_matrix_to, _unfinished(save_matrix_to))
+        if save_to.resolve() in [path.resolve() for path in taken]:
+            raise ConfigError(f"--save and --save-matrix both name {str(save_to)!r}.", "Name two files.")
 
 
 def _check_without_calibration(device: opu.Device) -> None:

@@ -107,16 +107,15 @@ def test_a_lost_device_and_a_failed_save_lose_no_frames(tmp_path):
     def full(matrix):
         raise DataFileError("No space left.", "Make some.")
 
-    for on_matrix in (full, found.append):
-        told = []
-        with opu.open(AURORA) as device:
-            try:
-                result = transmission_matrix(
-                    device, **SIZES, unfinished=path, on_matrix=on_matrix, on_progress=lambda *now: told.append(now)
-                )
-            except DataFileError:
-                assert path.exists()
-        assert told[0][1] >= 96
+    told = []
+    with opu.open(AURORA) as device:
+        options = {**SIZES, "unfinished": path, "on_progress": lambda *now: told.append(now)}
+        with pytest.raises(DataFileError, match="No space left"):
+            transmission_matrix(device, on_matrix=full, **options)
+        assert told[0] == ("frames", 96, 144)
+        told.clear()
+        result = transmission_matrix(device, on_matrix=found.append, **options)
+    assert told == [("frames", 144, 144), ("rows", 150, 150)]
     assert result.passed, result.findings
     assert not path.exists()
     assert_same(found[0], measured(AURORA))

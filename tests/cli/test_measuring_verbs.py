@@ -282,6 +282,7 @@ def test_bars_show_routines_and_the_work_on_a_matrix(monkeypatch, tmp_path, smal
         (["dark_frames"], ["--save-matrix", "matrix.h5"], "config"),
         (["latency"], ["--save", "calibration.h5"], "config"),
         ([], ["--save", "one.h5", "--save-matrix", "./one.h5"], "config"),
+        ([], ["--save", "one.h5.part", "--save-matrix", "./one.h5"], "config"),
     ],
 )
 def test_what_cannot_be_saved_is_said_before_the_work(routines, options, code, tmp_path, monkeypatch):
