@@ -148,6 +148,25 @@ def test_rows_of_another_saturation_or_start_are_not_gone_on_with(data, fitted):
             )
 
 
+def test_rows_are_lost_below_four_frames_a_feature():
+    matrix = gaussian_matrix(n_features=64)
+    found = {}
+    for frames in (4, 3, 2.5):
+        patterns = retrieval_patterns(int(frames * 64), 64)
+        fitted = PhaseRetrieval().fit(patterns, counts_of(matrix, patterns), saturation=255)
+        found[frames] = (row_correlations(fitted.matrix_, matrix) > 0.99).mean()
+    assert found[4] == 1
+    assert 0.8 < found[3] < 1
+    assert found[2.5] < 0.5
+
+
+def test_too_few_frames_are_seen_by_the_verdict():
+    with opu.open("sim:?preset=aurora&seed=7") as device:
+        result = transmission_matrix(device, n_features=256, n_outputs=64, oversampling=2.5)
+    assert result.value < 0.5
+    assert result.findings
+
+
 def test_a_background_is_told_from_the_features():
     matrix, patterns = gaussian_matrix(), retrieval_patterns(7 * N, N, varied=True)
     background = matrix.sum(axis=1) * 0.1 * np.exp(1j)

@@ -85,7 +85,7 @@ def measure_transmission_matrix(
         Any device. It is judged by its frames alone.
     n_features, n_outputs : int
         The size of the session. Rows are independent, and there may be as many as the device has pixels; the time goes
-        with `n_outputs n_features**2`, about 10 s for 512 x 512 and 80 s for 1024 x 1024 on two cores.
+        with `n_outputs n_features**2`, some 6 s for 512 x 512 and 50 s for 1024 x 1024 on two cores.
     method : str
         One of `METHODS`. `auto` steps the phase of a reference arm where there is one, and else retrieves phases.
     oversampling : float

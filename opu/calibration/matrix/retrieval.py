@@ -58,7 +58,7 @@ _DIM_SHARE = 0.15
 _RANK_TOLERANCE = 1e-6
 _SMALLEST_BATCH = 64
 _LARGEST_BATCH = 256
-"""An interruption loses the work on a batch; larger ones are no quicker."""
+"""An interruption loses the work on a batch. All rows at once would take some 6 % less time."""
 _SHARE = 1 / 3
 _VARIED_SHARES = (0.2, 0.45)
 _ROWS_FOR_A_FIT = 16
@@ -294,7 +294,7 @@ class PhaseRetrieval:
         if len(shown) < shown.shape[1]:
             raise PatternShapeError(
                 f"There are {len(shown)} patterns for {shown.shape[1]} columns.",
-                f"Show about {6 * shown.shape[1]}; below {4 * shown.shape[1]} most rows are not found.",
+                f"Show about {6 * shown.shape[1]}; with fewer than {4 * shown.shape[1]} rows are lost.",
             )
         return _Design(shown)
 
