@@ -15,6 +15,7 @@ from opu.calibration.matrix import measure, unfinished
 from opu.calibration.matrix.measure import check_unfinished
 from opu.errors import ConfigError, DataFileError, MediumChangedError, MissingExtraError, UnreachableError
 from opu.sim.device import SimulatedBench
+from opu.sim.drift import DriftModel
 from opu.sim.models import preset
 
 AURORA, ARM = "sim:?preset=aurora&seed=7", "sim:?preset=interferometer&seed=7"
@@ -226,3 +227,34 @@ def test_without_a_file_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(MissingExtraError):
         measured(AURORA, unfinished=tmp_path / "unfinished")
+
+
+def test_a_medium_that_changed_in_between_is_found(tmp_path):
+    path = tmp_path / "unfinished"
+    aurora = preset("aurora")
+    drifting = dataclasses.replace(aurora, drift=DriftModel(correlation_time_s=0.2))
+    with SimulatedBench(aurora, seed=7) as device, pytest.raises(KeyboardInterrupt):
+        measure_transmission_matrix(device, **SIZES, unfinished=path, on_progress=stop_at("frames", 40))
+    with SimulatedBench(drifting, seed=7) as device:
+        result = transmission_matrix(device, **SIZES, unfinished=path)
+    assert any("The medium changed during the measurement" in finding for finding in result.findings)
+
+
+def test_a_file_that_takes_long_to_write_is_written_seldom(tmp_path, monkeypatch):
+    now_s, written_s = [100.0], []
+
+    def write(*_):
+        written_s.append(now_s[0])
+        now_s[0] += 3.0
+
+    def on_progress(*_):
+        now_s[0] += 9.0
+
+    monkeypatch.setattr(unfinished, "write_sealed", write)
+    monkeypatch.setattr(unfinished.time, "monotonic", lambda: now_s[0])
+    measured(AURORA, on_progress, unfinished=tmp_path / "unfinished")
+    assert len(written_s) > 1
+    assert np.diff(written_s).min() >= 30
+    with pytest.raises(KeyboardInterrupt):
+        measured(AURORA, stop_at("frames", 40), unfinished=tmp_path / "unfinished")
+    assert np.diff(written_s)[-1] < 30

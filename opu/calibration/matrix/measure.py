@@ -133,10 +133,8 @@ def measure_transmission_matrix(
     plan = _Plan(
         recorder, n_features, n_outputs, method, oversampling, region, stride, noise_key, max_bytes, on_progress
     )
-    kept = UnfinishedMatrix.open(unfinished, plan.settings)
-    matrix = _take(plan, kept).matrix
-    kept.discard()
-    return matrix
+    with UnfinishedMatrix.open(unfinished, plan.settings) as kept:
+        return _take(plan, kept).matrix
 
 
 def transmission_matrix(
@@ -183,12 +181,10 @@ def transmission_matrix(
     plan = _Plan(
         recorder, n_features, n_outputs, method, oversampling, region, stride, noise_key, max_bytes, on_progress
     )
-    kept = UnfinishedMatrix.open(unfinished, plan.settings)
-    taken = _take(plan, kept)
-    on_matrix(taken.matrix)
-    result = _judge(plan, taken)
-    kept.discard()
-    return result
+    with UnfinishedMatrix.open(unfinished, plan.settings) as kept:
+        taken = _take(plan, kept)
+        on_matrix(taken.matrix)
+        return _judge(plan, taken)
 
 
 def check_unfinished(
@@ -305,15 +301,7 @@ class _Found:
 
 
 def _take(plan: _Plan, kept: UnfinishedMatrix) -> _Taken:
-    """Take the frames that are not kept yet, and recover the matrix; whatever interrupts it, what is done is kept."""
-    try:
-        return _take_on(plan, kept)
-    except BaseException:
-        kept.save()
-        raise
-
-
-def _take_on(plan: _Plan, kept: UnfinishedMatrix) -> _Taken:
+    """Take the frames that are not kept yet, and recover the matrix."""
     recorder, method = plan.recorder, plan.chosen_method
     steps = REFERENCE_STEPS.get(method, 1)
     start = kept.start

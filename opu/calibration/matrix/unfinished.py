@@ -96,6 +96,8 @@ class Start:
 class UnfinishedMatrix:
     """The frames taken and the rows finished so far, kept in a file if one is named.
 
+    A context: whatever ends it early, all is saved; at its end the file is deleted.
+
     Parameters
     ----------
     path : path or None
@@ -211,10 +213,13 @@ class UnfinishedMatrix:
         now_s = time.monotonic()
         self._due_s = now_s + _WORK_PER_SAVE * (now_s - started_s)
 
-    def discard(self) -> None:
-        """Delete the file: the matrix is there."""
-        self._is_saved = True
-        if self.path is not None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            self.save()
+        elif self.path is not None:
             self.path.unlink(missing_ok=True)
 
     @property
