@@ -56,7 +56,8 @@ def calibrate(
 
     Each routine measures one thing, compares it with its limit, and names the faults that it finds. The exit status is
     1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page with figures),
-    report.json and data/ROUTINE.npz. A report that is there already is compared with before it is replaced.
+    report.json and data/ROUTINE.npz. A report that is there already is compared with before it is replaced; a directory
+    with files of something else is refused.
 
     With --save the hot pixels and dark levels in the middle of the sensor (dark_frames), the exposure and the stride
     between independent pixels (grain) go to a file for opu serve --calibration. Results that did not pass are left out
