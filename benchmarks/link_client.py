@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections import deque
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -51,13 +52,26 @@ def main():
     uri, shape, in_flight = sys.argv[1], Shape.parse(sys.argv[2]), int(sys.argv[3])
     patterns = shape.patterns()
     while sys.stdin.readline():
-        with opu.open(uri) as device, device.open_session(shape.config) as session:
-            session.project(patterns)
+        with connected(uri, shape, patterns) as submit:
+            submit().result()
             say("ready")
             window = json.loads(sys.stdin.readline())
-            say(work(partial(session.submit, patterns), shape.batch, in_flight, *window))
+            say(work(submit, shape.batch, in_flight, *window))
             sys.stdin.readline()
         say("gone")
+
+
+@contextmanager
+def connected(uri, shape, patterns):
+    """Connect, and yield what sends a request: to a device, or to the bare server at `bare:PORT`."""
+    scheme, _, port = uri.partition(":")
+    if scheme == "bare":
+        from benchmarks.bare_link import BareClient
+
+        yield BareClient(int(port), patterns).submit
+        return
+    with opu.open(uri) as device, device.open_session(shape.config) as session:
+        yield partial(session.submit, patterns)
 
 
 def say(answer):

@@ -10,11 +10,9 @@ import numpy as np
 
 import opu
 from benchmarks.calibration.cases import Check
-from opu.calibration.matrix.anchors import LEAST_SPREAD, AnchorPlan
+from opu.calibration.matrix.anchors import AnchorPlan
 from opu.calibration.matrix.comparison import row_correlations
 from opu.calibration.matrix.measure import transmission_matrix
-from opu.calibration.matrix.retrieval import PhaseRetrieval
-from opu.calibration.recorder import Recorder
 from opu.sim.device import SimulatedBench
 from opu.sim.models import preset
 
@@ -23,8 +21,6 @@ __all__ = ["CASES", "ESTIMATES"]
 SIZE = 512
 ALL_INCLUDED = 0.42
 """Frames for each feature of 512 that dark level, exposure, background and probes take."""
-BRIGHT = 1 / 7
-ANCHOR_POLISH = 60
 
 
 def bench(seed, *, name="aurora", full_well_e=10_000):
@@ -41,45 +37,28 @@ def bench(seed, *, name="aurora", full_well_e=10_000):
     )
 
 
-def measured(device, n, method, oversampling):
+def measured(device, n, method, **options):
     """Measure a matrix of n rows and columns; return it, the result, row correlations with the truth, and seconds."""
     kept = []
     started_s = time.perf_counter()
-    result = transmission_matrix(
-        device, n_features=n, n_outputs=n, method=method, oversampling=oversampling, on_matrix=kept.append
-    )
+    result = transmission_matrix(device, n_features=n, n_outputs=n, method=method, on_matrix=kept.append, **options)
     seconds = time.perf_counter() - started_s
     truth = device.capability(opu.GroundTruth).transmission_matrix(kept[0].config)
     return kept[0], result, row_correlations(kept[0].matrix, truth), seconds
 
 
-def anchored(seed, n_anchors):
-    """Return row correlations of a matrix made as the routine does with three anchors, and which rows are kept."""
-    plan = AnchorPlan(SIZE, n_anchors=n_anchors, seed=seed)
-    with bench(seed) as device:
-        recorder = Recorder(device)
-        config = recorder.config(SIZE, SIZE)
-        config = recorder.expose(config, plan.patterns[-32:], target_fraction=BRIGHT)
-        frames = recorder.take(config, plan.patterns).frames.astype(np.float32)
-        truth = device.capability(opu.GroundTruth).transmission_matrix(config)
-    start = plan.recover(frames)
-    retrieval = PhaseRetrieval(n_restarts=0, n_polish=ANCHOR_POLISH)
-    retrieval.fit(plan.patterns, frames, saturation=255, initial=start.matrix)
-    return row_correlations(retrieval.matrix_, truth), retrieval.kept_ & (start.spread >= LEAST_SPREAD)
-
-
 def c14(seed):
-    with bench(seed) as device:
-        matrix, _, found, _ = measured(device, SIZE, "anchors", 6)
-    checks = {"median_3": Check(float(np.median(found)), (0.995, None), "3 anchors: median row correlation")}
-    for n_anchors, (rows, kept), least_kept, least_mean, most_frames in (
-        (3, (found, matrix.kept), 0.8, 0.99, 4.2),
-        (4, anchored(seed, 4), 0.9, 0.995, 5.2),
-    ):
-        n_frames = len(AnchorPlan(SIZE, n_anchors=n_anchors).patterns)
+    checks = {}
+    for n_anchors, least_kept, least_mean, most_frames in ((3, 0.8, 0.99, 4.2), (4, 0.9, 0.995, 5.2)):
+        with bench(seed) as device:
+            matrix, _, found, _ = measured(device, SIZE, "anchors", n_anchors=n_anchors)
         name = f"{n_anchors} anchors"
+        n_frames = len(AnchorPlan(SIZE, n_anchors=n_anchors).patterns)
+        if n_anchors == 3:
+            checks["median_3"] = Check(float(np.median(found)), (0.995, None), f"{name}: median row correlation")
+        kept = matrix.kept
         checks[f"kept_{n_anchors}"] = Check(float(kept.mean()), (least_kept, None), f"{name}: share of rows kept")
-        checks[f"mean_{n_anchors}"] = Check(float(rows[kept].mean()), (least_mean, None), f"{name}: mean of rows kept")
+        checks[f"mean_{n_anchors}"] = Check(float(found[kept].mean()), (least_mean, None), f"{name}: mean of rows kept")
         checks[f"frames_{n_anchors}"] = Check(
             n_frames / SIZE, (None, most_frames), f"{name}: frames a feature, exposure and dark level apart"
         )
@@ -88,7 +67,7 @@ def c14(seed):
 
 def c15(seed, n=SIZE, most_seconds=30):
     with bench(seed) as device:
-        matrix, result, found, seconds = measured(device, n, "retrieval", 6 - ALL_INCLUDED)
+        matrix, result, found, seconds = measured(device, n, "retrieval", oversampling=6 - ALL_INCLUDED)
     checks = {
         "mean": Check(float(found.mean()), (0.995, None), "mean row correlation"),
         "good": Check(float((found >= 0.99).mean()), (0.97, None), "share of rows with 0.99 or more"),
@@ -106,7 +85,7 @@ def c15(seed, n=SIZE, most_seconds=30):
     }
     if n == SIZE:
         with bench(seed, full_well_e=1000) as device:
-            _, result, found, _ = measured(device, n, "retrieval", 5 - ALL_INCLUDED)
+            _, result, found, _ = measured(device, n, "retrieval", oversampling=5 - ALL_INCLUDED)
         checks["mean_1ke"] = Check(float(found.mean()), (0.975, None), "mean row correlation at 1000 e-, 5 frames")
         frames = result.quantities["frames_per_feature"].value
         checks["frames_1ke"] = Check(frames, (None, 5), "frames a feature of that, all included")
@@ -117,7 +96,7 @@ def c16(seed):
     checks = {}
     for method, steps in (("three_step", 3), ("four_step", 4)):
         with bench(seed, name="interferometer") as device:
-            _, result, found, _ = measured(device, SIZE, method, 6)
+            _, result, found, _ = measured(device, SIZE, method)
         frames = result.quantities["frames_per_feature"].value
         checks[f"mean_{steps}"] = Check(float(found.mean()), (0.999, None), f"{steps} steps: mean row correlation")
         checks[f"frames_{steps}"] = Check(frames, (None, steps + 0.5), f"{steps} steps: frames a feature, all included")

@@ -164,6 +164,7 @@ def following(seed):
         return {
             "correlation": Check(float(np.mean(followed)), (0.97, None), "field correlation over 5 tau"),
             "lowest": Check(min(followed), (0.96, None), f"lowest of {LOOKS} looks"),
+            "frozen": Check(frozen[-1], (None, 0.3), "field correlation of the frozen matrix at the end"),
             "gain": Check(float(np.min(np.subtract(followed, frozen))), (0, None), "least gain over the frozen matrix"),
             "correlation_time": Check(
                 2 / tracker.drift_per_probe_ * probe_s / tau_s, (0.8, 1.25), "correlation time found over the true one"

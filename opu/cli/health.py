@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from opu.cli.watched import watching
+from opu.cli.watched import watching, with_default
 from opu.console import JsonOption, plain, reporting
 from opu.errors import BusyError, ServerFailureError
 from opu.remote.health import HealthLimits, find_fault
-from opu.uri import parse_uri
 
 __all__ = ["health"]
 
@@ -25,8 +24,8 @@ def health(
 ) -> None:
     """Ask a server whether it is well. Exit status 0: it is; 3: nobody answers, or it is not; 4: it refuses to tell.
 
-    It connects like any client and asks for the status, within the `timeout_s` of the address (5 s), and does not try
-    again. A server that has as many clients as it takes is well.
+    It connects as an observer and asks for the status, within the `timeout_s` of the address (5 s), and does not try
+    again. A server that has as many clients as it takes, and no place for observers left, is well.
 
     Example: opu health tcp://127.0.0.1:5755
 
@@ -36,7 +35,7 @@ def health(
         report.fields |= {"uri": uri, "answered_in_s": None, "is_full": False}
         started_s = time.monotonic()
         try:
-            with watching(_asked_once(uri)) as device:
+            with watching(with_default(uri, "reconnect_s", "0")) as device:
                 status = device.server_status()
                 report.fields["answered_in_s"] = time.monotonic() - started_s
         except BusyError:
@@ -49,10 +48,3 @@ def health(
         report.console.print(
             f"{plain(uri)} is well; it answered in {report.fields['answered_in_s']:.2f} s.", highlight=False
         )
-
-
-def _asked_once(uri: str) -> str:
-    """Have a link that ends count as one that has ended, unless the address says for how long to try to come back."""
-    if "reconnect_s" in parse_uri(uri).options:
-        return uri
-    return f"{uri}{'&' if '?' in uri else '?'}reconnect_s=0"

@@ -38,12 +38,26 @@ def keygen(
     """Make a pair of keys, for a server or for a client.
 
     Writes NAME.key, which stays where it is and which only you can read, and NAME.pub, which may be known to everybody.
-    A server has one pair, and a list of the clients that it admits: the NAME.pub of each, one after the other. A client
-    has a pair of its own, and the NAME.pub of the server. Files that exist are never overwritten.
+    Run it on the machine of the device for the server, and on that of each client for the client. Files that exist are
+    never overwritten. Which file goes where:
+
+    server.key: stays with the server; opu serve --keys.
+
+    server.pub: to every client; server_key= of its addresses.
+
+    NAME.key of a client: stays with that client; key= of its addresses.
+
+    NAME.pub of a client: to the server, into its list of the clients that it admits; opu serve --allow.
 
     Example: opu keygen server --to keys
 
     Example: opu keygen client --name anna
+
+    Example: cat anna.pub >> keys/allow.toml && chmod go-w keys/allow.toml
+
+    Example: opu serve 'sim:?preset=aurora&seed=7' --bind 'tcp://*:5755' --keys keys
+
+    Example: opu info 'tcp://optics.example:5755?key=anna.key&server_key=server.pub'
     """
     with reporting("keygen", json_to) as report:
         from opu.remote.security import make_key_pair, write_key_files

@@ -28,8 +28,9 @@ def monitor(
 ) -> None:
     """Show what a server is doing: clients, queue, rates, latencies, saturation, refusals. Ctrl-C ends it.
 
-    It connects like any client, and is one in the picture. Rates and latencies are those between two pictures. With
-    --json, --once, or where there is no terminal, it shows one picture, for which it looks twice.
+    It connects as an observer, for whom a full server keeps some places, and is a client in the picture. Rates and
+    latencies are those between two pictures. With --json, --once, or where there is no terminal, it shows one picture,
+    for which it looks twice.
 
     Example: opu monitor tcp://127.0.0.1:5755
 

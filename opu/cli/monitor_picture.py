@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -128,7 +128,9 @@ def _server_facts(look: Look, rates: dict[str, float | None]) -> Iterator[tuple[
     yield "took p50/95/99", _quantiles(rates, "took")
     yield "refused", f"{counters.refusals}, {_number(rates['refused_per_s'])}/s"
     if counters.refused:
-        yield "  most by", _most_refused(counters)
+        yield "  most by", _most(counters.refused)
+    if any(counters.turned_away.values()):
+        yield "not let in", _most(counters.turned_away)
     yield "gone", f"{counters.evicted} evicted, {counters.expired} silent"
     if status.lease is not None:
         yield "lease", f"{status.lease.holder}, {status.lease.expires_s:.0f} s more"
@@ -157,9 +159,9 @@ def _medium(description: DeviceDescription, counters: CountersStatus) -> str:
     return f"epoch {now}, was {opened} when opened"
 
 
-def _most_refused(counters: CountersStatus) -> str:
-    most = sorted(counters.refused.items(), key=lambda item: (-item[1], item[0]))[:2]
-    return ", ".join(f"{code} {count}" for code, count in most)
+def _most(counts: Mapping[str, int]) -> str:
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:2]
+    return ", ".join(f"{what} {count}" for what, count in most if count)
 
 
 def _clients(look: Look, earlier: Look) -> RenderableType:

@@ -13,19 +13,19 @@ from opu.uri import parse_uri
 if TYPE_CHECKING:
     from opu.remote.client import RemoteDevice
 
-__all__ = ["watching"]
+__all__ = ["watching", "with_default"]
 
 _FAREWELL_S = 1.0
 
 
 @contextmanager
 def watching(uri: str) -> Iterator[RemoteDevice]:
-    """Connect to a server as a client that only looks.
+    """Connect to a server as an observer, for whom there is a place when the server is full.
 
     Parameters
     ----------
     uri : str
-        The address of a served device.
+        The address of a served device. It may ask for another role.
 
     Yields
     ------
@@ -44,7 +44,7 @@ def watching(uri: str) -> Iterator[RemoteDevice]:
     from opu.remote.client import RemoteDevice
     from opu.remote.workers import Workers
 
-    device = opu.open(uri)
+    device = opu.open(with_default(uri, "role", "observer"))
     assert isinstance(device, RemoteDevice)  # noqa: S101 - the backend of tcp: opens nothing else
     try:
         yield device
@@ -52,3 +52,18 @@ def watching(uri: str) -> Iterator[RemoteDevice]:
         closer = Workers(1, "opu-closer")
         closer.submit(device.close)
         closer.stop(_FAREWELL_S)
+
+
+def with_default(uri: str, option: str, value: str) -> str:
+    """Return an address with an option that it does not have yet.
+
+    Examples
+    --------
+    >>> with_default("tcp://127.0.0.1:5755", "role", "observer")
+    'tcp://127.0.0.1:5755?role=observer'
+    >>> with_default("tcp://127.0.0.1:5755?role=user", "role", "observer")
+    'tcp://127.0.0.1:5755?role=user'
+    """
+    if option in parse_uri(uri).options:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}{option}={value}"

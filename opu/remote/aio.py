@@ -24,22 +24,27 @@ import zmq
 
 from opu.device import (
     Batch,
+    DeviceControl,
     DeviceDescription,
+    DeviceSettings,
+    Limits,
     Projection,
     SessionConfig,
     SessionDescription,
+    SettingsChange,
     check_frame_numbers,
     check_submission,
     check_whole,
     resolve_config,
 )
-from opu.errors import ClosedError, OpuError, UriError
+from opu.errors import ClosedError, LeaseError, OpuError, UnsupportedError, UriError
 from opu.remote import BACKEND, protocol
 from opu.remote.conversation import SessionRecord, Ticket
 from opu.remote.dealer import (
     connect,
     explain_fault,
     has_input,
+    heed,
     judge_host,
     look_up,
     receive_message,
@@ -49,9 +54,19 @@ from opu.remote.dealer import (
 from opu.remote.handshake import ConnectionWatch
 from opu.remote.requests import (
     GONE,
+    LEASE_S,
+    ask_for_settings,
+    ask_for_status,
+    ask_to_change,
     ask_to_close,
+    ask_to_leave,
+    ask_to_open,
     ask_to_project,
+    ask_to_renew,
+    ask_to_return,
+    ask_to_take,
     describe_link,
+    describe_settings,
     read_keys,
     reply_itself,
     wait_for_welcome,
@@ -64,9 +79,8 @@ if TYPE_CHECKING:
 
     from opu.patterns import PackedPatterns
 
-__all__ = ["AsyncDevice", "AsyncSession", "open"]
+__all__ = ["AsyncControl", "AsyncDevice", "AsyncSession", "open"]
 
-_LINKED_CAPABILITIES = ("repeatable_noise",)
 _MESSAGES_PER_TURN = 64
 _MOST_AHEAD = 2**16
 _LONGEST_WAIT_S = 0.25
@@ -204,9 +218,7 @@ class _Link:
         """Say bye, when everything that was asked before is answered, and end the task."""
         if self._conversation.error is None:
             done = _Answer(self._loop)
-            self._conversation.leave(
-                Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, done, reply_itself)
-            )
+            self._conversation.leave(Ticket(ask_to_leave, protocol.Done, done, reply_itself))
             self._awake.set()
             with contextlib.suppress(*GONE):
                 await done
@@ -268,14 +280,8 @@ class _Link:
         while not self._ended and conversation.has_connection:
             self._receive(dealer)
             failure = await watch.find_failure_async()
-            has_ended = watch.has_ended or watch.n_dropped > n_dropped
-            if failure is not None:
-                conversation.fail(failure)
-            elif has_ended and not conversation.is_greeting and not has_input(dealer):
-                conversation.hung_up()
-            elif watch.n_dropped > n_dropped and conversation.is_greeting:
-                n_dropped = watch.n_dropped  # ZeroMQ connects again, and our greeting may have been lost
-                send_message(dealer, conversation.connected())
+            is_refused = conversation.is_greeting and await watch.is_refused_async()
+            n_dropped = heed(conversation, dealer, watch, n_dropped=n_dropped, failure=failure, is_refused=is_refused)
             for message in conversation.messages():
                 send_message(dealer, message)
             conversation.look()
@@ -338,8 +344,9 @@ class AsyncDevice:
     def __init__(self, uri: str, link: _Link) -> None:
         self._uri = uri
         self._link = link
-        self._description = describe_link(link.welcome.description, _LINKED_CAPABILITIES)
+        self._description = describe_link(link.welcome.description)
         self._sessions: set[AsyncSession] = set()
+        self._control = AsyncControl(link, self._note_settings)
         self._closed = False
         weakref.finalize(self, link.abandon)  # a device that nobody closed
 
@@ -359,8 +366,27 @@ class AsyncDevice:
         return self._link.reconnections
 
     def describe(self) -> DeviceDescription:
-        """Return what the device is and offers, as far as it passes the link."""
+        """Return what the device is and offers, as far as it passes the link.
+
+        The exposure is limited as this client has seen it last: when it was opened, or looked at or changed settings.
+        """
         return self._description
+
+    def capability(self, kind: type[DeviceControl]) -> AsyncControl:
+        """Return the capability object of a class; `opu.device.DeviceControl` is the one that passes the link.
+
+        Raises
+        ------
+        UnsupportedError
+            The device has no such capability; the message lists those that it has.
+        """
+        if kind is not DeviceControl or DeviceControl.name not in self._description.capabilities:
+            names = ", ".join(sorted(self._description.capabilities)) or "none"
+            wanted = getattr(kind, "name", repr(kind))
+            raise UnsupportedError(
+                f"The device {self._uri} has no capability {wanted!r} for asyncio.", f"Its capabilities: {names}."
+            )
+        return self._control
 
     async def server_status(self) -> protocol.ServerStatus:
         """Ask the server what it is doing. Names of clients are texts from elsewhere: escape them.
@@ -372,7 +398,7 @@ class AsyncDevice:
         ClosedError
             The device is closed.
         """
-        reply = await self._link.ask(lambda number: protocol.Status(request_id=number), protocol.StatusReply)
+        reply = await self._link.ask(ask_for_status, protocol.StatusReply)
         return reply.status
 
     async def open_session(self, config: SessionConfig) -> AsyncSession:
@@ -381,9 +407,7 @@ class AsyncDevice:
             raise ClosedError(f"The device {self._uri} is closed.", "Open it again with opu.remote.aio.open().")
         config = resolve_config(config, self._description)
         record = SessionRecord(config)
-        answer = self._link.ask(
-            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened, opens=record
-        )
+        answer = self._link.ask(ask_to_open(config), protocol.SessionOpened, opens=record)
         try:
             opened = await asyncio.shield(answer)
         except asyncio.CancelledError:
@@ -418,6 +442,9 @@ class AsyncDevice:
     ) -> None:
         await self.close()
 
+    def _note_settings(self, settings: DeviceSettings) -> None:
+        self._description = describe_settings(self._description, self._link.welcome.description, settings)
+
     def _give_back(self, answer: asyncio.Future[protocol.SessionOpened], record: SessionRecord) -> None:
         """Close a session that has been opened for somebody who does not wait any more."""
         if answer.cancelled() or answer.exception() is not None:
@@ -425,6 +452,129 @@ class AsyncDevice:
         with contextlib.suppress(OpuError):  # the link is over, and the session with it
             closed = self._link.ask(ask_to_close(record), protocol.Done, record)
             closed.add_done_callback(lambda _: self._link.forget(record))
+
+
+class AsyncControl:
+    """The settings of a device behind a server, for one event loop: `opu.remote.client.RemoteControl`, to be awaited.
+
+    Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
+    itself, for several that belong together there is `lease`. Tasks of one device share its lease. Whoever cancels a
+    change does not wait for it any more; the device is changed nevertheless.
+
+    Parameters
+    ----------
+    link : _Link
+        To the server.
+    note : callable
+        Told of the settings whenever they are known.
+    """
+
+    def __init__(self, link: _Link, note: Callable[[DeviceSettings], None]) -> None:
+        self._link = link
+        self._note = note
+        self._taking = asyncio.Lock()
+        self._held: int | None = None
+        self._holders = 0
+
+    async def settings(self) -> DeviceSettings:
+        """Return the settings as they are."""
+        return (await self._ask(ask_for_settings)).settings
+
+    async def limits(self) -> dict[str, Limits]:
+        """Return the settings that can be changed, by name, with the ranges of their values."""
+        return (await self._ask(ask_for_settings)).limits
+
+    async def change(self, change: SettingsChange) -> DeviceSettings:
+        """Change settings, all that are named or none, and return what they are now.
+
+        Raises
+        ------
+        ForbiddenError, LeaseError, ConfigError, DeviceError, ClosedError
+            As `opu.remote.client.RemoteControl.change`.
+        """
+        async with self.lease():
+            lease = self._number()
+            reply = await self._ask(ask_to_change(lease, change))
+        return reply.settings
+
+    @contextlib.asynccontextmanager
+    async def lease(self, ttl_s: float = LEASE_S, note: str = "", *, force: bool = False) -> AsyncIterator[Self]:
+        """Hold the lease of the device, so that nobody else changes it meanwhile. Within itself it is the same lease.
+
+        Parameters
+        ----------
+        ttl_s, note, force : object
+            As `opu.remote.client.RemoteControl.lease` takes them.
+
+        Yields
+        ------
+        AsyncControl
+            This object.
+
+        Raises
+        ------
+        ForbiddenError
+            This client is no operator.
+        LeaseError
+            Somebody else has the lease.
+        """
+        async with self._taking:  # a second number would make the first one void
+            if self._held is None:
+                self._held = await self._take(ttl_s, note, force=force)
+            self._holders += 1
+        try:
+            yield self
+        finally:
+            self._holders -= 1
+            if not self._holders:
+                lease, self._held = self._number(), None
+                with contextlib.suppress(*GONE, LeaseError):  # it has ended by itself
+                    await self._return(lease)
+
+    async def renew(self) -> None:
+        """Have the lease that is held last its full time again.
+
+        Raises
+        ------
+        LeaseError
+            It has run out, was taken away, or none is held.
+        """
+        lease = self._number()
+        await self._link.ask(ask_to_renew(lease), protocol.Lease)
+
+    def _number(self) -> int:
+        if self._held is None:
+            raise LeaseError("No lease is held.", "Take one: async with control.lease(): ...")
+        return self._held
+
+    async def _take(self, ttl_s: float, note: str, *, force: bool) -> int:
+        answer = self._link.ask(ask_to_take(ttl_s, note, force=force), protocol.Lease)
+        try:
+            return (await asyncio.shield(answer)).lease
+        except asyncio.CancelledError:
+            answer.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, answer: asyncio.Future[protocol.Lease]) -> None:
+        """Return a lease that was given to somebody who does not wait any more."""
+        if answer.cancelled() or answer.exception() is not None:
+            return
+        with contextlib.suppress(OpuError):  # the link is over, and the lease with it
+            self._return(answer.result().lease).add_done_callback(_look_at)
+
+    def _return(self, lease: int) -> asyncio.Future[protocol.Done]:
+        return self._link.ask(ask_to_return(lease), protocol.Done)
+
+    async def _ask(self, make: Callable[[int], protocol.Request]) -> protocol.SettingsReply:
+        reply = await self._link.ask(make, protocol.SettingsReply)
+        self._note(reply.settings)
+        return reply
+
+
+def _look_at(done: asyncio.Future[Any]) -> None:
+    """Look at the outcome of what nobody waits for, so that the loop does not complain."""
+    if not done.cancelled():
+        done.exception()
 
 
 class AsyncSession:

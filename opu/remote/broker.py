@@ -40,6 +40,7 @@ from opu.errors import (
     ServerFailureError,
     UnreachableError,
     UnsupportedError,
+    VersionMismatchError,
 )
 from opu.remote import OPEN_AGAIN, protocol
 from opu.remote.clients import Client, Clients, OpenedSession, ProjectionJob
@@ -137,7 +138,7 @@ class Broker:
         self._servers = servers
         self._uri = uri
         self._clients = Clients()
-        self._counters = Counters(clock)
+        self._counters = Counters(clock, gate.turned_away)
         self._turns = Turns(
             device, limits, self._counters, post, clock=clock, projected=self._projected, reached=self._reached
         )
@@ -172,6 +173,8 @@ class Broker:
         except AuthenticationError as error:
             self._turn_out(message, client, error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            if isinstance(error, VersionMismatchError):
+                self._gate.turned_away.count("version")
             if request_id is None:
                 request_id = protocol.read_request_id(frames)
             self._refuse(client or message.route, request_id, self._explain(client, error))
@@ -339,6 +342,7 @@ class Broker:
 
     def _welcome(self, message: Incoming, client: Client | None, hello: protocol.Hello) -> None:
         if self._stopping:
+            self._gate.turned_away.count("stopping")
             raise self._stopped()
         features = frozenset(hello.features) & frozenset(protocol.FEATURES)
         token = hello.token if "resume" in features else None
@@ -349,12 +353,8 @@ class Broker:
             raise ProtocolError(
                 "This client has said hello on another connection since.", "Number requests upwards, also hello."
             )
-        if known is None and len(self._clients) >= self._limits.max_clients:
-            raise BusyError(
-                f"The server has {len(self._clients)} clients, as many as it takes.", "Try again later.", _COME_AGAIN_S
-            )
         description = self._device.describe()
-        peer = self._gate.greet(message, hello.name, hello.role)
+        peer = self._gate.greet(message, hello.role)
         if known is not None:
             client = self._resume(known, message, peer)
         else:
@@ -369,6 +369,7 @@ class Broker:
                 features=features,
             )
             self._admit(client)
+        self._gate.note_admission(client.peer, hello.name)
         client.hello_id = hello.request_id
         welcome = protocol.Welcome(
             request_id=hello.request_id,
@@ -392,8 +393,10 @@ class Broker:
 
     def _admit(self, client: Client) -> None:
         """Let a new client in."""
+        self._check_place(client.peer)
         n_of_key = sum(1 for _ in self._clients.of_owner(client.owner))
         if n_of_key >= self._limits.max_clients_of_key:
+            self._gate.turn_away("too_many_clients_of_key", client.peer, f"{n_of_key} clients have that key")
             raise BusyError(
                 f"The key {client.peer.name!r} has {n_of_key} clients, as many as a key may have.",
                 "Close one first.",
@@ -405,10 +408,24 @@ class Broker:
         self._turns.join(client)
         _log.info("client %s has come", client.label, extra={"client": client.client_id})
 
+    def _check_place(self, peer: Peer, n_places: int = 1) -> None:
+        """Check that there is a place for a client: the last ones are for those who only look."""
+        places = self._limits.max_clients + (self._limits.observer_places if peer.role == "observer" else 0)
+        if len(self._clients) + n_places > places:
+            self._gate.turn_away("too_many_clients", peer, f"the server has {len(self._clients)} clients")
+            raise BusyError(
+                f"The server has {len(self._clients)} clients, as many as it takes of the role {peer.role!r}.",
+                "Try again later.",
+                _COME_AGAIN_S,
+            )
+
     def _resume(self, client: Client, message: Incoming, peer: Peer) -> Client:
         """Have a client go on where its last connection ended."""
         if peer.public_key != client.peer.public_key:
+            self._gate.turn_away("token", peer, "its token is that of another key")
             raise ForbiddenError("The token belongs to a client with another key.", "Draw a token of your own.")
+        if client.peer.role == "observer":
+            self._check_place(peer, 0)  # its place may be one that only observers have
         if client.route == message.route:
             return client  # it was not sure that its first hello had arrived
         left, descriptor = client.route, client.descriptor

@@ -17,7 +17,6 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import msgspec
 import zmq
 
 from opu.device import (
@@ -37,17 +36,17 @@ from opu.errors import (
     AuthenticationError,
     ClosedError,
     LeaseError,
-    LinkError,
     OpuError,
     RefusedError,
 )
 from opu.registry import FoundDevice
 from opu.remote import protocol
-from opu.remote.conversation import Outcome, SessionRecord, Ticket
+from opu.remote.conversation import Outcome, SessionRecord, Ticket, copy_error
 from opu.remote.dealer import (
     connect,
     explain_fault,
     has_input,
+    heed,
     judge_host,
     look_up,
     receive_message,
@@ -57,9 +56,19 @@ from opu.remote.dealer import (
 from opu.remote.handshake import ConnectionWatch
 from opu.remote.requests import (
     GONE,
+    LEASE_S,
+    ask_for_settings,
+    ask_for_status,
+    ask_to_change,
     ask_to_close,
+    ask_to_leave,
+    ask_to_open,
     ask_to_project,
+    ask_to_renew,
+    ask_to_return,
+    ask_to_take,
     describe_link,
+    describe_settings,
     read_keys,
     reply_itself,
     wait_for_welcome,
@@ -78,8 +87,6 @@ if TYPE_CHECKING:
 __all__ = ["RemoteDevice", "RemoteSession", "find_local", "open_remote"]
 
 _FIND_TIMEOUT_S = 0.25
-_LINKED_CAPABILITIES = ("repeatable_noise", DeviceControl.name)
-_LEASE_S = 30.0
 _LONGEST_WAIT_MS = 250
 
 ResultT = TypeVar("ResultT")
@@ -103,7 +110,7 @@ class _LinkFuture(Future[Any]):
     def __init__(self, link: Link, ticket: Ticket) -> None:
         super().__init__()
         self._link = link
-        self._ticket: Ticket | None = ticket
+        self._ticket: Ticket | None = ticket  # until the future is settled
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait for the answer, and bring it oneself where one may."""
@@ -123,8 +130,32 @@ class _LinkFuture(Future[Any]):
 
     def set_running_or_notify_cancel(self) -> bool:
         """Begin to settle the future."""
+        is_wanted = super().set_running_or_notify_cancel()
+        if not is_wanted:
+            self._part()
+        return is_wanted
+
+    def set_result(self, result: Any) -> None:
+        """Settle the future with a result."""
+        super().set_result(result)
+        self._part()
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Settle the future with the reason why there is no result."""
+        super().set_exception(exception)
+        self._part()
+
+    def disown(self, error: OpuError) -> None:
+        """Fail in a forked process, unless it is settled: nobody there brings the answer.
+
+        Another thread may have held its lock, and is not there to give it back; its callbacks are those of the parent.
+        """
+        if self._ticket is not None:
+            super().__init__()
+            self.set_exception(copy_error(error))
+
+    def _part(self) -> None:
         self._ticket = None  # it knows this future: a cycle would keep the frames for long
-        return super().set_running_or_notify_cancel()
 
 
 class Link:
@@ -166,6 +197,7 @@ class Link:
         self._attendant: int | None = None  # the thread of a caller who brings the replies
         self._watching = False  # whether the link's own thread does
         self._attendant_waker = Waker()
+        self._futures: weakref.WeakSet[_LinkFuture] = weakref.WeakSet()
         self._thread = threading.Thread(target=self._run, name=f"opu-link {address}", daemon=True)
         _links.add(self)
 
@@ -243,6 +275,7 @@ class Link:
             The server is gone, or the link is closed.
         """
         ticket.future = future = _LinkFuture(self, ticket)
+        self._futures.add(future)
         self.send(ticket)
         return future
 
@@ -265,18 +298,27 @@ class Link:
         RefusedError
             Called from a callback: whoever brings the reply would wait for itself.
         """
-        me = threading.get_ident()
-        if me in {self._thread.ident, self._attendant}:
-            raise RefusedError(
-                "A callback of a future waits for the device whose link runs it.", "Wait in another thread."
-            )
+        self.check_waiter()
         try:
             with undisturbed, self._lock:
                 if self._attendant is None:
-                    self._attendant = me
+                    self._attendant = threading.get_ident()
             yield
         finally:
             self._attend_no_more()
+
+    def check_waiter(self) -> None:
+        """Check that this thread may wait for the link.
+
+        Raises
+        ------
+        RefusedError
+            It is the one that brings the replies, and runs a callback.
+        """
+        if threading.get_ident() in {self._thread.ident, self._attendant}:
+            raise RefusedError(
+                "A callback of a future waits for the device whose link runs it.", "Wait in another thread."
+            )
 
     def _attend_no_more(self) -> None:
         with undisturbed:
@@ -339,7 +381,7 @@ class Link:
     def close(self) -> None:
         """Say bye, when everything that was asked before is answered, and end the thread."""
         done: Future[protocol.Done] = Future()
-        ticket = Ticket(lambda number: protocol.Bye(request_id=number), protocol.Done, done, reply_itself)
+        ticket = Ticket(ask_to_leave, protocol.Done, done, reply_itself)
         with self.attending():
             with undisturbed, self._lock:
                 is_over = self._conversation.error is not None
@@ -363,12 +405,17 @@ class Link:
         self._waker.wake()
 
     def disown(self) -> None:
-        """Have nothing more to do with the connection, without a word: in a forked process it is the parent's."""
+        """Have nothing more to do with the connection, without a word: in a forked process it is the parent's.
+
+        What waits for an answer there fails.
+        """
         self._lock = threading.Lock()  # it may have been held by a thread that is not here
         self._connection = None
         self._conversation.error = ClosedError(
             f"The link to {self.address} belongs to the process that has opened it.", "Open the device after forking."
         )
+        for future in list(self._futures):
+            future.disown(self._conversation.error)
 
     def cancel(self, ticket: Ticket) -> bool:
         """Do without the answer to a request; see `Conversation.cancel`."""
@@ -459,16 +506,13 @@ class Link:
             if self._waker.receiver.fileno() in ready:
                 self._waker.clear()
             failure = watch.find_failure() if watch.receiver in ready or watch.is_suspicious else None
+            is_refused = conversation.is_greeting and watch.is_refused()
             with self._lock:
                 if self._attendant is None or watch.has_ended:
                     self._receive()
-                if failure is not None:
-                    conversation.fail(failure)
-                elif (watch.has_ended or watch.n_dropped > n_dropped) and not conversation.is_greeting:
-                    conversation.hung_up()
-                elif watch.n_dropped > n_dropped:  # ZeroMQ connects again, and our greeting may have been lost
-                    n_dropped = watch.n_dropped
-                    send_message(connection.dealer, conversation.connected())
+                n_dropped = heed(
+                    conversation, connection.dealer, watch, n_dropped=n_dropped, failure=failure, is_refused=is_refused
+                )
                 conversation.look()
                 self._transmit()
             self._settle()
@@ -534,7 +578,7 @@ class RemoteDevice(Device):
     def __init__(self, uri: str, link: Link, welcome: protocol.Welcome) -> None:
         super().__init__(uri)
         self._link = link
-        self._description = describe_link(welcome.description, _LINKED_CAPABILITIES)
+        self._description = describe_link(welcome.description)
         self._sessions: set[RemoteSession] = set()
         self._control = RemoteControl(link, self._note_settings)
         weakref.finalize(self, link.abandon)  # a device that nobody closed
@@ -568,22 +612,17 @@ class RemoteDevice(Device):
         UnreachableError
             The server is gone.
         """
-        return self._link.ask(lambda number: protocol.Status(request_id=number), protocol.StatusReply).status
+        return self._link.ask(ask_for_status, protocol.StatusReply).status
 
     def _open_session(self, config: SessionConfig) -> RemoteSession:
         record = SessionRecord(config)
-        opened = self._link.ask(
-            lambda number: protocol.OpenSession(request_id=number, config=config), protocol.SessionOpened, opens=record
-        )
+        opened = self._link.ask(ask_to_open(config), protocol.SessionOpened, opens=record)
         session = RemoteSession(self, self._link, record, opened.description)
         self._sessions.add(session)
         return session
 
     def _note_settings(self, settings: DeviceSettings) -> None:
-        described = self._link.welcome.description.exposure_us
-        limit_us = settings.max_exposure_us
-        exposure = msgspec.structs.replace(described, maximum=limit_us, default=min(described.default, limit_us))
-        self._description = msgspec.structs.replace(self._description, exposure_us=exposure)
+        self._description = describe_settings(self._description, self._link.welcome.description, settings)
 
     def _capabilities(self) -> Mapping[type, object]:
         return {DeviceControl: self._control} if DeviceControl.name in self._description.capabilities else {}
@@ -602,7 +641,7 @@ class RemoteControl(DeviceControl):
     """The settings of a device behind a server.
 
     Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
-    itself, for several that belong together there is `lease`.
+    itself, for several that belong together there is `lease`. Threads that use one device share its lease.
 
     Parameters
     ----------
@@ -615,15 +654,17 @@ class RemoteControl(DeviceControl):
     def __init__(self, link: Link, note: Callable[[DeviceSettings], None]) -> None:
         self._link = link
         self._note = note
+        self._taking = threading.Lock()
         self._held: int | None = None
+        self._holders = 0
 
     def settings(self) -> DeviceSettings:
         """Return the settings as they are."""
-        return self._ask(lambda number: protocol.GetSettings(request_id=number)).settings
+        return self._ask(ask_for_settings).settings
 
     def limits(self) -> dict[str, Limits]:
         """Return the settings that can be changed, by name, with the ranges of their values."""
-        return self._ask(lambda number: protocol.GetSettings(request_id=number)).limits
+        return self._ask(ask_for_settings).limits
 
     def change(self, change: SettingsChange) -> DeviceSettings:
         """Change settings, all that are named or none, and return what they are now.
@@ -637,14 +678,11 @@ class RemoteControl(DeviceControl):
         ConfigError, DeviceError, ClosedError
             As in process.
         """
-        if self._held is None:
-            with self.lease():
-                return self.change(change)
-        lease = self._held
-        return self._ask(lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change)).settings
+        with self.lease():
+            return self._ask(ask_to_change(self._number(), change)).settings
 
     @contextlib.contextmanager
-    def lease(self, ttl_s: float = _LEASE_S, note: str = "", *, force: bool = False) -> Iterator[RemoteControl]:
+    def lease(self, ttl_s: float = LEASE_S, note: str = "", *, force: bool = False) -> Iterator[RemoteControl]:
         """Hold the lease of the device, so that nobody else changes it meanwhile. Within itself it is the same lease.
 
         Parameters
@@ -668,19 +706,20 @@ class RemoteControl(DeviceControl):
         LeaseError
             Somebody else has the lease.
         """
-        if self._held is not None:
-            yield self
-            return
-        lease = self._link.ask(
-            lambda number: protocol.TakeLease(request_id=number, ttl_s=ttl_s, note=note, force=force), protocol.Lease
-        ).lease
-        self._held = lease
+        self._link.check_waiter()  # whoever takes it may wait for this thread
+        with self._taking:  # a second number would make the first one void
+            if self._held is None:
+                self._held = self._link.ask(ask_to_take(ttl_s, note, force=force), protocol.Lease).lease
+            self._holders += 1
         try:
             yield self
         finally:
-            self._held = None
-            with contextlib.suppress(LinkError, LeaseError, ClosedError):  # it has ended by itself
-                self._link.ask(lambda number: protocol.ReturnLease(request_id=number, lease=lease), protocol.Done)
+            with self._taking:
+                self._holders -= 1
+                if not self._holders:
+                    lease, self._held = self._number(), None
+                    with contextlib.suppress(*GONE, LeaseError):  # it has ended by itself
+                        self._link.ask(ask_to_return(lease), protocol.Done)
 
     def renew(self) -> None:
         """Have the lease that is held last its full time again.
@@ -690,10 +729,13 @@ class RemoteControl(DeviceControl):
         LeaseError
             It has run out, was taken away, or none is held.
         """
+        self._link.ask(ask_to_renew(self._number()), protocol.Lease)
+
+    def _number(self) -> int:
         lease = self._held
         if lease is None:
             raise LeaseError("No lease is held.", "Take one: with control.lease(): ...")
-        self._link.ask(lambda number: protocol.RenewLease(request_id=number, lease=lease), protocol.Lease)
+        return lease
 
     def _ask(self, make: Callable[[int], protocol.Request]) -> protocol.SettingsReply:
         reply = self._link.ask(make, protocol.SettingsReply)
@@ -771,7 +813,8 @@ def open_remote(
     AuthenticationError
         The server does not admit the key, or is another one than `server_key` names.
     UnreachableError
-        The host is unknown or cannot be looked up in that time, or nobody answers.
+        The host is unknown or cannot be looked up in that time, or nobody answers. Where nobody listens, that is known
+        after a second or so.
     VersionMismatchError
         The server speaks another version of the protocol.
     BusyError

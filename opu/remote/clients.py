@@ -35,7 +35,7 @@ class ProjectionJob:
     """A projection that waits for its turn, or for more turns, or for the device.
 
     `due_s` is when nobody is interested any more unless the device has begun. `n_given` counts the frames that the
-    device was asked for, and `frames` is where those of a batch go that is cut.
+    device was asked for, `n_done` those that it has given, and `frames` is where those of a batch go that is cut.
     """
 
     request: protocol.Project
@@ -45,6 +45,7 @@ class ProjectionJob:
     due_s: float | None = None
     begun_s: float = 0.0
     n_given: int = 0
+    n_done: int = 0
     frames: NDArray[Any] | None = None
     parts: list[Provenance] = field(default_factory=list)
 

@@ -372,6 +372,15 @@ class Conversation:
         remedy = f"{self._how_to_reach()} {OPEN_AGAIN}"
         self.lost(UnreachableError(f"The server at {self._address} is gone.", remedy))
 
+    def refused(self, refused_s: float) -> None:
+        """Note that nobody has listened for so long, and give up."""
+        self.fail(
+            UnreachableError(
+                f"Nobody listens at {self._address}: connections have been refused for {refused_s:g} s.",
+                self._how_to_reach(),
+            )
+        )
+
     def lost(self, error: OpuError) -> None:
         """Note that the connection has ended, or has to be ended: try again, or give up."""
         if not self.has_connection:

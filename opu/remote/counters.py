@@ -7,11 +7,12 @@ here opens a socket: the structures are part of the protocol's `server_status`.
 from __future__ import annotations
 
 import math
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -21,7 +22,7 @@ from opu.remote.memory import resident_bytes
 if TYPE_CHECKING:
     from opu.device import Provenance
 
-__all__ = ["BOUNDS_S", "Counters", "CountersStatus", "Histogram", "Vitals"]
+__all__ = ["BOUNDS_S", "REASONS", "Counters", "CountersStatus", "Histogram", "Reason", "TurnedAway", "Vitals"]
 
 BOUNDS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Upper bounds of the buckets of all histograms, in seconds: from a request on a fast device to one that waits for many
@@ -30,6 +31,25 @@ others. They are part of the names that dashboards use, and do not change within
 _SMOOTHED_FRAMES = 1000.0
 _MOST_BUCKETS = 64
 _MOST_CODES = 256
+
+Reason = Literal[
+    "key_unknown",
+    "key_revoked",
+    "no_allow_list",
+    "mechanism",
+    "server_key",
+    "handshake_timeout",
+    "handshake_ended",
+    "version",
+    "role",
+    "token",
+    "too_many_clients",
+    "too_many_clients_of_key",
+    "too_many_requests",
+    "stopping",
+]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+"""Why a server turns somebody away; `docs/reference/metrics.md` explains each."""
 
 Natural = Annotated[int, Meta(ge=0)]
 Amount = Annotated[float, Meta(ge=0)]
@@ -146,6 +166,7 @@ class CountersStatus(msgspec.Struct, frozen=True, kw_only=True):
     saturated_fraction: Amount | None
     resident_bytes: Natural | None
     vitals: Vitals
+    turned_away: Annotated[dict[Code, Natural], Meta(max_length=_MOST_CODES)] = {}
 
     @property
     def refusals(self) -> int:
@@ -169,6 +190,24 @@ class _Tally:
         return Histogram(bounds_s=BOUNDS_S, counts=tuple(accumulate(list(self._counts))), sum_s=self._sum_s)
 
 
+class TurnedAway:
+    """Counts those who were not let in, by reason. Any thread may tell, and any may ask."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = dict.fromkeys(REASONS, 0)
+
+    def count(self, reason: Reason) -> None:
+        """Count a connection or a greeting that was turned away."""
+        with self._lock:
+            self._counts[reason] += 1
+
+    def snapshot(self) -> dict[str, int]:
+        """Return how many there were for each reason, also where there were none."""
+        with self._lock:
+            return self._counts.copy()
+
+
 class Counters:
     """Counts what happens in a server. Its methods are named after the events.
 
@@ -179,6 +218,8 @@ class Counters:
     ----------
     clock : callable
         Seconds on a clock that never goes back.
+    turned_away : TurnedAway, optional
+        Those who were not let in, whom others count.
 
     Examples
     --------
@@ -191,8 +232,9 @@ class Counters:
     (1, 1, {'busy': 1})
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, turned_away: TurnedAway | None = None) -> None:
         self._clock = clock
+        self._turned_away = turned_away or TurnedAway()
         self._accepted = 0
         self._answered = 0
         self._refused: dict[str, int] = {}
@@ -372,6 +414,7 @@ class Counters:
             saturated_fraction=self._saturated_fraction,
             resident_bytes=resident_bytes(),
             vitals=self._vitals(),
+            turned_away=self._turned_away.snapshot(),
         )
 
     def _vitals(self) -> Vitals:

@@ -16,10 +16,10 @@ from typing import Any
 
 import zmq
 
-from opu.errors import LinkError, UnreachableError
+from opu.errors import AuthenticationError, LinkError, UnreachableError
 from opu.remote import OPEN_AGAIN, protocol
 from opu.remote.conversation import Conversation
-from opu.remote.handshake import ConnectionWatch
+from opu.remote.handshake import REFUSED_S, ConnectionWatch
 from opu.remote.security import ClientKeys
 from opu.remote.workers import Workers
 from opu.uri import Uri, parse_host_port, parse_uri
@@ -28,6 +28,7 @@ __all__ = [
     "connect",
     "explain_fault",
     "has_input",
+    "heed",
     "how_to_reach",
     "judge_host",
     "look_up",
@@ -108,6 +109,47 @@ def connect(
             watch.close()
     finally:
         dealer.close()
+
+
+def heed(
+    conversation: Conversation,
+    dealer: zmq.Socket[bytes],
+    watch: ConnectionWatch,
+    *,
+    n_dropped: int,
+    failure: AuthenticationError | None,
+    is_refused: bool,
+) -> int:
+    """Tell a conversation what has become of its connection.
+
+    Parameters
+    ----------
+    conversation : Conversation
+        It is carried by the connection.
+    dealer, watch : object
+        As `connect` has yielded them.
+    n_dropped : int
+        How many connections had ended by the last time.
+    failure : AuthenticationError or None
+        Why the watch has found that there is no hope.
+    is_refused : bool
+        Whether it has found that nobody listens.
+
+    Returns
+    -------
+    int
+        How many connections have ended that the conversation knows of.
+    """
+    if failure is not None:
+        conversation.fail(failure)
+    elif is_refused:
+        conversation.refused(REFUSED_S)
+    elif conversation.is_greeting and watch.n_dropped > n_dropped:
+        send_message(dealer, conversation.connected())  # ZeroMQ connects again, and our greeting may have been lost
+        return watch.n_dropped
+    elif (watch.has_ended or watch.n_dropped > n_dropped) and not conversation.is_greeting and not has_input(dealer):
+        conversation.hung_up()
+    return n_dropped
 
 
 def send_message(dealer: zmq.Socket[bytes], message: Sequence[protocol.RawBytes]) -> None:

@@ -22,6 +22,7 @@ from zmq.utils import z85
 
 from opu.errors import AuthenticationError, BusyError, DataFileError, ForbiddenError, InputError, RefusedError
 from opu.remote import protocol
+from opu.remote.counters import Reason, TurnedAway
 from opu.remote.protocol import Role
 from opu.remote.security import AllowedClient, AllowList, KeyPair, read_key_pair
 from opu.remote.waker import Waker
@@ -202,6 +203,7 @@ class Gate:
 
     def __init__(self, beyond_loopback: bool = False) -> None:
         self.beyond_loopback = beyond_loopback
+        self.turned_away = TurnedAway()
         self._audit = _AuditLog()
 
     def start(self, context: zmq.Context[Any], router: zmq.Socket[Any]) -> None:
@@ -210,8 +212,8 @@ class Gate:
     def stop(self) -> None:
         """End, after the socket has been closed and before its context is."""
 
-    def greet(self, message: Incoming, name: str, asked: Role | None = None) -> Peer:
-        """Say who sent a `hello`, and write it to the audit log.
+    def greet(self, message: Incoming, asked: Role | None = None) -> Peer:
+        """Say who sent a `hello`.
 
         Raises
         ------
@@ -222,9 +224,26 @@ class Gate:
         BusyError
             Its key has sent too many requests.
         """
-        peer = self._grant(Peer("", _ROLE_OF_ALL, message.read_property("Peer-Address")), asked)
+        return self._grant(Peer("", _ROLE_OF_ALL, message.read_property("Peer-Address")), asked)
+
+    def note_admission(self, peer: Peer, name: str) -> None:
+        """Write to the audit log that a client has been let in."""
         self._audit.admitted(peer, f"client {name!a}")
-        return peer
+
+    def turn_away(self, reason: Reason, who: object, words: str) -> None:
+        """Count somebody who is not let in, and write it to the audit log.
+
+        Parameters
+        ----------
+        reason : str
+            For the metrics, one of `opu.remote.counters.REASONS`.
+        who : Peer or str
+            Who it is, as far as that is known.
+        words : str
+            For people.
+        """
+        self.turned_away.count(reason)
+        self._audit.refused(who, words)
 
     def authorise(self, peer: Peer, request: protocol.Request, *, is_repeated: bool = False) -> None:
         """Check whether a peer may ask this now.
@@ -251,20 +270,22 @@ class Gate:
         self._check_role(peer, peer.role, request, peer.role)
 
     def note_failure(self, event: Mapping[str, Any]) -> None:
-        """Write a handshake that failed before there was a key to the audit log. ZeroMQ does not say whose it was.
+        """Count a handshake that failed.
 
         Parameters
         ----------
         event : mapping
             What ZeroMQ told of it.
         """
+        reason, _, _ = _name_failure(int(event["value"]))
+        self.turned_away.count(reason)
 
     def _grant(self, peer: Peer, asked: Role | None) -> Peer:
         """Return somebody in the role that it asks for, which may be less than its own and not more."""
         if asked is None:
             return peer
         if _ROLES.index(asked) > _ROLES.index(peer.role):
-            self._audit.refused(peer, f"it asked for the role {asked}")
+            self.turn_away("role", peer, f"it asked for the role {asked}")
             raise ForbiddenError(
                 f"The role {asked!r} was asked for, and this client may be {peer.role!r} at most.",
                 "Leave the role out, or ask the operator of the server for it.",
@@ -330,14 +351,17 @@ class KeyGate(Gate):
         self._zap.close()
         self._waker.close()
 
-    def greet(self, message: Incoming, name: str, asked: Role | None = None) -> Peer:
-        """Say who sent a `hello`, and write it to the audit log."""
+    def greet(self, message: Incoming, asked: Role | None = None) -> Peer:
+        """Say who sent a `hello`, by the allow-list as it is now."""
         key, address = message.read_property("User-Id"), message.read_property("Peer-Address")
         listed = self._allow_list.find(key)
         entry = self._check_key(Peer(listed.name if listed is not None else "?", "observer", address, key))
         peer = self._grant(Peer(entry.name, entry.role, address, key), asked)
-        self._count(peer, entry.requests_per_s)
-        self._audit.admitted(peer, f"client {name!a}")
+        try:
+            self._count(peer, entry.requests_per_s)
+        except BusyError:
+            self.turned_away.count("too_many_requests")
+            raise
         return peer
 
     def authorise(self, peer: Peer, request: protocol.Request, *, is_repeated: bool = False) -> None:
@@ -348,14 +372,17 @@ class KeyGate(Gate):
             self._count(peer, entry.requests_per_s)
 
     def note_failure(self, event: Mapping[str, Any]) -> None:
-        """Write a handshake that failed before there was a key to the audit log. ZeroMQ does not say whose it was."""
+        """Count a handshake that failed before there was a key, and write it to the audit log.
+
+        ZeroMQ does not say whose it was.
+        """
         if event["event"] != zmq.Event.HANDSHAKE_FAILED_AUTH:  # _judge has written who that was
-            self._audit.refused("somebody", _name_failure(int(event["value"])))
+            self.turn_away(*_name_failure(int(event["value"])))
 
     def _check_key(self, peer: Peer) -> AllowedClient:
         entry = self._allow_list.find(peer.public_key)
         if entry is None or entry.revoked:
-            self._audit.refused(peer, "key revoked while it was connected")
+            self.turn_away("key_revoked", peer, "key revoked while it was connected")
             raise AuthenticationError(
                 "The server does not admit the key of this client any more.", "Ask its operator for admission."
             )
@@ -410,16 +437,16 @@ class KeyGate(Gate):
         address = frames[5].decode("ascii", "replace") if len(frames) > 5 else "?"
         where = f"address {address!s}"
         if len(frames) != _ZAP_FRAMES or frames[2] != _ZAP_VERSION or frames[7] != b"CURVE" or len(frames[8]) != 32:
-            self._audit.refused(where, "it brought no CURVE key")
+            self.turn_away("mechanism", where, "it brought no CURVE key")
             return None
         key = z85.encode(frames[8]).decode("ascii")
         entry = self._allow_list.find(key)
         if entry is None:
-            self._audit.refused(f"key {key}, {where}", "key not on the allow-list")
+            self.turn_away("key_unknown", f"key {key}, {where}", "key not on the allow-list")
         elif entry.revoked:
-            self._audit.refused(f"key {entry.name!a}, {where}", "key revoked")
+            self.turn_away("key_revoked", f"key {entry.name!a}, {where}", "key revoked")
         elif self._allow_list.fault is not None:
-            self._audit.refused(f"key {entry.name!a}, {where}", f"no allow-list: {self._allow_list.fault}")
+            self.turn_away("no_allow_list", f"key {entry.name!a}, {where}", f"no allow-list: {self._allow_list.fault}")
         else:
             return key
         return None
@@ -488,9 +515,12 @@ def how_to_make_keys() -> str:
     )
 
 
-def _name_failure(value: int) -> str:
+def _name_failure(value: int) -> tuple[Reason, str, str]:
+    """Return why a handshake failed and whose it was, as a server with keys tells it. ZeroMQ does not say who."""
     if value == _OTHER_MECHANISM:
-        return "it came without CURVE"
+        return "mechanism", "somebody", "it came without CURVE"
     if value == _CRYPTOGRAPHIC:
-        return "it took another key for the server's"
-    return "its handshake took too long" if value == zmq.EAGAIN else "it ended its handshake"
+        return "server_key", "somebody", "it took another key for the server's"
+    if value == zmq.EAGAIN:
+        return "handshake_timeout", "somebody", "its handshake took too long"
+    return "handshake_ended", "somebody", "it ended its handshake"

@@ -3,7 +3,8 @@
 A server that turns a connection away says little, and ZeroMQ tries again in silence. What it does notice it tells
 through events of the socket: `HANDSHAKE_FAILED_AUTH` when the server does not admit the key, and others that leave open
 which side objected to what. Then a look at the greeting of the server decides, which names its mechanism before
-anything secret passes (https://rfc.zeromq.org/spec/23/).
+anything secret passes (https://rfc.zeromq.org/spec/23/). Where no attempt to connect succeeds, another look tells
+whether anybody listens.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
+import time
 from typing import Any
 
 import zmq
@@ -19,11 +21,15 @@ from zmq.utils.monitor import parse_monitor_message
 
 from opu.errors import AuthenticationError
 
-__all__ = ["ConnectionWatch", "read_mechanism", "read_mechanism_async"]
+__all__ = ["REFUSED_S", "ConnectionWatch", "read_mechanism", "read_mechanism_async"]
+
+REFUSED_S = 2.5
+"""How long nobody may listen before one does not wait for a server any more: it may just be starting."""
 
 _MONITOR = "inproc://openopu-handshake"
 _FAILURES = zmq.Event.HANDSHAKE_FAILED_PROTOCOL | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL | zmq.Event.HANDSHAKE_FAILED_AUTH
 _ENDS = zmq.Event.DISCONNECTED | zmq.Event.CLOSED
+_CONNECTED = zmq.Event.CONNECTED
 _SUCCESS = zmq.Event.HANDSHAKE_SUCCEEDED
 _TRIES = 2  # one failure may be a server that is just being stopped
 _LOOK_S = 1.0
@@ -55,12 +61,13 @@ class ConnectionWatch:
         self._has_keys = has_keys
         self._failures = 0
         self._looks_left = _LOOKS
+        self._failing_since_s: float | None = None
         self.has_ended = False
         """Whether the last connection, or the last attempt to make one, has ended."""
         self.n_dropped = 0
         """How many connections have ended that had been made."""
         where = f"{_MONITOR}-{next(_numbers)}"
-        dealer.monitor(where, int(_FAILURES | _ENDS | _SUCCESS))
+        dealer.monitor(where, int(_FAILURES | _ENDS | _CONNECTED | _SUCCESS))
         self.receiver = dealer.context.socket(zmq.PAIR)
         self.receiver.linger = 0
         self.receiver.rcvhwm = 0  # a full queue would stop the thread of ZeroMQ that writes the events
@@ -100,6 +107,11 @@ class ConnectionWatch:
                 if event["event"] & _ENDS:
                     self.has_ended = True
                     self.n_dropped += event["event"] == zmq.Event.DISCONNECTED
+                    if self._failing_since_s is None:
+                        self._failing_since_s = time.monotonic()
+                    continue
+                if event["event"] == _CONNECTED:
+                    self._failing_since_s = None
                     continue
                 if event["event"] == _SUCCESS:
                     self.has_ended = False  # what ended before were attempts, or is counted
@@ -129,6 +141,22 @@ class ConnectionWatch:
     def is_suspicious(self) -> bool:
         """Whether a failure has been seen and not been explained."""
         return self._failures >= _TRIES
+
+    def is_refused(self) -> bool:
+        """Return whether nobody has listened for a while, which may take a look, within a second."""
+        return self._fails_for_long() and _refuses(self._host, self._port)
+
+    async def is_refused_async(self) -> bool:
+        """Do as `is_refused`, and leave the event loop to others during the look."""
+        return self._fails_for_long() and await _refuses_async(self._host, self._port)
+
+    def _fails_for_long(self) -> bool:
+        """Return, once in a while, whether no attempt to connect has succeeded meanwhile."""
+        now_s = time.monotonic()
+        if self._failing_since_s is None or now_s - self._failing_since_s < REFUSED_S:
+            return False
+        self._failing_since_s = now_s
+        return True
 
     def close(self) -> None:
         """Stop watching, before the socket is closed."""
@@ -205,6 +233,35 @@ async def read_mechanism_async(host: str, port: int) -> str | None:
     finally:
         if writer is not None:
             writer.transport.abort()
+
+
+def _refuses(host: str, port: int) -> bool:
+    """Return whether a host says that nobody listens at a port."""
+    with socket.socket(_family_of(host)) as probe:
+        probe.settimeout(_LOOK_S)
+        try:
+            probe.connect((host, port))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False  # ZeroMQ goes on trying
+    return False
+
+
+async def _refuses_async(host: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(_LOOK_S):
+            _, writer = await asyncio.open_connection(host, port, family=_family_of(host))
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    writer.transport.abort()
+    return False
+
+
+def _family_of(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET  # as ZeroMQ looks the host up
 
 
 def _mechanism_of(greeting: bytes) -> str | None:

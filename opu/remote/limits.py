@@ -19,6 +19,8 @@ class ServerLimits:
     ----------
     max_clients : int
         Clients at a time.
+    observer_places : int
+        How many observers more there may be than that, so that one can look at a server that is full.
     max_clients_of_key : int
         Those of them with one key.
     max_sessions : int
@@ -55,6 +57,7 @@ class ServerLimits:
     """
 
     max_clients: int = 64
+    observer_places: int = 4
     max_clients_of_key: int = 32
     max_sessions: int = 16
     max_compiled_bytes: int = 2**31

@@ -74,6 +74,10 @@ def _refused(status: ServerStatus) -> Reading:
     return [({"code": code}, count) for code, count in sorted(status.counters.refused.items())]
 
 
+def _turned_away(status: ServerStatus) -> Reading:
+    return [({"reason": reason}, count) for reason, count in status.counters.turned_away.items()]
+
+
 _CLIENT_LABELS = ("client_id", "name")
 
 METRICS = (
@@ -227,6 +231,13 @@ METRICS = (
         "counter",
         "Connections that were ended because they sent too much.",
         lambda s: s.counters.cut_off,
+    ),
+    Metric(
+        "openopu_admissions_refused_total",
+        "counter",
+        "Connections and greetings that were turned away, by the reason.",
+        _turned_away,
+        ("reason",),
     ),
     Metric(
         "openopu_client_sessions",

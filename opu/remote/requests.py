@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from opu.device import Batch, DeviceDescription, Projection, SessionDescription
+from opu.device import (
+    Batch,
+    DeviceControl,
+    DeviceDescription,
+    DeviceSettings,
+    Projection,
+    SessionConfig,
+    SessionDescription,
+    SettingsChange,
+)
 from opu.errors import ClosedError, LinkError, MediumChangedError, ProtocolError, UriError
 from opu.remote import protocol
 from opu.remote.conversation import Promise, SessionRecord, Ticket
@@ -21,11 +30,33 @@ from opu.uri import Uri
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["GONE", "ask_to_close", "ask_to_project", "describe_link", "read_keys", "reply_itself", "wait_for_welcome"]
+__all__ = [
+    "GONE",
+    "LEASE_S",
+    "ask_for_settings",
+    "ask_for_status",
+    "ask_to_change",
+    "ask_to_close",
+    "ask_to_leave",
+    "ask_to_open",
+    "ask_to_project",
+    "ask_to_renew",
+    "ask_to_return",
+    "ask_to_take",
+    "describe_link",
+    "describe_settings",
+    "read_keys",
+    "reply_itself",
+    "wait_for_welcome",
+]
 
 GONE = (LinkError, ClosedError, MediumChangedError)
 """What a request ends with when the server that it was for is not there any more."""
 
+LEASE_S = 30.0
+"""How long a lease lasts unless its holder says otherwise or renews it."""
+
+_LINKED_CAPABILITIES = ("repeatable_noise", DeviceControl.name)
 _COPY_BYTES = 2**16
 _LEAST_TIME_S, _MOST_TIME_S = 1e-6, 86400.0
 
@@ -85,6 +116,46 @@ def ask_to_project(
     )
 
 
+def ask_to_open(config: SessionConfig) -> Callable[[int], protocol.OpenSession]:
+    """Return what makes the request for a session."""
+    return lambda number: protocol.OpenSession(request_id=number, config=config)
+
+
+def ask_for_status(number: int) -> protocol.Status:
+    """Make the request for what the server is doing."""
+    return protocol.Status(request_id=number)
+
+
+def ask_for_settings(number: int) -> protocol.GetSettings:
+    """Make the request for the settings of the device."""
+    return protocol.GetSettings(request_id=number)
+
+
+def ask_to_leave(number: int) -> protocol.Bye:
+    """Make the last request."""
+    return protocol.Bye(request_id=number)
+
+
+def ask_to_change(lease: int, change: SettingsChange) -> Callable[[int], protocol.ChangeSettings]:
+    """Return what makes the request for a change of settings, under a lease."""
+    return lambda number: protocol.ChangeSettings(request_id=number, lease=lease, change=change)
+
+
+def ask_to_renew(lease: int) -> Callable[[int], protocol.RenewLease]:
+    """Return what makes the request for more time under a lease."""
+    return lambda number: protocol.RenewLease(request_id=number, lease=lease)
+
+
+def ask_to_return(lease: int) -> Callable[[int], protocol.ReturnLease]:
+    """Return what makes the request to give a lease back."""
+    return lambda number: protocol.ReturnLease(request_id=number, lease=lease)
+
+
+def ask_to_take(ttl_s: float, note: str, *, force: bool) -> Callable[[int], protocol.TakeLease]:
+    """Return what makes the request for the lease of the device."""
+    return lambda number: protocol.TakeLease(request_id=number, ttl_s=ttl_s, note=note, force=force)
+
+
 def ask_to_close(record: SessionRecord) -> Callable[[int], protocol.CloseSession]:
     """Return what makes the request to give a session back."""
 
@@ -100,10 +171,30 @@ def reply_itself(reply: Any, _: memoryview | None) -> Any:
     return reply
 
 
-def describe_link(description: DeviceDescription, capabilities: tuple[str, ...]) -> DeviceDescription:
+def describe_link(description: DeviceDescription) -> DeviceDescription:
     """Return the description of a device as far as it passes the link, with those of its capabilities that do."""
-    passing = tuple(name for name in description.capabilities if name in capabilities)
+    passing = tuple(name for name in description.capabilities if name in _LINKED_CAPABILITIES)
     return msgspec.structs.replace(description, backend="tcp", capabilities=passing)
+
+
+def describe_settings(
+    description: DeviceDescription, welcomed: DeviceDescription, settings: DeviceSettings
+) -> DeviceDescription:
+    """Return a description with the limit of exposures as the settings have it now.
+
+    Parameters
+    ----------
+    description : DeviceDescription
+        What is known of the device.
+    welcomed : DeviceDescription
+        What the server said of it when it was greeted.
+    settings : DeviceSettings
+        The settings.
+    """
+    limit_us = settings.max_exposure_us
+    default_us = min(welcomed.exposure_us.default, limit_us)
+    exposure = msgspec.structs.replace(welcomed.exposure_us, maximum=limit_us, default=default_us)
+    return msgspec.structs.replace(description, exposure_us=exposure)
 
 
 def read_keys(uri: Uri, key: str | None, server_key: str | None) -> ClientKeys | None:

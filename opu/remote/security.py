@@ -8,6 +8,7 @@ on the side of the server, `opu.remote.handshake` on that of the client.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 import tempfile
 import threading
@@ -15,7 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 import zmq
@@ -38,7 +39,6 @@ __all__ = [
     "make_key_pair",
     "read_key_pair",
     "read_public_key",
-    "read_secure_text",
     "write_key_files",
 ]
 
@@ -55,6 +55,9 @@ _WRITTEN_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.@-]+\Z")]
 KeyText = Annotated[str, Meta(min_length=_KEY_CHARACTERS, max_length=_KEY_CHARACTERS)]
 ContentT = TypeVar("ContentT")
+
+_SERVER_PUBLIC = "the public key of a server"
+_CLIENTS_PUBLIC = "the public keys of clients"
 
 
 class KeyPair(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -191,11 +194,13 @@ def read_key_pair(path: Path, kind: Kind) -> KeyPair:
     RefusedError
         Others than its owner can read or write it.
     """
-    how_to = f"Make a pair with: opu keygen {kind}"
-    text = read_secure_text(path, _READ_BY_OTHERS, "chmod 600")
+    how_to = f"Name the file NAME.key that opu keygen {kind} has written for this {kind}, or make a pair with it."
+    if is_public_key(str(path)) and not path.exists():  # not quoted: it may be the secret one
+        raise DataFileError("A key stands where the name of the file with the secret key is wanted.", how_to)
+    text, mode = _read(path)
+    _check_holds(path, text, f"the secret key of a {kind}", how_to)
+    _check_mode(path, mode, _READ_BY_OTHERS, "chmod 600")
     pair = _decode(path, text, KeyPair, how_to)
-    if pair.kind != kind:
-        raise DataFileError(f"The file {str(path)!r} holds the key of a {pair.kind}, not of a {kind}.", how_to)
     if not (is_public_key(pair.secret_key) and _public_half(pair.secret_key) == pair.public_key):
         raise DataFileError(f"The two keys in the file {str(path)!r} do not belong together.", how_to)
     return pair
@@ -222,8 +227,14 @@ def read_public_key(text: str) -> str:
     path = Path(text)
     if not path.exists() and is_public_key(text):
         return text
-    remedy = "Name the file NAME.pub that opu keygen server wrote, or its 40 characters, percent-encoded in an address."
-    key = _decode(path, read_secure_text(path, _WRITTEN_BY_OTHERS, "chmod go-w"), _PublicFile, remedy).public_key
+    remedy = (
+        "Name the file server.pub that opu keygen server has written for that server, or the 40 characters in it, "
+        "percent-encoded in an address."
+    )
+    content, mode = _read(path)
+    _check_holds(path, content, _SERVER_PUBLIC, remedy)
+    _check_mode(path, mode, _WRITTEN_BY_OTHERS, "chmod go-w")
+    key = _decode(path, content, _PublicFile, remedy).public_key
     if not is_public_key(key):
         raise DataFileError(f"The public key in the file {text!r} is not Z85.", remedy)
     return key
@@ -243,25 +254,8 @@ def is_public_key(text: str) -> bool:
         return False
 
 
-def read_secure_text(path: Path, forbidden_mode: int, mend: str) -> str:
-    """Read a file on which the security of the link rests.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-    forbidden_mode : int
-        Permissions that it must not have.
-    mend : str
-        The command that takes them away.
-
-    Raises
-    ------
-    DataFileError
-        It cannot be read.
-    RefusedError
-        It has a permission that it must not have.
-    """
+def _read(path: Path) -> tuple[str, int]:
+    """Return the text of a file on which the security of the link rests, and its mode."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)  # of what is read, and not of what has that name now
@@ -270,16 +264,43 @@ def read_secure_text(path: Path, forbidden_mode: int, mend: str) -> str:
         raise DataFileError(
             f"The file {str(path)!r} cannot be read: {error.strerror or error}.", "opu keygen --help tells of keys."
         ) from error
+    try:
+        return content.decode("utf-8"), mode
+    except UnicodeDecodeError as error:
+        raise DataFileError(f"The file {str(path)!r} is no text.", "opu keygen --help tells of keys.") from error
+
+
+def _check_mode(path: Path, mode: int, forbidden_mode: int, mend: str) -> None:
+    """Refuse a file with a permission that it must not have; `mend` is the command that takes it away."""
     if mode & forbidden_mode:
         does = "read" if forbidden_mode & mode & (stat.S_IRGRP | stat.S_IROTH) else "change"
         raise RefusedError(
             f"Others can {does} the file {str(path)!r} (its mode is {mode:04o}).",
-            f"Run: {mend} {path} - and make new keys if somebody may have used that.",
+            f"Run: {mend} {shlex.quote(str(path))} - and make new keys if somebody may have used that.",
         )
+
+
+def _check_holds(path: Path, text: str, wanted: str, remedy: str) -> None:
+    """Tell somebody who has named another file of keys which one that is. Whatever else is wrong shows later."""
+    held = _name_content(text)
+    if held is None or held == wanted:
+        return
+    if held.startswith("the secret") and not wanted.startswith("the secret"):
+        remedy += " Secret keys stay with their owners: if this one has left its machine, make a new pair."
+    raise DataFileError(f"The file {str(path)!r} holds {held}, and {wanted} is wanted.", remedy)
+
+
+def _name_content(text: str) -> str | None:
+    """Return what a file that `opu keygen` has written holds; None for other files."""
     try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataFileError(f"The file {str(path)!r} is no text.", "opu keygen --help tells of keys.") from error
+        content = msgspec.toml.decode(text)
+    except msgspec.MsgspecError:
+        return None
+    if content.get("kind") in get_args(Kind) and "secret_key" in content:
+        return f"the secret key of a {content['kind']}"
+    if "client" in content:
+        return _CLIENTS_PUBLIC
+    return _SERVER_PUBLIC if "public_key" in content and "kind" not in content else None
 
 
 @dataclass(frozen=True)
@@ -373,7 +394,9 @@ class AllowList:
 
 def _read_clients(path: Path) -> dict[str, AllowedClient]:
     remedy = "Write a table [[client]] with name, public_key and role for each client, as in NAME.pub of opu keygen."
-    text = read_secure_text(path, _WRITTEN_BY_OTHERS, "chmod go-w")
+    text, mode = _read(path)
+    _check_holds(path, text, _CLIENTS_PUBLIC, remedy)
+    _check_mode(path, mode, _WRITTEN_BY_OTHERS, "chmod go-w")
     if not text.strip():  # an editor empties a file before it writes it; to admit nobody, revoke
         raise DataFileError(f"The file {str(path)!r} is empty.", remedy)
     listed = _decode(path, text, _AllowFile, remedy).client

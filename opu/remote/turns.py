@@ -46,7 +46,7 @@ _FIRST_FRAMES = 16
 _SMOOTHING = 0.3
 _LARGEST_OVERHEAD = 0.1
 _MOST_REQUESTS = 64
-_RIDERS_SHARE = 0.25
+_LONGEST_SHARED_CALL = 1.25
 
 
 class Pace:
@@ -383,13 +383,13 @@ class Turns:
     def _riders(self, lead: Client, job: ProjectionJob, n_frames: int) -> list[tuple[Client, ProjectionJob, int]]:
         """Return the batches of others that ride along with frames of a job, which uses up the turns of their clients.
 
-        They come in turn order, and together fill up a quantum, or a quarter of one where the frames do that already.
+        They come in turn order, and together with the frames take a quantum, or up to a quarter more.
         """
         session = job.session
         if not session.device_session.can_share:
             return []
         within = session.pace.frames_within(self._limits.quantum_s)
-        room = min(max(within - n_frames, _RIDERS_SHARE * within), session.description.max_batch - n_frames)
+        room = min(_LONGEST_SHARED_CALL * within, session.description.max_batch) - n_frames
         riders: list[tuple[Client, ProjectionJob, int]] = []
         for client in list(self._order):
             first = client.jobs[0] if client.jobs and client is not lead and self._may_begin(client) else None
@@ -454,9 +454,10 @@ class Turns:
     def _join_parts(self, job: ProjectionJob, part: Projection) -> Projection | None:
         """Note a part, and return the whole when it was the last one."""
         job.parts.append(part.provenance)
+        job.n_done += part.provenance.n_frames
         if job.frames is not None and not np.may_share_memory(part.frames, job.frames):
             raise ServerFailureError("The device left the buffer that it was given empty.", "Its driver is at fault.")
-        if sum(known.n_frames for known in job.parts) < job.request.batch:
+        if job.n_done < job.request.batch:
             return None
         return Projection(part.frames if job.frames is None else job.frames, merge(job.parts))
 

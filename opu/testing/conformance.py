@@ -1,6 +1,7 @@
 """The conformance suite: what every backend must do, whatever it is made of.
 
-Each check is a function of an open device and raises `AssertionError`, or the device's own error, when it fails.
+Each check is a function of an open device and raises `AssertionError`, or the device's own error, when it fails. One
+that cannot be tried on a device returns why.
 `opu selftest URI` runs them all; so does this project's test suite for every backend, and a third party's driver may.
 """
 
@@ -10,7 +11,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BAD_CONFIGS", "BAD_PATTERNS", "CHECKS", "CheckResult", "fingerprint", "run_checks"]
 
+Outcome: TypeAlias = Literal["passed", "skipped", "failed"]
+
 N_FEATURES = 60  # not a multiple of 8, so that packing is tested
 N_OUTPUTS = 101
 _CONFIG = SessionConfig(n_features=N_FEATURES, n_outputs=N_OUTPUTS, noise_key=11)
@@ -54,6 +57,9 @@ _CONFIG = SessionConfig(n_features=N_FEATURES, n_outputs=N_OUTPUTS, noise_key=11
 
 def _patterns(batch: int, n_features: int = N_FEATURES, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 2, (batch, n_features), dtype=np.uint8)
+
+
+_NO_REPETITION = "the device does not repeat its noise"
 
 
 def _repeats(device: Device) -> bool:
@@ -153,22 +159,23 @@ def output_buffer_is_used(device: Device) -> None:
     check(bool(out.any()), "the buffer was not written")
 
 
-def inputs_may_be_changed_after_submit(device: Device) -> None:
+def inputs_may_be_changed_after_submit(device: Device) -> str | None:
     """`submit` has copied the patterns when it returns."""
     if not _repeats(device):
-        return
+        return _NO_REPETITION
     patterns = pack(_patterns(4))
     with device.open_session(_CONFIG) as session:
         reference = session.project(patterns, first_frame_index=0).frames
         future = session.submit(patterns, first_frame_index=0)
         patterns.bits[:] = 0
         check(np.array_equal(future.result(timeout=60).frames, reference), "the patterns were not copied")
+    return None
 
 
-def frames_have_an_identity(device: Device) -> None:
+def frames_have_an_identity(device: Device) -> str | None:
     """Equal noise keys and frame numbers give equal bytes, however the batch is split; other numbers do not."""
     if not _repeats(device):
-        return
+        return _NO_REPETITION
     patterns = _patterns(12)
     with device.open_session(_CONFIG) as session:
         whole = session.project(patterns, first_frame_index=2**33).frames
@@ -178,6 +185,7 @@ def frames_have_an_identity(device: Device) -> None:
     with device.open_session(_CONFIG) as session:
         again = session.project(patterns, first_frame_index=2**33).frames
         check(np.array_equal(again, whole), "another session of the same configuration gives other frames")
+    return None
 
 
 def submissions_are_pipelined_in_order(device: Device) -> None:
@@ -351,22 +359,22 @@ def light_and_exposure_work(device: Device) -> None:
     check(abs(ratio / expected - 1) < 0.15, f"{expected} times the exposure gives {ratio:.3g} times the counts")
 
 
-def device_settings_change(device: Device) -> None:
+def device_settings_change(device: Device) -> str | None:
     """Settings of the device change as asked, all or none; the exposure limit binds and the laser's power shows.
 
     The check leaves the settings as it found them. It needs the capability `device_control`, and over a link the role
     of an operator: other clients may look alone.
     """
     if DeviceControl.name not in device.describe().capabilities:
-        return
+        return "the device has no settings that can be changed"
     control = device.capability(DeviceControl)
     before, limits = control.settings(), control.limits()
     check(msgspec.json.decode(msgspec.json.encode(before), type=DeviceSettings) == before, "settings are no JSON")
     found = SettingsChange(**{name: getattr(before, name) for name in limits})
     try:
         control.change(found)
-    except RefusedError:
-        return  # this client may look alone, or somebody else is changing them
+    except RefusedError as error:  # this client may look alone, or somebody else is changing them
+        return error.problem
     try:
         _bad_changes_are_refused(control)
         if "max_exposure_us" in limits:
@@ -379,6 +387,7 @@ def device_settings_change(device: Device) -> None:
     check(msgspec.structs.replace(after, revision=before.revision) == before, "the settings cannot be restored")
     check(after.revision > before.revision, "a change is not counted")
     _usable(device)
+    return None
 
 
 def _bad_changes_are_refused(control: DeviceControl) -> None:
@@ -454,7 +463,7 @@ def _pearson(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
     return float(np.corrcoef(one.ravel(), two.ravel())[0, 1])
 
 
-CHECKS: dict[str, Callable[[Device], None]] = {
+CHECKS: dict[str, Callable[[Device], str | None]] = {
     function.__name__: function
     for function in (
         description_is_data,
@@ -476,14 +485,14 @@ CHECKS: dict[str, Callable[[Device], None]] = {
         linear_projections_are_linear,
     )
 }
-"""The checks by name, in the order in which they run."""
+"""The checks by name, in the order in which they run. What one returns is why it could not be tried."""
 
 
 class CheckResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a check: `message` says what is wrong, and is empty when it passed."""
+    """What became of a check: `message` says what is wrong or why it was skipped, and is empty when it passed."""
 
     name: str
-    passed: bool
+    outcome: Outcome
     message: str
     seconds: float
 
@@ -506,15 +515,21 @@ def run_checks(device: Device, *, on_result: Callable[[CheckResult], None] = lam
     results = []
     for name, function in CHECKS.items():
         started_s = time.perf_counter()
-        message = ""
-        try:
-            function(device)
-        except Exception as error:  # noqa: BLE001 - a failing driver may raise anything, and the next check must run
-            message = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+        outcome, message = _try(function, device)
         seconds = time.perf_counter() - started_s
-        results.append(CheckResult(name=name, passed=not message, message=message, seconds=seconds))
+        results.append(CheckResult(name=name, outcome=outcome, message=message, seconds=seconds))
         on_result(results[-1])
     return results
+
+
+def _try(function: Callable[[Device], str | None], device: Device) -> tuple[Outcome, str]:
+    try:
+        reason = function(device)
+    except AssertionError as error:
+        return "failed", str(error)
+    except Exception as error:  # noqa: BLE001 - a failing driver may raise anything, and the next check must run
+        return "failed", f"{type(error).__name__}: {error}"
+    return ("skipped", reason) if reason else ("passed", "")
 
 
 def fingerprint(device: Device) -> str:

@@ -1,5 +1,6 @@
 """The transmission matrix from intensities."""
 
+import tracemalloc
 from dataclasses import replace
 
 import msgspec
@@ -11,7 +12,7 @@ from opu.calibration.focusing import focusing
 from opu.calibration.matrix import projections
 from opu.calibration.matrix.anchors import LEAST_SPREAD, AnchorPlan
 from opu.calibration.matrix.comparison import row_correlations
-from opu.calibration.matrix.hadamard import ScrambledHadamard
+from opu.calibration.matrix.hadamard import ScrambledHadamard, walsh_hadamard
 from opu.calibration.matrix.measure import measure_transmission_matrix, transmission_matrix
 from opu.calibration.matrix.retrieval import (
     PhaseRetrieval,
@@ -272,6 +273,49 @@ def test_no_hadamard_pattern_has_all_features_on():
         assert np.linalg.matrix_rank(patterns.astype(float)) == n_features
 
 
+@pytest.mark.parametrize("order", [1, 2, 64])
+def test_the_fast_transform_is_the_product_with_the_matrix(order):
+    index = np.arange(order)
+    matrix = 1.0 - 2 * (np.bitwise_count(index[:, np.newaxis] & index) % 2)
+    values = np.random.default_rng(0).standard_normal((3, order))
+    before = values.copy()
+    np.testing.assert_allclose(walsh_hadamard(values), values @ matrix, atol=1e-12)
+    np.testing.assert_array_equal(values, before)
+
+
+@pytest.mark.parametrize("n_features", [2, 3, 31, 32, 33])
+@pytest.mark.parametrize("n_singles", [0, 4])
+def test_hadamard_patterns_have_an_inverse(n_features, n_singles):
+    plan = ScrambledHadamard(n_features, n_singles=n_singles)
+    matrix = gaussian_matrix(n_features=n_features)
+    np.testing.assert_allclose(plan.invert(matrix @ plan.patterns.T), matrix, atol=1e-12)
+
+
+def test_the_inverse_of_many_patterns_takes_little_memory():
+    plan = ScrambledHadamard(4096)
+    fields = np.ones((64, 4096), np.complex64)
+    tracemalloc.start()
+    plan.invert(fields)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The result takes 4 MB; a matrix of 4096 x 4096 would take 128.
+    assert peak < 40e6
+
+
+def test_single_patterns_make_the_first_feature_as_good_as_the_others():
+    rng = np.random.default_rng(0)
+    errors = []
+    for n_singles in (0, 8):
+        plan = ScrambledHadamard(64, n_singles=n_singles)
+        noise = rng.standard_normal((2000, len(plan.patterns)))
+        errors.append((plan.invert(noise).real ** 2).mean(axis=0))
+    alone, helped = errors
+    assert alone[0] == pytest.approx(1, rel=0.15)
+    assert helped[0] == pytest.approx(1 / 9, rel=0.15)
+    np.testing.assert_allclose(alone[1:], 4 / 64, rtol=0.2)
+    np.testing.assert_allclose(helped[1:], 4 / 64, rtol=0.2)
+
+
 def test_anchors_and_dark_anchors():
     matrix = gaussian_matrix(n_features=64)
     plan = AnchorPlan(64, n_anchors=4)
@@ -312,8 +356,24 @@ def test_steps_of_a_reference(n_steps, visibility):
     assert found.kept.all()
 
 
+def test_a_row_that_saturates_keeps_to_what_is_likely():
+    matrix = gaussian_matrix(n_features=64)
+    matrix[0] += 0.3
+    plan = SteppingPlan(64, 3)
+    phases = np.exp(2j * np.pi * np.arange(3) / 3)
+    fields = plan.patterns @ matrix.T
+    arm = 6 * np.tile(phases, len(fields) // 3)[:, np.newaxis]
+    intensities = np.minimum(np.abs(fields + arm) ** 2, 300)
+    assert (intensities[:, 0] == 300).mean() > 0.1
+    as_bounds = row_correlations(plan.recover(intensities, saturation=300).matrix, matrix)
+    as_counts = row_correlations(plan.recover(intensities).matrix, matrix)
+    assert as_bounds[0] > 0.999
+    assert as_counts[0] < 0.99
+
+
 def test_steps_without_any_light():
-    found = SteppingPlan(N, 4).recover(np.zeros((4 * (16 + 64), 5), np.float32))
+    plan = SteppingPlan(N, 4)
+    found = plan.recover(np.zeros((len(plan.patterns), 5), np.float32))
     assert not found.kept.any()
     assert not found.matrix.any()
 
@@ -338,6 +398,19 @@ def test_a_healthy_device_passes(name):
     assert kept[0].method == ("four_step" if name == "interferometer" else "retrieval")
     assert row_correlations(kept[0].matrix, truth)[kept[0].kept].min() > 0.98
     assert set(result.quantities) >= {"held_out", "repeatability", "kept_share", "stability"}
+
+
+def test_more_anchors_keep_more_rows():
+    shares, frames = [], []
+    for n_anchors in (2, 4):
+        with bench() as device:
+            result = transmission_matrix(device, n_features=64, n_outputs=M, method="anchors", n_anchors=n_anchors)
+        shares.append(result.quantities["kept_share"].value)
+        frames.append(result.quantities["frames_per_feature"].value)
+    assert shares[1] > max(shares[0], 0.9)
+    assert frames[1] - frames[0] == pytest.approx(2, abs=0.1)
+    with bench() as device, pytest.raises(ConfigError, match="n_anchors"):
+        transmission_matrix(device, n_features=64, n_outputs=M, method="anchors", n_anchors=1)
 
 
 def test_finite_contrast_has_a_background():

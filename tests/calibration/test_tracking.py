@@ -85,6 +85,34 @@ def test_five_correlation_times_at_ten_percent_duty(device):
     assert tracker.matrix_.n_frames == 6 * N + 5 * tau
 
 
+def forget_by_a_factor(medium, rows, memory_probes, n_probes):
+    """Return the mean correlation at the end of rows followed as by `MatrixTracker`, but with a forgetting factor."""
+    covariance, noise = 0.01 * np.eye(N), 0.0128  # the noise that `MatrixTracker` finds for this camera
+    patterns = (np.random.default_rng(0).random((n_probes, N)) < 0.5).astype(float)
+    for pattern, counts in zip(patterns, medium.frames(patterns), strict=True):
+        spread = covariance @ pattern
+        variance = pattern @ spread
+        gain = spread / (variance + noise)
+        fields = rows @ pattern
+        moduli = np.abs(fields)
+        weights = moduli**2 / (moduli**2 + variance / 2)
+        missing = np.sqrt(counts / 28 * N / 2) - moduli
+        rows = rows + np.multiply.outer(weights * missing * fields / moduli, gain)
+        covariance = (covariance - np.multiply.outer(gain, spread / 2)) / (1 - 1 / memory_probes)
+    return row_correlations(medium.matrix, rows).mean()
+
+
+def test_a_forgetting_factor_follows_worse(device):
+    tau = 100 * N
+    medium = Medium(tau)
+    _, looks = follow(medium, medium.measured(device, 0.07), tau, 5)
+    assert looks[-1, 0] > 0.97
+    for memory in (6 * N, 8 * N, 12 * N):
+        medium = Medium(tau)
+        start = medium.matrix + 0.07 * medium.draw()
+        assert forget_by_a_factor(medium, start, memory, tau) < 0.96
+
+
 def test_a_medium_that_stands_still_is_learned_better(device):
     medium = Medium(np.inf)
     tracker, looks = follow(medium, medium.measured(device, 0.1), 60 * N, 10)

@@ -34,7 +34,7 @@ def test_selftest_compares_addresses(tmp_path):
     assert document["schema"] == "openopu.selftest/1"
     assert document["ok"] is True
     assert document["same_bytes"] is True
-    assert all(check["passed"] for device in document["devices"] for check in device["checks"])
+    assert {check["outcome"] for device in document["devices"] for check in device["checks"]} == {"passed"}
     assert "The bytes agree." in result.output
 
 
@@ -42,6 +42,19 @@ def test_selftest_of_two_devices_finds_that_they_differ():
     status, result = run("selftest", "sim:?seed=7", "sim:?seed=8")
     assert status == 1
     assert "The bytes differ." in result.output
+
+
+def test_selftest_skips_what_the_client_may_not_do(tmp_path):
+    target = tmp_path / "result.json"
+    with opu.open("sim:?seed=7") as device, OpuServer(device, "tcp://127.0.0.1:0") as server:
+        status, result = run("selftest", server.uri, f"--json={target}")
+    checks = json.loads(target.read_text())["devices"][0]["checks"]
+    assert status == 0, result.output
+    assert {check["name"]: check["message"] for check in checks if check["outcome"] == "skipped"} == {
+        "device_settings_change": "This client has the role 'user', which may not send TakeLease."
+    }
+    assert "skipped: This client" in result.output
+    assert f"{len(checks) - 1} of {len(checks)} checks passed, 1 skipped." in result.output
 
 
 def test_calibrate_writes_every_field(tmp_path):

@@ -86,7 +86,7 @@ def test_the_suite_finds_a_device_that_repeats_old_frames():
             session.submit = cached
             return session
 
-        failed = {r.name for r in run_checks(Broken(good, open_session=open_session)) if not r.passed}
+        failed = {r.name for r in run_checks(Broken(good, open_session=open_session)) if r.outcome == "failed"}
     assert {"submissions_are_pipelined_in_order", "linear_projections_are_linear"} <= failed
 
 
@@ -100,9 +100,9 @@ def test_the_suite_finds_a_device_that_takes_anything():
 
     with opu.open(SIMULATED[0]) as good:
         results = run_checks(Broken(good, open_session=lambda config: Lenient()))
-    failed = {result.name for result in results if not result.passed}
+    failed = {result.name for result in results if result.outcome == "failed"}
     assert "bad_configurations_are_refused" in failed
-    assert all(result.message for result in results if not result.passed)
+    assert all(result.message for result in results if result.outcome == "failed")
 
 
 class Control(opu.DeviceControl):
@@ -154,7 +154,7 @@ def test_the_suite_finds_settings_that_do_not_change_as_asked(go_wrong):
             return control if kind is opu.DeviceControl else good.capability(kind)
 
         results = run_checks(Broken(good, capability=capability))
-    assert [result.name for result in results if not result.passed] == ["device_settings_change"]
+    assert [result.name for result in results if result.outcome == "failed"] == ["device_settings_change"]
 
 
 def test_the_suite_leaves_the_settings_as_they_were():
@@ -163,3 +163,24 @@ def test_the_suite_leaves_the_settings_as_they_were():
         before = control.change(SettingsChange(laser_power_mw=7.5, max_exposure_us=1234))
         CHECKS["device_settings_change"](device)
         assert msgspec.structs.replace(control.settings(), revision=before.revision) == before
+
+
+def test_what_a_client_may_not_try_is_skipped_and_not_passed():
+    with (
+        opu.open(SIMULATED[0]) as bench,
+        OpuServer(bench, "tcp://127.0.0.1:0") as server,
+        opu.open(server.uri) as device,
+    ):
+        results = {result.name: result for result in run_checks(device)}
+    skipped = results.pop("device_settings_change")
+    assert skipped.outcome == "skipped"
+    assert "role 'user'" in skipped.message
+    assert {(result.outcome, result.message) for result in results.values()} == {("passed", "")}
+
+
+def test_what_a_device_does_not_have_is_skipped():
+    with opu.open(SIMULATED[0]) as good:
+        poor = msgspec.structs.replace(good.describe(), capabilities=())
+        device = Broken(good, describe=lambda: poor)
+        for name in ("inputs_may_be_changed_after_submit", "frames_have_an_identity", "device_settings_change"):
+            assert CHECKS[name](device), name

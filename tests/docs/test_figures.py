@@ -12,6 +12,7 @@ from opu.calibration.report.figures import FIGURES
 
 DOCS = Path(__file__).parents[2] / "docs"
 FOLDER = DOCS / "figures"
+COMPARISON = FOLDER / "calibration/retrieval.svg"
 IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 LARGEST_BYTES = 150_000
 
@@ -51,13 +52,15 @@ def test_every_image_of_a_page_exists_and_has_a_text():
 def test_every_picture_is_made_by_a_script_named_by_a_page_and_small(script, calibration_script):
     pictures = {file for file in FOLDER.rglob("*.*") if file.suffix in {".svg", ".png"}}
     results = {calibration_script.FOLDER / f"{name}.svg" for name in calibration_script.RESULTS}
-    assert pictures == {FOLDER / name for name in script.FIGURES} | results
+    assert pictures == {FOLDER / name for name in script.FIGURES} | results | {COMPARISON}
     assert pictures == {file for _, _, file in named_images()}
     for file in pictures:
         assert 5000 < file.stat().st_size < LARGEST_BYTES
 
 
 def test_pages_say_how_the_figures_are_made():
+    page = (DOCS / "calibration/transmission_matrix.md").read_text(encoding="utf-8")
+    assert "python -m benchmarks.retrieval --figure docs/figures/calibration/retrieval.svg`" in page
     assert "python docs/figures/make.py" in (DOCS / "physics.md").read_text(encoding="utf-8")
     assert "python docs/figures/make_calibration.py`" in (DOCS / "calibration/index.md").read_text(encoding="utf-8")
 

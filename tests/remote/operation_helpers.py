@@ -1,7 +1,7 @@
 """What the tests of operation share: the status of a server that has worked."""
 
 from opu.device import Provenance, SessionConfig
-from opu.remote.counters import Counters
+from opu.remote.counters import Counters, TurnedAway
 from opu.remote.protocol import ClientStatus, ServerStatus
 
 
@@ -32,7 +32,10 @@ def client_status(**fields):
 
 def counted():
     """Counters after three answers and as many refusals."""
-    counters = Counters()
+    turned_away = TurnedAway()
+    for _ in range(2):
+        turned_away.count("key_unknown")
+    counters = Counters(turned_away=turned_away)
     for _ in range(3):
         counters.accepted(n_bytes=125)
         counters.call_began()

@@ -200,7 +200,7 @@ class OperatorGate(Gate):
 
     public_key = ""
 
-    def greet(self, message, name, asked=None):
+    def greet(self, message, asked=None):
         return Peer("", asked or "user", message.read_property("Peer-Address"), self.public_key)
 
 

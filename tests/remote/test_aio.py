@@ -11,7 +11,6 @@ import time
 import weakref
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from link_helpers import toy_frames, wait_until
@@ -19,7 +18,8 @@ from test_link_faults import Impostor, frames_reply, free_port, projecting, welc
 from test_remote_device import BAD_INPUT, CONFIG, SMALL, patterns
 from test_security import Keys
 
-from opu.device import SessionConfig
+import opu
+from opu.device import DeviceControl, SessionConfig, SettingsChange
 from opu.errors import (
     AuthenticationError,
     BusyError,
@@ -28,15 +28,20 @@ from opu.errors import (
     DataFileError,
     DeadlineError,
     DeviceError,
+    ForbiddenError,
+    LeaseError,
     LinkError,
     MediumChangedError,
     ProtocolError,
     UnreachableError,
+    UnsupportedError,
     UriError,
 )
 from opu.patterns import pack
 from opu.remote import aio, protocol
+from opu.remote.gate import open_gate
 from opu.remote.handshake import read_mechanism, read_mechanism_async
+from opu.remote.server import OpuServer
 
 LIMIT_S = 60
 
@@ -84,7 +89,7 @@ def test_its_bytes_are_those_of_the_device_and_of_the_blocking_client(sim, sim_s
         np.testing.assert_array_equal(np.concatenate(parts), expected.frames)
         assert whole.provenance.first_frame_index == expected.provenance.first_frame_index == 1000
         assert asynchronous.config == session.config
-    assert device.describe() == msgspec.structs.replace(remote.describe(), capabilities=("repeatable_noise",))
+    assert device.describe() == remote.describe()
     assert (device.uri, device.servers) == (sim_server.uri, remote.servers)
 
 
@@ -733,3 +738,96 @@ def test_the_mechanism_of_a_server_is_read(serve, tmp_path):
     for gate, mechanism in ((None, "NULL"), (keys.gate(), "CURVE")):
         port = int(serve(gate=gate).uri.rpartition(":")[2])
         assert run(read_mechanism_async("127.0.0.1", port)) == read_mechanism("127.0.0.1", port) == mechanism
+
+
+# Settings of the device
+
+
+@pytest.fixture
+def settable(keys_of_operators):
+    """A server whose device has settings, with the operators oona and otto and the user anna."""
+    keys = keys_of_operators
+    with (
+        opu.open("sim:?preset=ideal&seed=7") as bench,
+        OpuServer(bench, "tcp://127.0.0.1:0", gate=open_gate(keys=keys.folder)) as server,
+    ):
+        yield {name: server.uri + keys.options(name) for name in ("oona", "otto", "anna")}
+
+
+@pytest.fixture
+def keys_of_operators(tmp_path):
+    keys = Keys(tmp_path)
+    for name in ("oona", "otto"):
+        keys.client(name, role="operator")
+    keys.client("anna")
+    return keys
+
+
+def test_an_operator_changes_settings_and_others_see_them(settable):
+    async def change():
+        async with await aio.open(settable["oona"]) as device, await aio.open(settable["anna"]) as other:
+            control = device.capability(DeviceControl)
+            assert list(await control.limits()) == list(await other.capability(DeviceControl).limits())
+            async with control.lease(note="aligning"):
+                assert (await control.change(SettingsChange(max_exposure_us=200.0))).max_exposure_us == 200.0
+                await control.renew()
+                assert (await other.server_status()).lease.note == "aligning"
+            assert device.describe().exposure_us.maximum == 200.0
+            assert (await other.server_status()).lease is None
+            assert other.describe().exposure_us.maximum > 200.0  # as it has seen it last
+            assert (await other.capability(DeviceControl).settings()).max_exposure_us == 200.0
+            assert other.describe().exposure_us.maximum == 200.0
+            with pytest.raises(ForbiddenError, match="role 'user'"):
+                await other.capability(DeviceControl).change(SettingsChange(max_exposure_us=300.0))
+            with pytest.raises(ConfigError):
+                await control.change(SettingsChange(max_exposure_us=-1.0))
+            with pytest.raises(LeaseError, match="No lease is held"):
+                await control.renew()
+
+    run(change())
+
+
+def test_the_lease_is_held_by_one_client_and_shared_by_its_tasks(settable):
+    async def change():
+        async with await aio.open(settable["oona"]) as device, await aio.open(settable["otto"]) as other:
+            control, theirs = device.capability(DeviceControl), other.capability(DeviceControl)
+            exposures = [SettingsChange(max_exposure_us=exposure_us) for exposure_us in (200.0, 250.0, 300.0)]
+            await asyncio.gather(*map(control.change, exposures))  # without a lease of their own
+            async with control.lease(), control.lease():
+                await asyncio.gather(*map(control.change, exposures))
+                with pytest.raises(LeaseError, match="'oona' has the lease"):
+                    await theirs.change(exposures[0])
+                async with theirs.lease(force=True):
+                    with pytest.raises(LeaseError, match="'otto' has it now"):
+                        await control.change(exposures[0])
+                    await theirs.change(exposures[0])
+            assert (await control.settings()).max_exposure_us == 200.0
+            assert (await other.server_status()).lease is None
+
+    run(change())
+
+
+def test_a_lease_that_nobody_waits_for_is_given_back(settable):
+    async def take():
+        async with await aio.open(settable["oona"]) as device, await aio.open(settable["otto"]) as other:
+            control = device.capability(DeviceControl)
+            task = asyncio.create_task(control.lease().__aenter__())
+            await asyncio.sleep(0)  # it has asked
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await device.server_status()  # which is answered after what came before
+            await device.server_status()
+            assert (await other.server_status()).lease is None
+            await other.capability(DeviceControl).change(SettingsChange(max_exposure_us=200.0))
+
+    run(take())
+
+
+def test_a_device_without_settings_says_so(serve):
+    async def look():
+        async with await aio.open(serve().uri) as device:
+            with pytest.raises(UnsupportedError, match="device_control"):
+                device.capability(DeviceControl)
+
+    run(look())

@@ -1,5 +1,6 @@
 """What a client does when the other side is absent, dies, or talks nonsense."""
 
+import asyncio
 import os
 import signal
 import socket
@@ -26,9 +27,10 @@ from opu.errors import (
     UriError,
     VersionMismatchError,
 )
-from opu.remote import BACKEND, client, protocol
+from opu.remote import BACKEND, aio, client, protocol
 from opu.remote.conversation import Conversation
 from opu.remote.dealer import how_to_reach
+from opu.remote.handshake import REFUSED_S
 from opu.remote.server import parse_bind
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
@@ -157,6 +159,31 @@ def test_find_tells_what_answers(serve):
     assert client.find_local(server.uri) == []
     assert time.monotonic() - started_s < 1
     assert BACKEND.find() in ([], client.find_local("tcp://127.0.0.1:5755"))
+
+
+@pytest.mark.parametrize("opener", [opu.open, lambda uri: asyncio.run(aio.open(uri))], ids=["blocking", "asyncio"])
+def test_nobody_listens(opener):
+    """The system says so, and then one does not wait for the whole time."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        uri = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        started_s = time.monotonic()
+        with pytest.raises(UnreachableError, match=f"Nobody listens at {uri}") as caught:
+            opener(f"{uri}?timeout_s=100&reconnect_s=100")
+    assert time.monotonic() - started_s < 50
+    assert "opu serve" in caught.value.remedy
+
+
+def test_who_comes_back_waits_for_somebody_to_listen(serve):
+    """Longer than who opens a device, because there was a server."""
+    port = free_port()
+    server = serve(f"tcp://127.0.0.1:{port}")
+    with opu.open(f"{server.uri}?timeout_s=60&reconnect_s=60") as remote, remote.open_session(CONFIG) as session:
+        server.stop()
+        time.sleep(2 * REFUSED_S)
+        serve(f"tcp://127.0.0.1:{port}")
+        assert session.project(X).frames.shape == (3, 5)
+        assert remote.reconnections == 1
 
 
 # The server dies
@@ -484,3 +511,36 @@ with opu.open(sys.argv[1]) as device, device.open_session(opu.SessionConfig(n_fe
     command = [sys.executable, "-c", script, serve().uri]
     ended = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_what_was_pending_at_a_fork_fails_in_the_child_alone(serve, toy):
+    """Nobody there brings the answer. The callbacks of the parent are not called there either."""
+    script = """
+import concurrent.futures, os, signal, sys
+import opu
+with opu.open(sys.argv[1]) as device, device.open_session(opu.SessionConfig(n_features=10, n_outputs=5)) as session:
+    futures = [session.submit([[1] * 10]) for _ in range(3)]
+    called = []
+    futures[0].add_done_callback(called.append)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        concurrent.futures.wait(futures)
+        errors = [future.exception() for future in futures]
+        good = all(isinstance(error, opu.errors.ClosedError) and "after forking" in error.remedy for error in errors)
+        os._exit(7 if good and len(set(map(id, errors))) == 3 and not called else 8)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, flush=True)
+    frames = [future.result(60).frames.shape for future in futures]
+    sys.exit(0 if frames == [(1, 5)] * 3 and called == futures[:1] else 9)
+"""
+    toy.gate.clear()
+    command = [sys.executable, "-c", script, serve().uri]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "7\n"
+            toy.gate.set()
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (0, "")

@@ -2,19 +2,23 @@
 
 import contextlib
 import http.client
+import re
 import socket
 import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from operation_helpers import busy_status, client_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from opu.errors import LinkError, RefusedError, UriError
 from opu.remote import metrics_server
+from opu.remote.counters import REASONS
 from opu.remote.metrics import CONTENT_TYPE, METRICS, list_metrics, render
 from opu.remote.metrics_server import MetricsServer, parse_listen
+from opu.remote.protocol import ServerStatus
 
 PAGE = Path(__file__).parents[2] / "docs/reference/metrics.md"
 LOOPBACK = ("127.0.0.1", 0)
@@ -48,6 +52,22 @@ def test_names_follow_the_conventions():
         assert metric.name.endswith("_total") == (metric.kind == "counter")
         assert not {"ms", "us", "mib", "percent"} & set(metric.name.split("_"))
     assert len({metric.name for metric in METRICS}) == len(METRICS)
+
+
+def test_every_reason_of_a_refused_admission_is_told_and_explained():
+    name = "openopu_admissions_refused_total"
+    found = {key[1][1]: value for key, value in samples(render(busy_status())).items() if key[0] == name}
+    assert found == dict.fromkeys(REASONS, 0) | {"key_unknown": 2}
+    explained = re.findall(
+        r"^\| `(\w+)` \| ", PAGE.read_text(encoding="utf-8").split("## Why admission")[1], re.MULTILINE
+    )
+    assert explained == list(REASONS)
+
+
+def test_a_server_of_before_tells_no_reasons():
+    status = msgspec.to_builtins(busy_status())
+    del status["counters"]["turned_away"]
+    assert "openopu_admissions_refused_total" not in render(msgspec.convert(status, ServerStatus))
 
 
 def test_numbers_arrive():

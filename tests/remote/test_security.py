@@ -4,7 +4,9 @@ import contextlib
 import logging
 import re
 import socket
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -130,7 +132,7 @@ def read_to_the_end(connection):
 CASES = {}
 WITHOUT_CURVE = "it came without CURVE, or it ended its handshake"  # one of them, by who notices first
 TABLE = PAGE.split("## What each of these gets")[1].split("\n## ")[0]
-ROWS = {cells[0]: cells[1:] for cells in re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", TABLE, re.MULTILINE)[1:]}
+ROWS = {cells[0]: cells[1:] for cells in re.findall(r"^" + r"\| ([^|]+) " * 4 + r"\|$", TABLE, re.MULTILINE)[1:]}
 
 
 def case(name):
@@ -245,7 +247,7 @@ def _token_of_another_key(keys, server, raw, **_):
     assert isinstance(owner.ask(hello), protocol.Welcome)
     code = raw(server.uri, keys=keys.keys("eve")).ask(hello).code
     assert isinstance(owner.ask(protocol.Ping(request_id=2)), protocol.Pong)
-    return code, None
+    return code, "its token is that of another key"
 
 
 @case("too many clients of one key")
@@ -256,7 +258,7 @@ def _too_many_clients(keys, serve, raw, **_):
     refusal = raw(server.uri, keys=keys.keys("anna")).hello()
     assert refusal.retry_s > 0
     assert isinstance(raw(server.uri, keys=keys.keys("fred")).hello(), protocol.Welcome)
-    return refusal.code, None
+    return refusal.code, "1 clients have that key"
 
 
 @case("too many requests")
@@ -362,20 +364,65 @@ def _loop(serve, **_):
     return caught.value.code, None
 
 
+def was_counted(servers, reasons):
+    """Whether servers have counted somebody for one of some reasons, and for no other; a look is a handshake, too."""
+    counts = [server.snapshot().counters.turned_away.items() for server in servers]
+    found = {reason for items in counts for reason, count in items if count}
+    return bool(found & reasons) == bool(reasons) and found <= reasons | {"handshake_ended"}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_gets_what_the_page_says(name, keys, server, serve, raw, caplog):
-    answer, logged = ROWS[name]
-    found, line = CASES[name](keys=keys, server=server, serve=serve, raw=raw)
+    answer, logged, reasons = ROWS[name]
+    servers = [server]
+
+    def start(**options):
+        servers.append(serve(**options))
+        return servers[-1]
+
+    found, line = CASES[name](keys=keys, server=server, serve=start, raw=raw)
     assert found in re.findall(r"`(\w+)`", answer) or found in answer
     if line is None:
         assert logged == "-"
     else:
-        assert line == logged.replace("N requests", "0.2 requests")
+        assert line == logged.replace("N requests", "0.2 requests").replace("N clients", "1 clients")
         wait_until(lambda: any(alternative in caplog.text for alternative in line.split(", or ")))
+    wait_until(lambda: was_counted(servers, set(re.findall(r"`(\w+)`", reasons))))
     good = server.uri + keys.options("boris")
     keys.client("boris")  # the others lose nothing
     with opu.open(good) as device, device.open_session(CONFIG) as session:
         np.testing.assert_array_equal(session.project(X, first_frame_index=7).frames, toy_frames(X, 7, CONFIG))
+
+
+def test_greetings_beyond_the_rate_of_a_key_are_counted(keys, server, raw):
+    keys.client("fred", requests_per_s=0.01)
+    assert isinstance(raw(server.uri, keys=keys.keys("fred")).hello(), protocol.Welcome)
+    assert raw(server.uri, keys=keys.keys("fred")).hello().code == "busy"
+    assert server.snapshot().counters.turned_away["too_many_requests"] == 1
+    assert server.snapshot().counters.turned_away["too_many_clients_of_key"] == 0
+
+
+def test_who_comes_while_the_list_is_damaged_is_counted(keys, server):
+    keys.allow.write_text("this is no list")
+    assert refused(server.uri + keys.options("anna")) == "authentication"
+    assert server.snapshot().counters.turned_away["no_allow_list"] >= 1
+
+
+def test_who_comes_while_the_server_stops_is_counted(serve, toy, raw):
+    server = serve(drain_s=60.0)
+    busy, late = raw(server.uri), raw(server.uri)
+    busy.hello()
+    session = busy.open_session(CONFIG).session
+    toy.gate.clear()
+    busy.project(session, X)
+    wait_until(lambda: server.snapshot().queued == 1)
+    stopping = threading.Thread(target=server.stop)
+    stopping.start()
+    wait_until(lambda: server.snapshot().draining)
+    assert late.hello().code == "unreachable"
+    assert server.snapshot().counters.turned_away["stopping"] == 1
+    toy.gate.set()
+    stopping.join(60)
 
 
 def test_the_page_has_a_row_for_each_case_and_no_other():
@@ -528,6 +575,41 @@ def test_a_secret_stays_secret(keys):
             read_key_pair(path, "client")
 
 
+def test_another_file_of_keys_is_named_for_what_it_is(keys):
+    """Also where its permissions are not those of the file that is wanted."""
+    secret, public, server, server_public = (
+        keys.folder / name for name in ("anna.key", "anna.pub", "server.key", "server.pub")
+    )
+    for read, path, held, remedy in (
+        (lambda path: read_key_pair(path, "client"), public, "the public keys of clients", "NAME.key"),
+        (lambda path: read_key_pair(path, "client"), server_public, "the public key of a server", "NAME.key"),
+        (lambda path: read_key_pair(path, "client"), server, "the secret key of a server", "opu keygen client"),
+        (lambda path: read_key_pair(path, "server"), secret, "the secret key of a client", "opu keygen server"),
+        (lambda path: read_public_key(str(path)), server, "the secret key of a server", "make a new pair"),
+        (lambda path: read_public_key(str(path)), public, "the public keys of clients", "server.pub"),
+        (AllowList, server_public, "the public key of a server", "NAME.pub"),
+        (AllowList, secret, "the secret key of a client", "make a new pair"),
+    ):
+        with pytest.raises(DataFileError) as caught:
+            read(path)
+        assert f"{path.name}' holds {held}, and " in caught.value.problem
+        assert remedy in caught.value.remedy
+
+
+def test_a_key_given_as_its_own_file_is_not_quoted(keys):
+    secret = read_key_pair(keys.folder / "anna.key", "client").secret_key
+    with pytest.raises(DataFileError, match=r"NAME\.key") as caught:
+        ClientKeys.read(secret, str(keys.folder / "server.pub"))
+    assert secret not in str(caught.value)
+
+
+def test_the_remedy_can_be_pasted(tmp_path):
+    path = Keys(tmp_path / "my keys").folder / "server.key"
+    path.chmod(0o644)
+    with pytest.raises(RefusedError, match=r"Run: chmod 600 '.*/my keys/server\.key' - "):
+        read_key_pair(path, "server")
+
+
 def test_files_are_never_overwritten(keys):
     before = (keys.folder / "anna.key").read_text()
     with pytest.raises(RefusedError, match="exists"):
@@ -663,6 +745,52 @@ def test_an_operator_changes_settings_and_sees_them(keys):
             assert device.capability(opu.DeviceControl).settings().max_exposure_us == before.max_exposure_us
             with pytest.raises(ForbiddenError, match="role 'user'"):
                 device.capability(opu.DeviceControl).change(opu.SettingsChange(max_exposure_us=200.0))
+
+
+def test_threads_share_the_lease_of_their_device(keys):
+    """None makes the number of another one void, and the last one that leaves gives it back."""
+    keys.client("oona", role="operator")
+    with (
+        opu.open("sim:?preset=ideal&seed=7") as bench,
+        OpuServer(bench, "tcp://127.0.0.1:0", gate=keys.gate()) as server,
+        opu.open(server.uri + keys.options("oona")) as device,
+        ThreadPoolExecutor(4) as threads,
+    ):
+        control = device.capability(opu.DeviceControl)
+        changes = [opu.SettingsChange(max_exposure_us=200.0 + number) for number in range(20)]
+        revisions = {settings.revision for settings in threads.map(control.change, changes)}
+        assert len(revisions) == 20
+        assert device.server_status().lease is None
+        first, second = control.lease(note="first"), control.lease(note="second")
+        for held in (first, second):
+            threads.submit(held.__enter__).result(60)
+        threads.submit(first.__exit__, None, None, None).result(60)
+        assert device.server_status().lease.note == "first"
+        threads.submit(second.__exit__, None, None, None).result(60)
+        assert device.server_status().lease is None
+
+
+def test_a_callback_does_not_wait_for_a_thread_that_takes_the_lease(keys):
+    """Which may wait for an answer that the thread of the callback brings."""
+    keys.client("oona", role="operator")
+    with (
+        opu.open("sim:?preset=ideal&seed=7") as bench,
+        OpuServer(bench, "tcp://127.0.0.1:0", gate=keys.gate()) as server,
+        opu.open(server.uri + keys.options("oona")) as device,
+        device.open_session(CONFIG) as session,
+    ):
+        control = device.capability(opu.DeviceControl)
+        told = Future()
+
+        def change(_):
+            try:
+                control.change(opu.SettingsChange(max_exposure_us=200.0))
+            except OpuError as error:
+                told.set_result(error)
+
+        with control._taking:
+            session.submit(X).add_done_callback(change)
+            assert isinstance(told.result(60), RefusedError)
 
 
 def test_two_operators_take_the_lease_in_turn(keys):

@@ -288,6 +288,43 @@ def test_sessions_and_clients_are_bounded(serve, raw):
     assert isinstance(clients[2].hello(), protocol.Welcome)
 
 
+def hello(raw_client, role, token=None):
+    features = ("resume",) if token else ()
+    message = protocol.Hello(
+        request_id=raw_client.number(),
+        version=protocol.PROTOCOL_VERSION,
+        software="test",
+        name=role,
+        role=role,
+        features=features,
+        token=token,
+    )
+    return raw_client.ask(message)
+
+
+def test_a_full_server_can_be_looked_at(serve, raw):
+    """A few places are for observers, and an observer in one of them does not become a user."""
+    server = serve(max_clients=1, observer_places=2)
+    assert isinstance(hello(raw(server.uri), "user"), protocol.Welcome)
+    assert "1 clients" in error_of(hello(raw(server.uri), "user"), "busy")
+    observer = raw(server.uri)
+    assert isinstance(hello(observer, "observer", "0123456789abcdef" * 2), protocol.Welcome)
+    assert isinstance(hello(raw(server.uri), "observer"), protocol.Welcome)
+    assert "role 'observer'" in error_of(hello(raw(server.uri), "observer"), "busy")
+    assert "role 'user'" in error_of(hello(raw(server.uri), "user", "0123456789abcdef" * 2), "busy")
+    assert isinstance(hello(raw(server.uri), "observer", "0123456789abcdef" * 2), protocol.Welcome)
+    assert server.snapshot().counters.turned_away["too_many_clients"] == 3
+    assert [client.role for client in server.snapshot().clients] == ["user", "observer", "observer"]
+
+
+def test_observers_leave_their_places_to_users_who_come_back(serve, raw):
+    server = serve(max_clients=1, observer_places=1)
+    token = "fedcba9876543210" * 2
+    assert isinstance(hello(raw(server.uri), "user", token), protocol.Welcome)
+    assert isinstance(hello(raw(server.uri), "observer"), protocol.Welcome)
+    assert isinstance(hello(raw(server.uri), "user", token), protocol.Welcome)
+
+
 def test_the_compiled_memory_of_a_client_is_bounded(serve, toy, raw):
     server = serve(max_compiled_bytes=5 * 2**20)
     toy.compiled_bytes = 2 * 2**20

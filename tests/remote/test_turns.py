@@ -3,10 +3,14 @@
 import math
 
 import msgspec
+import numpy as np
 import pytest
 from link_helpers import TOY_DESCRIPTION, ToyDevice
 from test_protocol import PROVENANCE
 
+from opu.device import Projection
+from opu.remote import protocol
+from opu.remote.clients import ProjectionJob
 from opu.remote.counters import Counters
 from opu.remote.limits import ServerLimits
 from opu.remote.turns import Pace, Turns, _Call, merge
@@ -120,3 +124,15 @@ def test_behind_a_whole_batch_the_next_call_is_given_at_once():
     turns._begun_s = 100.0
     turns._in_flight.append(_Call(pace, pace.seconds_of(50), is_part=False, n_left=1))
     assert turns.wait_s(100.0) == 0
+
+
+def test_a_batch_is_whole_when_all_its_parts_are_there_in_any_order():
+    turns = turns_of(lambda: 100.0)
+    request = protocol.Project(request_id=1, session=1, first_frame_index=7, n_features=10, batch=6)
+    job = ProjectionJob(request, session=None, patterns=None, arrived_s=0.0, frames=np.zeros((6, 5), np.uint8))
+    for first, n_frames in ((10, 3), (7, 2)):
+        projection = Projection(job.frames[first - 7 :][:n_frames], part(n_frames, 1.0, first_frame_index=first))
+        assert turns._join_parts(job, projection) is None
+    whole = turns._join_parts(job, Projection(job.frames[2:3], part(1, 1.0, first_frame_index=9)))
+    assert whole.frames is job.frames
+    assert (whole.provenance.first_frame_index, whole.provenance.n_frames, job.n_done) == (7, 6, 6)

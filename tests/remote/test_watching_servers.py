@@ -67,12 +67,15 @@ def test_only_servers_can_be_watched(opu_command, command, uri):
     assert opu_command(command, uri).status == 2
 
 
-def test_a_full_server_is_well(opu_command, device):
-    with OpuServer(device, "tcp://127.0.0.1:0", ServerLimits(max_clients=1)) as server, RawClient(server.uri) as client:
+@pytest.mark.parametrize("observer_places", [0, 1])
+def test_a_full_server_is_well(opu_command, device, observer_places):
+    limits = ServerLimits(max_clients=1, observer_places=observer_places)
+    with OpuServer(device, "tcp://127.0.0.1:0", limits) as server, RawClient(server.uri) as client:
         client.hello()
         outcome = opu_command("health", server.uri, "--json")
-    assert outcome.status == 0
-    assert outcome.document["is_full"] is True
+        assert outcome.status == 0
+        assert outcome.document["is_full"] is (observer_places == 0)
+        assert opu_command("monitor", server.uri, "--once").status == (0 if observer_places else 4)
 
 
 class StuckDevice:

@@ -38,12 +38,12 @@ METHODS = ("retrieval", "anchors", "three_step", "four_step")
 OnProgress = Callable[[str, int, int], object]
 
 _OVERSAMPLING = 6.0
+_N_ANCHORS = 3
 _MAX_BYTES = 2**29
 _DARK_FRAMES = 32
 _PROBES = 16
 _HELD_OUT = 48
 _EXPOSURE_PATTERNS = 32
-_N_ANCHORS = 3
 _ANCHOR_POLISH = 60
 _CHUNK = 512
 # With all frames about as bright, more light is better than fewer saturated samples: those are treated as bounds.
@@ -70,6 +70,7 @@ def measure_transmission_matrix(
     n_outputs: int = 256,
     method: str = "auto",
     oversampling: float = _OVERSAMPLING,
+    n_anchors: int = _N_ANCHORS,
     region: Region | None = None,
     stride: int = 1,
     noise_key: int = 0,
@@ -90,6 +91,8 @@ def measure_transmission_matrix(
         One of `METHODS`. `auto` steps the phase of a reference arm where there is one, and else retrieves phases.
     oversampling : float
         Frames for each feature, for `retrieval`: 6 is safe, 4.5 mostly enough with a good camera.
+    n_anchors : int
+        For `anchors`: each costs one frame for each feature more, `n_anchors + 1.2` in all.
     region, stride
         Of the session, see `SessionConfig`. Neighbouring pixels within a speckle grain have nearly the same row.
     noise_key : int
@@ -131,7 +134,17 @@ def measure_transmission_matrix(
     """
     recorder = Recorder(device, noise_key=noise_key)
     plan = _Plan(
-        recorder, n_features, n_outputs, method, oversampling, region, stride, noise_key, max_bytes, on_progress
+        recorder,
+        n_features,
+        n_outputs,
+        method,
+        oversampling,
+        n_anchors,
+        region,
+        stride,
+        noise_key,
+        max_bytes,
+        on_progress,
     )
     with UnfinishedMatrix.open(unfinished, plan.settings) as kept:
         return _take(plan, kept).matrix
@@ -144,6 +157,7 @@ def transmission_matrix(
     n_outputs: int = 256,
     method: str = "auto",
     oversampling: float = _OVERSAMPLING,
+    n_anchors: int = _N_ANCHORS,
     region: Region | None = None,
     stride: int = 1,
     noise_key: int = 0,
@@ -160,8 +174,10 @@ def transmission_matrix(
 
     Parameters
     ----------
-    device, n_features, n_outputs, method, oversampling, region, stride, noise_key, max_bytes, unfinished, on_progress
+    device, n_features, n_outputs, method, oversampling, n_anchors, region, stride, noise_key
         As for `measure_transmission_matrix`; sizes as far as the device has them.
+    max_bytes, unfinished, on_progress
+        As for `measure_transmission_matrix`.
     on_matrix : callable, optional
         Called with the `TransmissionMatrix` as soon as it is there, to keep it. The unfinished file is deleted later.
 
@@ -179,7 +195,17 @@ def transmission_matrix(
     recorder = Recorder(device, noise_key=noise_key)
     n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
     plan = _Plan(
-        recorder, n_features, n_outputs, method, oversampling, region, stride, noise_key, max_bytes, on_progress
+        recorder,
+        n_features,
+        n_outputs,
+        method,
+        oversampling,
+        n_anchors,
+        region,
+        stride,
+        noise_key,
+        max_bytes,
+        on_progress,
     )
     with UnfinishedMatrix.open(unfinished, plan.settings) as kept:
         taken = _take(plan, kept)
@@ -207,7 +233,17 @@ def check_unfinished(
     recorder = Recorder(device, noise_key=noise_key)
     n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
     plan = _Plan(
-        recorder, n_features, n_outputs, "auto", _OVERSAMPLING, None, 1, noise_key, _MAX_BYTES, lambda *_: None
+        recorder,
+        n_features,
+        n_outputs,
+        "auto",
+        _OVERSAMPLING,
+        _N_ANCHORS,
+        None,
+        1,
+        noise_key,
+        _MAX_BYTES,
+        lambda *_: None,
     )
     UnfinishedMatrix.open(path, plan.settings)
 
@@ -221,6 +257,7 @@ class _Plan:
     n_outputs: int
     method: str
     oversampling: float
+    n_anchors: int
     region: Region | None
     stride: int
     noise_key: int
@@ -266,6 +303,7 @@ class _Plan:
             n_outputs=self.n_outputs,
             method=self.chosen_method,
             oversampling=float(self.oversampling),
+            n_anchors=self.n_anchors,
             region=self.region,
             stride=self.stride,
             noise_key=self.noise_key,
@@ -370,7 +408,7 @@ def _typical_patterns(plan: _Plan, method: str) -> NDArray[np.bool_]:
     if method == "retrieval":
         return retrieval_patterns(_EXPOSURE_PATTERNS, plan.n_features)
     if method == "anchors":
-        return AnchorPlan(plan.n_features, n_anchors=_N_ANCHORS).patterns[-_EXPOSURE_PATTERNS:]
+        return AnchorPlan(plan.n_features, n_anchors=plan.n_anchors).patterns[-_EXPOSURE_PATTERNS:]
     rng = np.random.default_rng(_PROBE_SEED)
     return rng.random((_EXPOSURE_PATTERNS // 4, plan.n_features)) < 0.5
 
@@ -410,7 +448,7 @@ def _method(plan: _Plan, method: str, background: bool) -> tuple[NDArray[np.bool
 
         return stepping.patterns, solve_steps
     if method == "anchors":
-        anchors = AnchorPlan(plan.n_features, n_anchors=_N_ANCHORS)
+        anchors = AnchorPlan(plan.n_features, n_anchors=plan.n_anchors)
         return anchors.patterns, _retrieval_solver(plan, background, anchors)
     n_columns = plan.n_features + background
     patterns = retrieval_patterns(math.ceil(plan.oversampling * n_columns), plan.n_features, varied=background)

@@ -6,8 +6,8 @@ with the measured amplitudes another set; a field in both is looked for, for hun
 step:
 
 1. *Relaxed averaged alternating reflections* (Luke, Inverse Problems 21, 37, 2005) from a random field. Plain
-   alternating projections (Gerchberg-Saxton) and descent on the amplitudes (amplitude flow) stop in local minima for a
-   quarter of the rows at 6 patterns a feature, even from a spectral start; these reflections leave them.
+   alternating projections (Gerchberg-Saxton) stop in local minima for four rows in ten at 6 patterns a feature; these
+   reflections leave them (`python -m benchmarks.retrieval`).
 2. A *polish*: alternating projections with the weight `I / (I + I_dim)` for each sample. The amplitude of a dark sample
    is known badly: read and quantisation noise are large beside the slope of the square root.
 3. *Restarts* of the rows whose residual stands out, from other random fields and with more steps.

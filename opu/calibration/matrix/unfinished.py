@@ -47,6 +47,7 @@ class MatrixSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     n_outputs: int
     method: str
     oversampling: float
+    n_anchors: int
     region: Region | None
     stride: int
     noise_key: int

@@ -1,0 +1,1 @@
+"""How transmission matrices are recovered, side by side: `python -m benchmarks.retrieval`."""
