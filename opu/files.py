@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from opu.errors import DataFileError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["check_writable", "read_arrays", "unwritable"]
+__all__ = ["aside", "check_writable", "read_arrays", "sync_folder", "unwritable"]
 
 _ZIP_SIGNATURES = (b"PK\x03\x04", b"PK\x05\x06")
 
@@ -49,6 +50,22 @@ def check_writable(path: str | os.PathLike[str]) -> None:
             target.unlink()
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def aside(target: Path) -> Path:
+    """Return a name that nobody else has, beside a file, under which it is written before it gets its own."""
+    return target.with_name(f".{secrets.token_hex(8)}.part")
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk, too: those of files that were written and renamed."""
+    if os.name != "posix":
+        return  # elsewhere folders cannot be opened
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_arrays(content: bytes) -> dict[str, NDArray[Any]]:

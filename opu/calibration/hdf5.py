@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from opu.errors import DataFileError, MissingExtraError
-from opu.files import check_writable, unwritable
+from opu.files import aside, check_writable, sync_folder, unwritable
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -64,18 +64,13 @@ def check_target(path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.exists() and not target.is_file():
         raise DataFileError(f"{os.fspath(path)!r} is no regular file.", "Name a file.")
-    check_writable(_aside(target))
-
-
-def _aside(target: Path) -> Path:
-    """Return where a file is written before it gets its name."""
-    return target.with_name(f"{target.name}.{os.getpid()}.part")
+    check_writable(aside(target))
 
 
 def write_sealed(
     path: str | os.PathLike[str], form: str, meta: msgspec.Struct, arrays: Mapping[str, NDArray[Any]]
 ) -> None:
-    """Write a file aside and rename it: under its name there is always a whole one.
+    """Write a file aside and rename it: under its name there is always a whole one, whoever else writes it, too.
 
     Parameters
     ----------
@@ -98,17 +93,18 @@ def write_sealed(
     h5py = _h5py()
     target = Path(path)
     try:
-        aside = _aside(target)
+        written = aside(target)
         try:
-            with h5py.File(aside, "w", libver="v110", userblock_size=_BLOCK_BYTES) as file:
+            with h5py.File(written, "x", libver="v110", userblock_size=_BLOCK_BYTES) as file:
                 file.attrs["format"] = np.bytes_(form)
                 file.attrs["meta"] = np.bytes_(msgspec.json.encode(meta))
                 for name, array in arrays.items():
                     file.create_dataset(name, data=array)
-            seal(aside)
-            aside.replace(target)
+            seal(written)
+            written.replace(target)
+            sync_folder(target.parent)
         finally:
-            aside.unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error
 

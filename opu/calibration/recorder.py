@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from opu.calibration.result import CalibrationResult
-from opu.device import REFERENCE_STEPS, Projection, SessionConfig
+from opu.device import REFERENCE_STEPS, Projection, Provenance, SessionConfig
 from opu.exposure import TARGET_FRACTION, choose_exposure
 from opu.patterns import PackedPatterns, as_packed
 
@@ -18,9 +19,33 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from opu.calibration.result import Limit, Quantity
-    from opu.device import Device, Provenance, Session
+    from opu.device import Device, Session
 
-__all__ = ["Recorder", "random_halves"]
+__all__ = ["Costs", "Recorder", "random_halves"]
+
+_MOST_PROVENANCES = 32
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True):
+    """The books of a recorder, for a file.
+
+    Parameters
+    ----------
+    frames : int
+        How many were taken.
+    next_frame_index : int
+        The number of the next one.
+    device_us, seconds : float
+        The time that they took, of the device and here.
+    provenances : tuple of Provenance
+        Of the first sessions, up to 32.
+    """
+
+    frames: int
+    next_frame_index: int
+    device_us: float
+    seconds: float
+    provenances: tuple[Provenance, ...]
 
 
 class Recorder:
@@ -116,6 +141,25 @@ class Recorder:
         )
         self._next_frame_index += n_frames
         return found
+
+    @property
+    def costs(self) -> Costs:
+        """What the frames so far have cost."""
+        return Costs(
+            frames=self.frames,
+            next_frame_index=self._next_frame_index,
+            device_us=self._device_us,
+            seconds=time.perf_counter() - self._started_s,
+            provenances=tuple(self._provenance.values())[:_MOST_PROVENANCES],
+        )
+
+    def go_on(self, costs: Costs) -> None:
+        """Go on where another recorder stopped, with its books."""
+        self.frames = costs.frames
+        self._next_frame_index = costs.next_frame_index
+        self._device_us = costs.device_us
+        self._provenance = {provenance.session_id: provenance for provenance in costs.provenances}
+        self._started_s = time.perf_counter() - costs.seconds
 
     def count(self, projection: Projection) -> None:
         """Count frames that were taken by other means: those of a linear projection, for example."""

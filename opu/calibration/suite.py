@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from opu.calibration.exposures import exposure, ones_range
 from opu.calibration.feedback import feedback
 from opu.calibration.focusing import focusing
 from opu.calibration.linear import linear_mode
-from opu.calibration.matrix.measure import transmission_matrix
+from opu.calibration.matrix.measure import check_unfinished, transmission_matrix
 from opu.calibration.matrix.spectrum import singular_values
 from opu.calibration.matrix.tracking import tracking
 from opu.calibration.mirrors import dmd_contrast
@@ -21,7 +23,7 @@ from opu.calibration.result import CalibrationResult
 from opu.calibration.speckle import grain, speckle_statistics
 from opu.calibration.stability import laser_power, repeatability, stability
 from opu.calibration.trigger import latency, trigger_window
-from opu.errors import ClosedError, ConfigError, OpuError, UnreachableError, UnsupportedError
+from opu.errors import ClosedError, ConfigError, DataFileError, OpuError, UnreachableError, UnsupportedError
 
 if TYPE_CHECKING:
     from opu.calibration.matrix import TransmissionMatrix
@@ -82,6 +84,9 @@ def calibrate(
     on_result: Callable[[CalibrationResult], None] = lambda _: None,
     on_skip: Callable[[str, str], None] = lambda _name, _reason: None,
     on_matrix: Callable[[TransmissionMatrix], object] = lambda _: None,
+    on_start: Callable[[str], object] = lambda _: None,
+    on_progress: Callable[[str, int, int], object] = lambda _what, _done, _all: None,
+    unfinished: str | os.PathLike[str] | None = None,
 ) -> list[CalibrationResult]:
     """Run calibration routines.
 
@@ -100,7 +105,14 @@ def calibrate(
     on_skip : callable, optional
         Called with name and reason of a routine that does not apply to the device, unless it was named.
     on_matrix : callable, optional
-        Called with the `TransmissionMatrix` of the routine of that name, to keep it.
+        Called with the `TransmissionMatrix` of the routine of that name as soon as it is there, to keep it.
+    on_start : callable, optional
+        Called with the name of each routine before it runs.
+    on_progress : callable, optional
+        Called during `transmission_matrix` with ("frames" or "rows", how many are done, all).
+    unfinished : str or path, optional
+        A file for what `transmission_matrix` has done so far, to go on from there after an interruption: see
+        `measure_transmission_matrix`.
 
     Returns
     -------
@@ -115,6 +127,10 @@ def calibrate(
         A named routine does not apply to the device.
     UnreachableError, ClosedError
         The device is gone.
+    DataFileError
+        A file cannot be written, or the unfinished one is damaged.
+    ConfigError, MediumChangedError
+        Before anything is measured: the unfinished file is that of other settings, or of another device or medium.
 
     Examples
     --------
@@ -128,9 +144,19 @@ def calibrate(
     for name in names or ():
         if name not in ROUTINES:
             raise ConfigError(f"Unknown calibration routine {name!r}.", f"Routines: {', '.join(ROUTINES)}.")
-    run = _Run(device, noise_key, QUICK if quick else {}, on_matrix)
+    run = _Run(
+        device,
+        noise_key=noise_key,
+        options=QUICK if quick else {},
+        on_matrix=on_matrix,
+        on_progress=on_progress,
+        unfinished=unfinished,
+    )
+    if unfinished is not None and "transmission_matrix" in (names or ROUTINES):
+        run.check_unfinished(unfinished)
     results: list[CalibrationResult] = []
     for name in names or ROUTINES:
+        on_start(name)
         try:
             result = run.measure(name)
         except UnsupportedError as error:
@@ -149,22 +175,33 @@ class _Run:
     def __init__(
         self,
         device: Device,
+        *,
         noise_key: int,
         options: Mapping[str, Mapping[str, Any]],
         on_matrix: Callable[[TransmissionMatrix], object],
+        on_progress: Callable[[str, int, int], object],
+        unfinished: str | os.PathLike[str] | None,
     ) -> None:
         self._device = device
         self._noise_key = noise_key
         self._options = options
         self._on_matrix = on_matrix
+        self._on_progress = on_progress
+        self._unfinished = unfinished
         self._matrix: TransmissionMatrix | None = None
+
+    def check_unfinished(self, path: str | os.PathLike[str]) -> None:
+        """Check that the matrix can go on from a file, before minutes of other work."""
+        with suppress(UnsupportedError):  # told when its turn has come
+            sizes = self._options.get("transmission_matrix", {})
+            check_unfinished(self._device, path, noise_key=self._noise_key, **sizes)
 
     def measure(self, name: str) -> CalibrationResult:
         """Carry out a routine; what the device fails becomes a finding."""
         started_s = time.perf_counter()
         try:
             return self._routine(name)(self._device, noise_key=self._noise_key, **self._options.get(name, {}))
-        except (UnsupportedError, UnreachableError, ClosedError):
+        except (UnsupportedError, UnreachableError, ClosedError, DataFileError):
             raise
         except OpuError as error:
             return CalibrationResult(
@@ -180,7 +217,12 @@ class _Run:
 
     def _routine(self, name: str) -> Callable[..., CalibrationResult]:
         if name == "transmission_matrix":
-            return partial(transmission_matrix, on_matrix=self._keep)
+            return partial(
+                transmission_matrix,
+                on_matrix=self._keep,
+                on_progress=self._on_progress,
+                unfinished=self._unfinished,
+            )
         if name in _OF_A_MATRIX:
             return partial(ROUTINES[name], matrix=self._matrix)
         return ROUTINES[name]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import opu
-from opu.console import JsonOption, plain, progress, reporting, table
-from opu.errors import ConfigError, DataFileError
+from opu.console import JsonOption, plain, reporting, table
+from opu.errors import ClosedError, ConfigError, OpuError, UnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from opu.calibration import CalibrationResult, TransmissionMatrix
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from opu.calibration import CalibrationResult, Change, HealthReport, TransmissionMatrix
+    from opu.console import Report
 
 __all__ = ["calibrate", "calibration_rows"]
 
@@ -51,11 +56,16 @@ def calibrate(
 
     Each routine measures one thing, compares it with its limit, and names the faults that it finds. The exit status is
     1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page with figures),
-    report.json and data/ROUTINE.npz. A report that is there already is compared with before it is replaced.
+    report.json and data/ROUTINE.npz. A report that is there already is compared with before it is replaced; a directory
+    with files of something else is refused.
 
     With --save the hot pixels and dark levels in the middle of the sensor (dark_frames), the exposure and the stride
     between independent pixels (grain) go to a file for opu serve --calibration. Results that did not pass are left out
     of it, and named. A matrix goes to its file whether or not it passed: it holds which of its rows to believe.
+
+    Ctrl-C, or a device that is lost, loses nothing that is finished: it is reported and saved, and the exit status is
+    not 0. The frames and rows of an unfinished matrix are kept beside its file, in FILE.part: the same command goes on
+    with them, and deletes them at the end. Delete them yourself to begin anew.
 
     Routines: dark_frames, exposure, ones_range, photon_transfer, linearity, repeatability, grain, speckle_statistics,
     dmd_contrast, latency, trigger_window, stability, laser_power, linear_mode, feedback, transmission_matrix,
@@ -70,54 +80,201 @@ def calibrate(
     Example: opu calibrate 'sim:?preset=aurora' transmission_matrix --save-matrix matrix.h5
     """
     with reporting("calibrate", json_to) as report:
-        from opu.calibration import ROUTINES, check_health, compare, read_report
+        from opu.calibration import ROUTINES, compare, read_report
         from opu.calibration.report.health import REPORT_NAME, check_folder
 
         earlier = None if compare_with is None else read_report(compare_with)
         if report_to is not None:
             check_folder(report_to)
             if earlier is None and (report_to / REPORT_NAME).exists():
-                earlier = _replaced(report_to)
+                earlier = read_report(report_to)
         _check_files(routines, save_to, save_matrix_to)
-        matrices: list[TransmissionMatrix] = []
-        total = len(routines or ROUTINES)
-        show = report.console.print
-        with opu.open(uri) as device, progress(report.console, "calibrating", total) as advance:
+        files = _Files(save_to, save_matrix_to)
+        if files.unfinished is not None and files.unfinished.exists():
+            report.console.print(f"Going on with the unfinished matrix {plain(files.unfinished)}", highlight=False)
+        with opu.open(uri) as device, _bars(report.console, routines or list(ROUTINES), json_to) as bars:
             if save_to is not None:
                 _check_without_calibration(device)
-
-            def tell(result: CalibrationResult) -> None:
-                advance()
-                if not routines:
-                    show(f"{result.name}: {'passed' if result.passed else 'MISSED'}", highlight=False)
-
-            health = check_health(
-                device, routines, quick=quick, noise_key=noise_key, on_result=tell, on_matrix=matrices.append
-            )
-        report.fields = health.as_json()
-        report.ok = health.passed
-        if report_to is None:
-            changes = [] if earlier is None else compare(earlier, report.fields)
-        else:
-            changes = health.save(report_to, earlier=earlier)
-        show(table(f"Calibration of {uri}", COLUMNS, calibration_rows(report.fields["calibration"])))
-        for name, reason in health.skipped.items():
-            show(f"[dim]left out: {plain(name)}: {plain(reason)}[/]", highlight=False)
-        for text in health.findings:
-            show(f"[bold red]Fault:[/] {plain(text)}", highlight=False)
+            tell = None if routines else report.console.print
+            health, failure = _run(device, routines, files, bars, tell, quick=quick, noise_key=noise_key)
+        files.save_calibration(health)
+        report.fields = {**health.as_json(), "saved": files.saved, "left_out": files.left_out}
+        report.ok = health.passed and files.are_complete
+        changes = [] if earlier is None else compare(earlier, report.fields)
         report.fields["changes"] = [change.text for change in changes]
-        if earlier is not None:
-            rows = [(change.routine or "device", change.text) for change in changes]
-            show(table("What has changed", ("Routine", "What"), rows or [("", "nothing beyond four standard errors")]))
-        if report_to is not None:
-            show(f"\nThe report: {plain(report_to / 'index.html')}", highlight=False)
-        saved, missing = _save(health.results, save_to, matrices, save_matrix_to)
-        report.fields |= {"saved": saved, "left_out": missing}
-        report.ok &= len(saved) == sum(path is not None for path in (save_to, save_matrix_to))
-        for what, path in saved.items():
-            show(f"The {what}: {plain(path)}", highlight=False)
-        for name, reason in missing.items():
-            show(f"[bold red]Not saved:[/] {plain(name)}: {plain(reason)}", highlight=False)
+        if report_to is not None and (health.results or health.interrupted is None):
+            health.save(report_to, earlier=earlier)
+            files.saved_report = report_to / "index.html"
+        _tell(report, health, files, None if earlier is None else changes)
+        if isinstance(failure, OpuError):
+            raise failure
+
+
+def _run(
+    device: opu.Device,
+    routines: list[str] | None,
+    files: _Files,
+    bars: _Bars,
+    tell: Callable[..., object] | None,
+    *,
+    quick: bool,
+    noise_key: int,
+) -> tuple[HealthReport, BaseException | None]:
+    """Run the routines; return what was found, and what has ended the work early."""
+    from opu.calibration import check_health
+
+    def on_result(result: CalibrationResult) -> None:
+        if tell is not None:
+            tell(f"{result.name}: {'passed' if result.passed else 'MISSED'}", highlight=False)
+
+    stopped: list[HealthReport] = []
+    try:
+        health = check_health(
+            device,
+            routines,
+            quick=quick,
+            noise_key=noise_key,
+            on_result=on_result,
+            on_matrix=files.save_matrix,
+            on_start=bars.start,
+            on_progress=bars.show,
+            on_interruption=stopped.append,
+            unfinished=files.unfinished,
+        )
+    except (KeyboardInterrupt, UnreachableError, ClosedError) as error:
+        if not stopped:
+            raise
+        return stopped[0], error
+    except OpuError as error:
+        if not stopped or not stopped[0].results:
+            raise
+        return stopped[0], error
+    return health, None
+
+
+def _tell(report: Report, health: HealthReport, files: _Files, changes: list[Change] | None) -> None:
+    """Tell people what was found; the changes are None without an earlier report."""
+
+    def show(text: object) -> None:
+        report.console.print(text, highlight=False)
+
+    if health.results:
+        show(table(f"Calibration of {health.uri}", COLUMNS, calibration_rows(report.fields["calibration"])))
+    for name, reason in health.skipped.items():
+        show(f"[dim]left out: {plain(name)}: {plain(reason)}[/]")
+    for text in health.findings:
+        show(f"[bold red]Fault:[/] {plain(text)}")
+    if changes is not None:
+        rows = [(change.routine or "device", change.text) for change in changes]
+        show(table("What has changed", ("Routine", "What"), rows or [("", "nothing beyond four standard errors")]))
+    if files.saved_report is not None:
+        show(f"\nThe report: {plain(files.saved_report)}")
+    for what, path in files.saved.items():
+        show(f"The {what}: {plain(path)}")
+    for name, reason in files.left_out.items():
+        show(f"[bold red]Not saved:[/] {plain(name)}: {plain(reason)}")
+    if health.interrupted is not None:
+        show(f"[bold red]Interrupted:[/] {plain(health.interrupted)}")
+        if files.unfinished is not None and files.unfinished.exists():
+            show(f"The same command goes on with the matrix in {plain(files.unfinished)}")
+
+
+class _Bars:
+    """What is being done, as bars: one for the routines, and one for the frames or the rows of a matrix."""
+
+    def __init__(self, bars: Progress, names: Sequence[str]) -> None:
+        self._bars = bars
+        self._names = list(names)
+        self._all = bars.add_task("calibrating", total=len(self._names))
+        self._part: TaskID | None = None
+
+    def start(self, name: str) -> None:
+        """Show that a routine begins."""
+        self._end_part()
+        self._bars.update(self._all, completed=self._names.index(name), description=name)
+
+    def show(self, what: str, done: int, total: int) -> None:
+        """Show how far the routine is."""
+        if done == 0 or self._part is None:
+            self._end_part()
+            self._part = self._bars.add_task(what, total=total)
+        self._bars.update(self._part, completed=done, total=total, description=what)
+
+    def _end_part(self) -> None:
+        if self._part is not None:
+            self._bars.remove_task(self._part)
+            self._part = None
+
+
+@contextmanager
+def _bars(console: Console, names: Sequence[str], json_to: str | None) -> Iterator[_Bars]:
+    """Show bars while a calibration runs, on a terminal and not beside JSON."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    is_off = json_to == "-" or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=is_off) as bars:
+        yield _Bars(bars, names)
+
+
+class _Files:
+    """The files of a calibration: what is in them, and what was left out and why."""
+
+    def __init__(self, save_to: Path | None, save_matrix_to: Path | None) -> None:
+        self._save_to = save_to
+        self._save_matrix_to = save_matrix_to
+        self._matrix_left_out = None if save_matrix_to is None else "It was not measured."
+        self._results_left_out: dict[str, str] = {}
+        self.saved: dict[str, str] = {}
+        self.saved_report: Path | None = None
+
+    @property
+    def unfinished(self) -> Path | None:
+        """Where an unfinished matrix is kept."""
+        return None if self._save_matrix_to is None else _unfinished(self._save_matrix_to)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What is in no file, and why."""
+        matrix = {} if self._matrix_left_out is None else {"transmission_matrix": self._matrix_left_out}
+        return self._results_left_out | matrix
+
+    @property
+    def are_complete(self) -> bool:
+        """Whether all files that were asked for are there."""
+        return len(self.saved) == sum(path is not None for path in (self._save_to, self._save_matrix_to))
+
+    def save_matrix(self, matrix: TransmissionMatrix) -> None:
+        """Save a matrix as soon as it is there: whatever comes later cannot lose it."""
+        from opu.calibration import save
+
+        if self._save_matrix_to is None:
+            return
+        if not matrix.kept.any():
+            self._matrix_left_out = "No row of it is to be believed."
+            return
+        save(matrix, self._save_matrix_to)
+        self._matrix_left_out = None
+        self.saved["matrix"] = str(self._save_matrix_to)
+
+    def save_calibration(self, health: HealthReport) -> None:
+        """Save what passed."""
+        from opu.calibration import Calibration
+        from opu.calibration.applied import APPLIED, left_out
+
+        if self._save_to is None:
+            return
+        self._results_left_out = left_out(health.results)
+        if health.interrupted is not None and self._results_left_out and self._save_to.exists():
+            return  # a part of a calibration does not replace a whole one
+        if len(self._results_left_out) < len(APPLIED):
+            Calibration.from_results(health.results).save(self._save_to)
+            self.saved["calibration"] = str(self._save_to)
+
+
+def _unfinished(target: Path) -> Path:
+    """Return where a matrix is kept while it is not finished."""
+    return target.with_name(f"{target.name}.part")
 
 
 def _check_files(routines: list[str] | None, save_to: Path | None, save_matrix_to: Path | None) -> None:
@@ -137,8 +294,10 @@ def _check_files(routines: list[str] | None, save_to: Path | None, save_matrix_t
                 f"The routines {', '.join(routines)} measure nothing that {option} could save.",
                 f"Name {' and '.join(sources)} as well, or no routines.",
             )
-    if save_to is not None and save_matrix_to is not None and save_to.resolve() == save_matrix_to.resolve():
-        raise ConfigError(f"--save and --save-matrix both name {str(save_to)!r}.", "Name two files.")
+    if save_to is not None and save_matrix_to is not None:
+        taken = (save_matrix_to, _unfinished(save_matrix_to))
+        if save_to.resolve() in [path.resolve() for path in taken]:
+            raise ConfigError(f"--save and --save-matrix both name {str(save_to)!r}.", "Name two files.")
 
 
 def _check_without_calibration(device: opu.Device) -> None:
@@ -148,42 +307,6 @@ def _check_without_calibration(device: opu.Device) -> None:
             f"The calibration {calibration_id} is applied to the device {device.uri}: its hot pixels cannot be seen.",
             "Calibrate the device without it, as its server opens it, or leave out --save.",
         )
-
-
-def _save(
-    results: Sequence[CalibrationResult],
-    save_to: Path | None,
-    matrices: Sequence[TransmissionMatrix],
-    save_matrix_to: Path | None,
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Save what was asked for; return where it is, and what was left out and why."""
-    from opu.calibration import Calibration, save
-    from opu.calibration.applied import APPLIED, left_out
-
-    saved: dict[str, str] = {}
-    missing: dict[str, str] = {}
-    if save_to is not None:
-        missing |= left_out(results)
-        if len(missing) < len(APPLIED):
-            Calibration.from_results(results).save(save_to)
-            saved["calibration"] = str(save_to)
-    if save_matrix_to is not None:
-        if matrices and matrices[-1].kept.any():
-            save(matrices[-1], save_matrix_to)
-            saved["matrix"] = str(save_matrix_to)
-        else:
-            missing["transmission_matrix"] = "No row of it is to be believed." if matrices else "It was not measured."
-    return saved, missing
-
-
-def _replaced(folder: Path) -> dict[str, Any]:
-    """Read the report that a new one replaces."""
-    from opu.calibration import read_report
-
-    try:
-        return read_report(folder)
-    except DataFileError as error:
-        raise DataFileError(error.problem, "Delete it, or name another folder for the new report.") from error
 
 
 def calibration_rows(calibration: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from importlib.metadata import PackageNotFoundError, requires, version
 from platform import python_version
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["info"]
 
+_AGES = ((86_400, "days"), (3600, "h"), (60, "min"))
 _REQUIREMENT = re.compile(r"""(?P<package>[A-Za-z0-9._-]+)(?P<rest>[^;]*)(;.*extra == ["'](?P<extra>[^"']+)["'])?""")
 
 
@@ -125,6 +127,18 @@ def _describe_limits(limits: Limits) -> str:
     return f"{limits.minimum:g} to {limits.maximum:g} {limits.unit}, default {limits.default:g}"
 
 
+def _describe_calibration(description: DeviceDescription) -> str:
+    """Word which calibration is applied, and how old it is by this machine's clock."""
+    if description.calibration_id is None:
+        return "none"
+    made_unix_s = description.calibrated_unix_s
+    if made_unix_s is None:
+        return f"{description.calibration_id}, of unknown age"
+    age_s = max(0.0, time.time() - made_unix_s)
+    size, unit = next(((size, unit) for size, unit in _AGES if age_s >= 2 * size), (1, "s"))
+    return f"{description.calibration_id}, {age_s / size:.0f} {unit} old"
+
+
 def _describe_rows(description: DeviceDescription) -> Iterable[tuple[str, str]]:
     timing, medium = description.timing, description.medium
     contrast, memory = description.dmd_contrast, description.max_session_bytes
@@ -147,7 +161,7 @@ def _describe_rows(description: DeviceDescription) -> Iterable[tuple[str, str]]:
     yield "largest batch", f"{description.max_batch} patterns"
     yield "session memory", "no limit" if memory is None else f"{memory / 2**20:g} MiB"
     yield "medium", f"{medium.medium_id}, epoch {medium.epoch}, {medium.law}, from {medium.min_ones} lit mirrors on"
-    yield "calibration", description.calibration_id or "none"
+    yield "calibration", _describe_calibration(description)
     yield "capabilities", ", ".join(description.capabilities) or "none"
     for name, number in description.versions.items():
         yield f"version of {name}", number

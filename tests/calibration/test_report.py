@@ -4,6 +4,8 @@ import dataclasses
 import json
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -12,8 +14,9 @@ import pytest
 import opu
 from opu.calibration import CalibrationResult, HealthReport, Quantity, check_health, compare, read_report
 from opu.calibration.report.figures import FIGURES
+from opu.calibration.report.health import check_folder
 from opu.calibration.watch import MediumWatch
-from opu.errors import DataFileError, DeviceError
+from opu.errors import DataFileError, DeviceError, UnreachableError
 from opu.sim.device import SimulatedBench
 from opu.sim.models import preset
 from opu.testing import Faults, FaultyDevice
@@ -197,6 +200,166 @@ def test_a_report_leaves_nothing_of_the_one_before(report_of, tmp_path):
     report_of(result("old", data={"x": np.zeros(2)}), result(data={"x": np.zeros(2)})).save(tmp_path)
     report_of(result(data={"x": np.ones(2)})).save(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "gain.npz", "index.html", "report.json"]
+
+
+def foreign_page(folder):
+    (folder / "index.html").write_text("My home page")
+
+
+def foreign_data(folder):
+    (folder / "data").mkdir()
+    (folder / "data" / "gain.npz").write_text("My data")
+
+
+def damaged_report(folder):
+    (folder / "report.json").write_text("{}")
+
+
+def report_without_files(folder):
+    document = json.loads((folder / "report.json").read_text())
+    del document["files"]
+    (folder / "report.json").write_text(json.dumps(document))
+
+
+def report_that_lists(name):
+    def change(folder):
+        document = json.loads((folder / "report.json").read_text())
+        document["files"].append(name)
+        (folder / "report.json").write_text(json.dumps(document))
+
+    return change
+
+
+def file_in_place_of_data(folder):
+    (folder / "data" / "gain.npz").unlink()
+    (folder / "data").rmdir()
+    (folder / "data").write_text("My data")
+
+
+def link_in_place_of_data(folder):
+    (folder / "data").rename(folder / "elsewhere")
+    (folder / "data").symlink_to(folder / "elsewhere")
+
+
+def more_data(folder):
+    (folder / "data" / "dark.npz").write_text("My data")
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("make", [foreign_page, foreign_data, damaged_report])
+def test_a_folder_of_something_else_is_refused_and_left_as_it_is(report_of, tmp_path, make):
+    make(tmp_path)
+    before = content(tmp_path)
+    for use in (check_folder, report_of(result(data={"x": np.zeros(2)})).save):
+        with pytest.raises(DataFileError, match="has files") as caught:
+            use(tmp_path)
+        assert str(tmp_path) in caught.value.problem
+        assert "another folder" in caught.value.remedy
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        report_without_files,
+        report_that_lists("../precious.txt"),
+        report_that_lists("data/../../precious.npz"),
+        report_that_lists("/etc/passwd"),
+        report_that_lists(3),
+        file_in_place_of_data,
+        link_in_place_of_data,
+        more_data,
+    ],
+)
+def test_only_what_a_report_has_listed_is_replaced(report_of, tmp_path, change):
+    folder = tmp_path / "health"
+    (tmp_path / "precious.txt").write_text("mine")
+    report_of(result(data={"x": np.zeros(2)})).save(folder)
+    change(folder)
+    before = content(tmp_path)
+    new = report_of(result(data={"x": np.ones(2)}), result("dark", data={"x": np.ones(2)}))
+    for use in (check_folder, new.save):
+        with pytest.raises(DataFileError, match=r"does not list its files|no report has written"):
+            use(folder)
+    assert content(tmp_path) == before
+
+
+def test_files_beside_a_report_stay(report_of, tmp_path):
+    report_of(result("old", data={"x": np.zeros(2)})).save(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "data" / "notes.txt").write_text("mine")
+    check_folder(tmp_path)
+    report_of(result(data={"x": np.ones(2)})).save(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*.*")} == {"gain.npz", "index.html", "report.json", "notes.txt"}
+    assert (tmp_path / "data" / "notes.txt").read_text() == "mine"
+
+
+def test_what_a_killed_process_has_left_is_in_nobodys_way(report_of, tmp_path):
+    (tmp_path / ".report-x1y2.part" / "data").mkdir(parents=True)
+    check_folder(tmp_path)
+    report_of(result()).save(tmp_path)
+    check_folder(tmp_path)
+
+
+def test_a_replacement_that_is_interrupted_can_be_repeated(report_of, tmp_path, monkeypatch):
+    report_of(result("old", data={"x": np.zeros(2)}), result(data={"x": np.zeros(2)})).save(tmp_path)
+    new = report_of(result(data={"x": np.ones(2)}), result("dark", data={"x": np.ones(2)}))
+    for number in range(4):
+        with monkeypatch.context() as patch:
+            left, replace = [number], Path.replace
+
+            def cut(path, target, left=left, replace=replace):
+                if not left[0]:
+                    raise OSError(5, "Input/output error")
+                left[0] -= 1
+                return replace(path, target)
+
+            patch.setattr(Path, "replace", cut)
+            with pytest.raises(DataFileError):
+                new.save(tmp_path)
+        check_folder(tmp_path)
+    new.save(tmp_path)
+    names = ["dark.npz", "data", "gain.npz", "index.html", "report.json"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == names
+
+
+def test_threads_save_reports_at_once(report_of, tmp_path):
+    folders = [tmp_path / str(number) for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(report_of(result(data={"x": np.zeros(2)})).save, folders))
+    for folder in folders:
+        assert read_report(folder)["calibration"].keys() == {"gain"}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UnreachableError("The server is gone.", "Start it again.")])
+def test_an_interrupted_run_reports_what_is_finished(error, tmp_path):
+    started, stopped = [], []
+
+    def on_start(name):
+        started.append(name)
+        if name == "grain":
+            raise error
+
+    with opu.open("sim:?preset=aurora&seed=7") as device, pytest.raises(type(error)):
+        check_health(
+            device,
+            ["dark_frames", "exposure", "grain"],
+            quick=True,
+            on_start=on_start,
+            on_interruption=stopped.append,
+        )
+    assert started == ["dark_frames", "exposure", "grain"]
+    [report] = stopped
+    assert [result.name for result in report.results] == ["dark_frames", "exposure"]
+    assert not report.passed
+    report.save(tmp_path)
+    document = read_report(tmp_path)
+    assert document["interrupted"] in ("It was stopped by hand.", "The server is gone.")
+    assert document["ok"] is False
+    assert "The calibration was interrupted" in (tmp_path / "index.html").read_text()
 
 
 def test_a_small_device_is_watched():

@@ -125,7 +125,47 @@ def test_an_interrupted_fit_goes_on(data):
     assert len(told) == 1
     np.testing.assert_array_equal(went_on.matrix_, at_once.matrix_)
     with pytest.raises(ConfigError, match="other patterns"):
-        PhaseRetrieval(seed=1).fit(patterns, counts, resume=broken.finished_)
+        PhaseRetrieval(seed=1).fit(patterns, counts, saturation=255, resume=broken.finished_)
+
+
+def test_rows_of_another_saturation_or_start_are_not_gone_on_with(data, fitted):
+    _, patterns, counts = data
+    saturation = np.full(M, 255.0)
+    PhaseRetrieval().fit(patterns, counts, saturation=saturation, resume=fitted.finished_)
+    saturation[3] = 254
+    for other in ({}, {"saturation": 254}, {"saturation": saturation}):
+        with pytest.raises(ConfigError, match="bounds"):
+            PhaseRetrieval().fit(patterns, counts, **other, resume=fitted.finished_)
+    start = np.ones((M, N), np.complex128)
+    with pytest.raises(ConfigError, match="starts"):
+        PhaseRetrieval().fit(patterns, counts, saturation=255, initial=start, resume=fitted.finished_)
+    started = PhaseRetrieval(n_polish=1, n_restarts=0).fit(patterns, counts, saturation=255, initial=start)
+    other = start.copy()
+    other[5, 7] = 1j
+    for initial in (None, other):
+        with pytest.raises(ConfigError, match="starts"):
+            PhaseRetrieval(n_polish=1, n_restarts=0).fit(
+                patterns, counts, saturation=255, initial=initial, resume=started.finished_
+            )
+
+
+def test_rows_are_lost_below_four_frames_a_feature():
+    matrix = gaussian_matrix(n_features=64)
+    found = {}
+    for frames in (4, 3, 2.5):
+        patterns = retrieval_patterns(int(frames * 64), 64)
+        fitted = PhaseRetrieval().fit(patterns, counts_of(matrix, patterns), saturation=255)
+        found[frames] = (row_correlations(fitted.matrix_, matrix) > 0.99).mean()
+    assert found[4] == 1
+    assert 0.8 < found[3] < 1
+    assert found[2.5] < 0.5
+
+
+def test_too_few_frames_are_seen_by_the_verdict():
+    with opu.open("sim:?preset=aurora&seed=7") as device:
+        result = transmission_matrix(device, n_features=256, n_outputs=64, oversampling=2.5)
+    assert result.value < 0.5
+    assert result.findings
 
 
 def test_a_background_is_told_from_the_features():

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import msgspec
@@ -83,6 +85,27 @@ def test_an_interrupted_save_leaves_the_old_file(matrix, saved, monkeypatch):
         save(matrix, saved)
     assert saved.read_bytes() == before
     assert len(list(saved.parent.iterdir())) == 1
+
+
+def test_threads_that_save_at_once_do_not_disturb_each_other(matrix, tmp_path):
+    path = tmp_path / "matrix.h5"
+    changed = [dataclasses.replace(matrix, n_frames=number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda one: [save(one, path) for _ in range(5)], changed))
+    assert load(path).n_frames in range(8)
+    assert [path.name for path in tmp_path.iterdir()] == ["matrix.h5"]
+
+
+def test_a_saved_file_has_the_rights_of_other_files(saved, tmp_path):
+    (tmp_path / "other").touch()
+    assert saved.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_file_and_name_are_on_the_disk(matrix, tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(stat.S_ISDIR(os.fstat(descriptor).st_mode)))
+    save(matrix, tmp_path / "matrix.h5")
+    assert flushed == [False, True]
 
 
 def test_a_missing_extra_is_named(matrix, tmp_path, monkeypatch):

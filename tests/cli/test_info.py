@@ -50,6 +50,20 @@ def test_a_backend_that_cannot_be_used_is_listed_with_the_reason(opu_command, in
     assert "no driver for this kernel" in " ".join(opu_command("info").out.split())
 
 
+@pytest.mark.parametrize(
+    ("age_s", "said"),
+    [(30, "30 s old"), (600, "10 min old"), (50_000, "14 h old"), (9e5, "10 days old"), (-5, "0 s old")],
+)
+def test_a_calibration_that_is_applied_is_shown_with_its_age(opu_command, monkeypatch, age_s, said):
+    with opu.open("sim:?preset=aurora&seed=7") as device:
+        description = msgspec.structs.replace(
+            device.describe(), calibration_id="cal-1", calibrated_unix_s=1.75e9, calibrated_medium_epoch=0
+        )
+        monkeypatch.setattr("opu.cli.info.time.time", lambda: 1.75e9 + age_s)
+        monkeypatch.setattr(type(device), "describe", lambda _: description)
+    assert f"cal-1, {said}" in opu_command("info", "sim:?preset=aurora&seed=7").out
+
+
 def test_with_an_address_it_describes_the_device(opu_command):
     uri = "sim:?preset=aurora&seed=7"
     outcome = opu_command("info", uri, "--json")

@@ -1,16 +1,24 @@
 """`opu selftest`, `opu calibrate`, `opu bench`: answers, JSON, exit statuses."""
 
+import io
 import json
+from importlib import import_module
 
 import msgspec
+import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import opu
 from opu.calibration import ROUTINES, Calibration, apply, dark_frames, load, suite
+from opu.calibration.matrix import measure
 from opu.cli.app import app
 from opu.console import split_json_option
+from opu.errors import DataFileError, UnreachableError
 from opu.remote.server import OpuServer
+
+calibrate = import_module("opu.cli.calibrate")
 
 
 def run(*arguments):
@@ -140,6 +148,145 @@ def test_calibrate_saves_the_matrix(tmp_path, monkeypatch):
         assert load(target, device).matrix.shape == (64, 32)
 
 
+@pytest.fixture
+def small_matrix(monkeypatch):
+    monkeypatch.setitem(suite.QUICK, "transmission_matrix", {"n_features": 32, "n_outputs": 64})
+    monkeypatch.setattr(measure, "_CHUNK", 32)
+
+
+def interrupt(monkeypatch, number, error=KeyboardInterrupt):
+    def show(bars, what, done, total):
+        if done >= number:
+            raise error
+
+    monkeypatch.setattr(calibrate._Bars, "show", show)
+
+
+MATRIX = ("calibrate", "sim:?seed=7", "transmission_matrix", "--quick", "--save-matrix")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UnreachableError("The server is gone.", "Start it again.")])
+def test_the_same_command_goes_on_with_an_unfinished_matrix(tmp_path, monkeypatch, small_matrix, error):
+    target, whole = tmp_path / "matrix.h5", tmp_path / "whole.h5"
+    with monkeypatch.context() as patch:
+        interrupt(patch, 96, error)
+        status, result = run(*MATRIX, str(target))
+    assert status == (1 if isinstance(error, KeyboardInterrupt) else 3), result.output
+    assert "The same command goes on with the matrix in" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["matrix.h5.part"]
+    started = []
+    monkeypatch.setattr(calibrate._Bars, "show", lambda bars, what, done, total: started.append((what, done)))
+    status, result = run(*MATRIX, str(target))
+    assert status == 0, result.output
+    assert started[0] == ("frames", 96)
+    assert "Going on with the unfinished matrix" in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["matrix.h5"]
+    assert run(*MATRIX, str(whole))[0] == 0
+    np.testing.assert_array_equal(load(target).matrix, load(whole).matrix)
+
+
+def test_an_unfinished_matrix_of_another_device_is_refused_before_the_work(tmp_path, monkeypatch, small_matrix):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 96)
+        run(*MATRIX, str(tmp_path / "matrix.h5"))
+    monkeypatch.setitem(ROUTINES, "dark_frames", lambda device, **_: pytest.fail("the work has begun"))
+    status, result = run(
+        "calibrate", "sim:?seed=8", "--quick", "--save-matrix", str(tmp_path / "matrix.h5"), "--json"
+    )  # fmt: skip
+    error = json.loads(result.stdout)["error"]
+    assert status == 1
+    assert error["code"] == "medium_changed"
+    assert "sim-aurora-7" in error["message"]
+    assert "matrix.h5.part" in error["remedy"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UnreachableError("The server is gone.", "Start it again.")])
+def test_what_is_finished_survives_an_interruption(tmp_path, monkeypatch, small_matrix, error):
+    def gone(device, **_):
+        raise error
+
+    monkeypatch.setitem(ROUTINES, "singular_values", gone)
+    files = {name: tmp_path / name for name in ("health", "matrix.h5", "calibration.h5")}
+    status, result = run(
+        "calibrate", "sim:?seed=7", *APPLIED, "transmission_matrix", "singular_values", "--quick",
+        "--report", str(files["health"]), "--save", str(files["calibration.h5"]),
+        "--save-matrix", str(files["matrix.h5"]), "--json",
+    )  # fmt: skip
+    document = json.loads(result.stdout)
+    by_hand = isinstance(error, KeyboardInterrupt)
+    assert status == (1 if by_hand else 3)
+    assert document["ok"] is False
+    assert document["interrupted"] == ("It was stopped by hand." if by_hand else "The server is gone.")
+    assert by_hand or document["error"]["code"] == "unreachable"
+    assert document["saved"] == {"matrix": str(files["matrix.h5"]), "calibration": str(files["calibration.h5"])}
+    assert load(files["matrix.h5"]).matrix.shape == (64, 32)
+    assert Calibration.load(files["calibration.h5"]).stride is not None
+    saved = json.loads((files["health"] / "report.json").read_text())
+    assert list(saved["calibration"]) == [*APPLIED, "transmission_matrix"]
+    assert "Interrupted: " in result.stderr
+
+
+def test_an_interrupted_run_replaces_no_whole_calibration(tmp_path, monkeypatch):
+    target, folder = tmp_path / "calibration.h5", tmp_path / "health"
+    arguments = ("calibrate", "sim:?seed=7", *APPLIED, "--quick", "--save", str(target), "--report", str(folder))
+    assert run(*arguments)[0] == 0
+    before = target.read_bytes()
+
+    def stop(device, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(ROUTINES, "grain", stop)
+    assert run(*arguments)[0] == 1
+    assert target.read_bytes() == before
+    monkeypatch.setitem(ROUTINES, "dark_frames", stop)
+    report = (folder / "report.json").read_bytes()
+    assert run(*arguments)[0] == 1
+    assert (folder / "report.json").read_bytes() == report
+
+
+def test_a_full_disk_is_no_fault_of_the_device(tmp_path, monkeypatch, small_matrix):
+    def full(*_):
+        raise DataFileError("No space left.", "Make some.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("opu.calibration.save", full)
+        status, result = run(*MATRIX, str(tmp_path / "matrix.h5"), "--json")
+    assert status == 2
+    assert json.loads(result.stdout)["error"]["message"] == "No space left."
+    assert (tmp_path / "matrix.h5.part").exists()
+    assert run(*MATRIX, str(tmp_path / "matrix.h5"))[0] == 0
+
+
+def test_a_report_does_not_go_among_the_files_of_something_else(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "precious").write_text("mine")
+    monkeypatch.setattr(opu, "open", lambda uri: pytest.fail("the work has begun"))
+    status, result = run("calibrate", "sim:", "dark_frames", "--report", str(tmp_path), "--json")
+    error = json.loads(result.stdout)["error"]
+    assert status == 2
+    assert error["code"] == "data_file"
+    assert str(tmp_path) in error["message"]
+    assert (tmp_path / "data" / "precious").read_text() == "mine"
+
+
+def test_bars_show_routines_and_the_work_on_a_matrix(monkeypatch, tmp_path, small_matrix):
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with calibrate._bars(console, ["dark_frames", "transmission_matrix"], None) as bars:
+        bars.start("transmission_matrix")
+        bars.show("frames", 96, 192)
+        bars.show("frames", 128, 192)
+        bars._bars.refresh()
+        shown = console.file.getvalue()
+        bars.show("rows", 0, 64)
+        assert [task.description for task in bars._bars.tasks] == ["transmission_matrix", "rows"]
+    assert "transmission_matrix" in shown
+    assert "128/192" in shown
+    silent = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with calibrate._bars(silent, ["dark_frames"], "-") as bars:
+        bars.start("dark_frames")
+    assert silent.file.getvalue() == ""
+
+
 @pytest.mark.parametrize(
     ("routines", "options", "code"),
     [
@@ -148,6 +295,7 @@ def test_calibrate_saves_the_matrix(tmp_path, monkeypatch):
         (["dark_frames"], ["--save-matrix", "matrix.h5"], "config"),
         (["latency"], ["--save", "calibration.h5"], "config"),
         ([], ["--save", "one.h5", "--save-matrix", "./one.h5"], "config"),
+        ([], ["--save", "one.h5.part", "--save-matrix", "./one.h5"], "config"),
     ],
 )
 def test_what_cannot_be_saved_is_said_before_the_work(routines, options, code, tmp_path, monkeypatch):

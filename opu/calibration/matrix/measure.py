@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,26 +16,30 @@ from opu.calibration.matrix.anchors import LEAST_SPREAD, AnchorPlan
 from opu.calibration.matrix.matrix import TransmissionMatrix
 from opu.calibration.matrix.retrieval import PhaseRetrieval, frame_correlations, retrieval_patterns
 from opu.calibration.matrix.stepping import SteppingPlan
+from opu.calibration.matrix.unfinished import MatrixSettings, Start, UnfinishedMatrix
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
 from opu.calibration.saturation import saturation_finding
 from opu.device import NO_REFERENCE, REFERENCE_STEPS, check_whole
-from opu.errors import ConfigError, UnsupportedError
+from opu.errors import ConfigError, MediumChangedError, UnsupportedError
 from opu.exposure import TARGET_FRACTION
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from opu.calibration.result import CalibrationResult
-    from opu.device import Device, Region, SessionConfig
+    from opu.device import Device, Provenance, Region, SessionConfig
 
-__all__ = ["METHODS", "measure_transmission_matrix", "transmission_matrix"]
+__all__ = ["METHODS", "check_unfinished", "measure_transmission_matrix", "transmission_matrix"]
 
 METHODS = ("retrieval", "anchors", "three_step", "four_step")
 """How a matrix can be measured; the last two take a reference arm."""
 
 OnProgress = Callable[[str, int, int], object]
 
+_OVERSAMPLING = 6.0
+_N_ANCHORS = 3
+_MAX_BYTES = 2**29
 _DARK_FRAMES = 32
 _PROBES = 16
 _HELD_OUT = 48
@@ -64,12 +69,13 @@ def measure_transmission_matrix(
     n_features: int = 256,
     n_outputs: int = 256,
     method: str = "auto",
-    oversampling: float = 6.0,
-    n_anchors: int = 3,
+    oversampling: float = _OVERSAMPLING,
+    n_anchors: int = _N_ANCHORS,
     region: Region | None = None,
     stride: int = 1,
     noise_key: int = 0,
-    max_bytes: int = 2**29,
+    max_bytes: int = _MAX_BYTES,
+    unfinished: str | os.PathLike[str] | None = None,
     on_progress: OnProgress = lambda _what, _done, _all: None,
 ) -> TransmissionMatrix:
     """Measure the transmission matrix of a session.
@@ -80,7 +86,7 @@ def measure_transmission_matrix(
         Any device. It is judged by its frames alone.
     n_features, n_outputs : int
         The size of the session. Rows are independent, and there may be as many as the device has pixels; the time goes
-        with `n_outputs n_features**2`, about 10 s for 512 x 512 and 80 s for 1024 x 1024 on two cores.
+        with `n_outputs n_features**2`, some 6 s for 512 x 512 and 50 s for 1024 x 1024 on two cores.
     method : str
         One of `METHODS`. `auto` steps the phase of a reference arm where there is one, and else retrieves phases.
     oversampling : float
@@ -93,6 +99,9 @@ def measure_transmission_matrix(
         The noise of the frames.
     max_bytes : int
         Memory for the retrieval. Beside it there are 4 bytes for each of `frames x (2 n_features + n_outputs)`.
+    unfinished : str or path, optional
+        A file for the frames taken and the rows finished, written meanwhile and when the work is interrupted, by
+        whatever. If it is there at the beginning, the work goes on where it stopped; at the end it is deleted.
     on_progress : callable, optional
         Called with ("frames" or "rows", how many are done, all).
 
@@ -104,9 +113,15 @@ def measure_transmission_matrix(
     Raises
     ------
     ConfigError
-        The method or a size is not possible.
+        The method or a size is not possible, or the unfinished frames were taken for others.
+    MediumChangedError
+        The unfinished frames are those of another device or medium, of an earlier epoch, or of another laser power.
     UnsupportedError
         The method needs a reference arm and the device has none, or its light stays on.
+    DataFileError
+        The unfinished file is damaged, or cannot be written.
+    MissingExtraError
+        There is an unfinished file, and the extra `hdf5` is not installed.
 
     Examples
     --------
@@ -119,9 +134,20 @@ def measure_transmission_matrix(
     """
     recorder = Recorder(device, noise_key=noise_key)
     plan = _Plan(
-        recorder, n_features, n_outputs, method, oversampling, n_anchors, region, stride, max_bytes, on_progress
+        recorder,
+        n_features,
+        n_outputs,
+        method,
+        oversampling,
+        n_anchors,
+        region,
+        stride,
+        noise_key,
+        max_bytes,
+        on_progress,
     )
-    return _take(plan).matrix
+    with UnfinishedMatrix.open(unfinished, plan.settings) as kept:
+        return _take(plan, kept).matrix
 
 
 def transmission_matrix(
@@ -130,12 +156,13 @@ def transmission_matrix(
     n_features: int = 256,
     n_outputs: int = 256,
     method: str = "auto",
-    oversampling: float = 6.0,
-    n_anchors: int = 3,
+    oversampling: float = _OVERSAMPLING,
+    n_anchors: int = _N_ANCHORS,
     region: Region | None = None,
     stride: int = 1,
     noise_key: int = 0,
-    max_bytes: int = 2**29,
+    max_bytes: int = _MAX_BYTES,
+    unfinished: str | os.PathLike[str] | None = None,
     on_progress: OnProgress = lambda _what, _done, _all: None,
     on_matrix: Callable[[TransmissionMatrix], object] = lambda _matrix: None,
 ) -> CalibrationResult:
@@ -147,10 +174,12 @@ def transmission_matrix(
 
     Parameters
     ----------
-    device, n_features, n_outputs, method, oversampling, n_anchors, region, stride, noise_key, max_bytes, on_progress
+    device, n_features, n_outputs, method, oversampling, n_anchors, region, stride, noise_key
         As for `measure_transmission_matrix`; sizes as far as the device has them.
+    max_bytes, unfinished, on_progress
+        As for `measure_transmission_matrix`.
     on_matrix : callable, optional
-        Called with the `TransmissionMatrix`, to keep it.
+        Called with the `TransmissionMatrix` as soon as it is there, to keep it. The unfinished file is deleted later.
 
     Returns
     -------
@@ -166,11 +195,57 @@ def transmission_matrix(
     recorder = Recorder(device, noise_key=noise_key)
     n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
     plan = _Plan(
-        recorder, n_features, n_outputs, method, oversampling, n_anchors, region, stride, max_bytes, on_progress
+        recorder,
+        n_features,
+        n_outputs,
+        method,
+        oversampling,
+        n_anchors,
+        region,
+        stride,
+        noise_key,
+        max_bytes,
+        on_progress,
     )
-    taken = _take(plan)
-    on_matrix(taken.matrix)
-    return _judge(plan, taken)
+    with UnfinishedMatrix.open(unfinished, plan.settings) as kept:
+        taken = _take(plan, kept)
+        on_matrix(taken.matrix)
+        return _judge(plan, taken)
+
+
+def check_unfinished(
+    device: Device,
+    path: str | os.PathLike[str],
+    *,
+    n_features: int = 256,
+    n_outputs: int = 256,
+    noise_key: int = 0,
+) -> None:
+    """Check, before other work, that `transmission_matrix` can go on with an unfinished file; none is good, too.
+
+    Raises
+    ------
+    ConfigError, MediumChangedError, DataFileError, MissingExtraError
+        As `measure_transmission_matrix`.
+    UnsupportedError
+        The device cannot measure a matrix.
+    """
+    recorder = Recorder(device, noise_key=noise_key)
+    n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
+    plan = _Plan(
+        recorder,
+        n_features,
+        n_outputs,
+        "auto",
+        _OVERSAMPLING,
+        _N_ANCHORS,
+        None,
+        1,
+        noise_key,
+        _MAX_BYTES,
+        lambda *_: None,
+    )
+    UnfinishedMatrix.open(path, plan.settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +260,7 @@ class _Plan:
     n_anchors: int
     region: Region | None
     stride: int
+    noise_key: int
     max_bytes: int
     on_progress: OnProgress
 
@@ -214,6 +290,27 @@ class _Plan:
         stepped = [use for use in ("four_step", "three_step") if use in self.recorder.description.references]
         return stepped[0] if stepped else "retrieval"
 
+    @property
+    def settings(self) -> MatrixSettings:
+        """Return to what the frames belong."""
+        description = self.recorder.description
+        return MatrixSettings(
+            device_id=description.device_id,
+            medium_id=description.medium.medium_id,
+            medium_epoch=description.medium.epoch,
+            calibration_id=description.calibration_id,
+            n_features=self.n_features,
+            n_outputs=self.n_outputs,
+            method=self.chosen_method,
+            oversampling=float(self.oversampling),
+            n_anchors=self.n_anchors,
+            region=self.region,
+            stride=self.stride,
+            noise_key=self.noise_key,
+            n_dark=_DARK_FRAMES,
+            n_first=_DARK_FRAMES + _PROBES,
+        )
+
     def config(self, **fields: Any) -> SessionConfig:
         """Return a configuration of the wanted size."""
         return self.recorder.config(self.n_features, self.n_outputs, region=self.region, stride=self.stride, **fields)
@@ -241,27 +338,23 @@ class _Found:
     kept: NDArray[np.bool_]
 
 
-def _take(plan: _Plan) -> _Taken:
-    """Take the frames and recover the matrix."""
+def _take(plan: _Plan, kept: UnfinishedMatrix) -> _Taken:
+    """Take the frames that are not kept yet, and recover the matrix."""
     recorder, method = plan.recorder, plan.chosen_method
-    stepped = method in REFERENCE_STEPS
-    zeros = np.zeros((_DARK_FRAMES, plan.n_features), np.bool_)
-    arm = method if stepped else NO_REFERENCE
-    steps = REFERENCE_STEPS[arm]
-    typical = _typical_patterns(plan, method)
-    fraction = _STEPPED_FRACTION if stepped else TARGET_FRACTION if method == "retrieval" else _BRIGHT_FRACTION
-    exposed = recorder.expose(plan.config(reference=arm), typical.repeat(steps, axis=0), target_fraction=fraction)
-    dark_config = msgspec.structs.replace(exposed, light="off", reference=NO_REFERENCE)
-    dark = recorder.take(dark_config, zeros).frames.astype(np.float32)
+    steps = REFERENCE_STEPS.get(method, 1)
+    start = kept.start
+    if start is None:
+        start = _start(plan)
+        kept.begin(start, recorder.costs)
+    elif kept.costs is not None:
+        recorder.go_on(kept.costs)
+    dark = start.dark.astype(np.float32)
     dark_dn = dark.mean(axis=0)
-    plain = msgspec.structs.replace(exposed, reference=NO_REFERENCE)
-    with recorder.device.open_session(plain) as session:
-        config = session.config
-        first = recorder.take_from(session, np.concatenate([zeros, _probe_patterns(plan)]))
-    off, before = np.split(first.frames.astype(np.float32) - dark_dn, [_DARK_FRAMES])
+    off, before = np.split(start.first.astype(np.float32) - dark_dn, [_DARK_FRAMES])
     share, has_background = _background(off, dark - dark_dn, before)
     patterns, solve = _method(plan, method, has_background)
-    frames = _take_in_parts(plan, exposed, patterns, steps)
+    kept.check_patterns(patterns)
+    frames = _take_in_parts(plan, start, patterns, steps, kept)
     full_scale = recorder.description.full_scale_dn
     # In place of the counts: a second array of this size would be the largest of all.
     counts = frames.astype(np.float32)
@@ -270,15 +363,15 @@ def _take(plan: _Plan) -> _Taken:
     hot = _hot(dark_dn)
     some = counts[:: max(1, len(counts) // _CHUNK), ~hot]
     saturation = saturation_finding(some, full_scale - level_dn, largest_share=_LARGEST_SATURATED_SHARE)
-    found = solve(patterns, counts, full_scale - dark_dn)
-    provenance = first.provenance
+    found = solve(patterns, counts, full_scale - dark_dn, kept)
+    provenance = start.provenance
     matrix = TransmissionMatrix(
         matrix=found.matrix,
         background=found.background,
         dark_dn=dark_dn,
         row_quality=found.row_quality,
         kept=found.kept & ~hot,
-        config=config,
+        config=start.config,
         method=method,
         n_frames=recorder.frames,
         device_id=provenance.device_id,
@@ -288,6 +381,26 @@ def _take(plan: _Plan) -> _Taken:
         laser_power_mw=provenance.laser_power_mw,
     )
     return _Taken(matrix, hot, before, share, saturation, counts.mean(axis=0))
+
+
+def _start(plan: _Plan) -> Start:
+    """Choose the exposure, and take the frames before those of the patterns."""
+    recorder, method = plan.recorder, plan.chosen_method
+    stepped = method in REFERENCE_STEPS
+    zeros = np.zeros((_DARK_FRAMES, plan.n_features), np.bool_)
+    arm = method if stepped else NO_REFERENCE
+    typical = _typical_patterns(plan, method)
+    fraction = _STEPPED_FRACTION if stepped else TARGET_FRACTION if method == "retrieval" else _BRIGHT_FRACTION
+    exposed = recorder.expose(
+        plan.config(reference=arm), typical.repeat(REFERENCE_STEPS[arm], axis=0), target_fraction=fraction
+    )
+    dark_config = msgspec.structs.replace(exposed, light="off", reference=NO_REFERENCE)
+    dark = recorder.take(dark_config, zeros)
+    plain = msgspec.structs.replace(exposed, reference=NO_REFERENCE)
+    with recorder.device.open_session(plain) as session:
+        config = session.config
+        first = recorder.take_from(session, np.concatenate([zeros, _probe_patterns(plan)]))
+    return Start(exposed, config, first.provenance, dark.frames, first.frames)
 
 
 def _typical_patterns(plan: _Plan, method: str) -> NDArray[np.bool_]:
@@ -316,7 +429,7 @@ def _background(off: NDArray[np.float32], dark: NDArray[np.float32], lit: NDArra
     return (mean / level if level > 0 else math.nan), mean > _SIGNIFICANT * error
 
 
-Solver = Callable[["NDArray[np.bool_]", "NDArray[np.float32]", "NDArray[np.float32]"], _Found]
+Solver = Callable[["NDArray[np.bool_]", "NDArray[np.float32]", "NDArray[np.float32]", UnfinishedMatrix], _Found]
 
 
 def _method(plan: _Plan, method: str, background: bool) -> tuple[NDArray[np.bool_], Solver]:
@@ -324,7 +437,12 @@ def _method(plan: _Plan, method: str, background: bool) -> tuple[NDArray[np.bool
     if method in REFERENCE_STEPS:
         stepping = SteppingPlan(plan.n_features, REFERENCE_STEPS[method])
 
-        def solve_steps(_: NDArray[np.bool_], counts: NDArray[np.float32], saturation: NDArray[np.float32]) -> _Found:
+        def solve_steps(
+            _patterns: NDArray[np.bool_],
+            counts: NDArray[np.float32],
+            saturation: NDArray[np.float32],
+            _kept: UnfinishedMatrix,
+        ) -> _Found:
             found = stepping.recover(counts, saturation=saturation)
             return _Found(found.matrix, found.background, found.row_quality, found.kept)
 
@@ -338,35 +456,62 @@ def _method(plan: _Plan, method: str, background: bool) -> tuple[NDArray[np.bool
 
 
 def _retrieval_solver(plan: _Plan, background: bool, anchors: AnchorPlan | None) -> Solver:
-    def solve(patterns: NDArray[np.bool_], counts: NDArray[np.float32], saturation: NDArray[np.float32]) -> _Found:
-        retrieval = PhaseRetrieval(
-            background=background,
-            max_bytes=plan.max_bytes,
-            on_progress=lambda done, rows: plan.on_progress("rows", done, rows),
-        )
+    def solve(
+        patterns: NDArray[np.bool_],
+        counts: NDArray[np.float32],
+        saturation: NDArray[np.float32],
+        kept: UnfinishedMatrix,
+    ) -> _Found:
+        def note(done: int, rows: int) -> None:
+            kept.keep_rows(retrieval.finished_)
+            plan.on_progress("rows", done, rows)
+
+        retrieval = PhaseRetrieval(background=background, max_bytes=plan.max_bytes, on_progress=note)
+        plan.on_progress("rows", 0 if kept.rows is None else int(kept.rows.done.sum()), counts.shape[1])
         if anchors is None:
-            retrieval.fit(patterns, counts, saturation=saturation)
+            retrieval.fit(patterns, counts, saturation=saturation, resume=kept.rows)
             return _Found(retrieval.matrix_, retrieval.background_, retrieval.row_quality_, retrieval.kept_)
         # The flag of a row tells whether the closed form was good enough to polish.
         retrieval.n_restarts, retrieval.n_polish = 0, _ANCHOR_POLISH
         start = anchors.recover(counts)
         initial = np.pad(start.matrix, ((0, 0), (0, int(background))))
-        retrieval.fit(patterns, counts, saturation=saturation, initial=initial)
-        kept = retrieval.kept_ & (start.spread >= LEAST_SPREAD)
-        return _Found(retrieval.matrix_, retrieval.background_, retrieval.row_quality_, kept)
+        retrieval.fit(patterns, counts, saturation=saturation, initial=initial, resume=kept.rows)
+        believed = retrieval.kept_ & (start.spread >= LEAST_SPREAD)
+        return _Found(retrieval.matrix_, retrieval.background_, retrieval.row_quality_, believed)
 
     return solve
 
 
-def _take_in_parts(plan: _Plan, config: SessionConfig, patterns: NDArray[np.bool_], steps: int) -> NDArray[Any]:
-    """Take the frames of patterns in parts, so that there is progress to tell."""
+def _take_in_parts(
+    plan: _Plan, start: Start, patterns: NDArray[np.bool_], steps: int, kept: UnfinishedMatrix
+) -> NDArray[Any]:
+    """Take the frames of patterns in parts, after those that are kept, and keep them."""
     size = _CHUNK // steps * steps
-    parts = []
-    with plan.recorder.device.open_session(config) as session:
-        for start in range(0, len(patterns), size):
-            parts.append(plan.recorder.take_from(session, patterns[start : start + size]).frames)
-            plan.on_progress("frames", min(start + size, len(patterns)), len(patterns))
-    return np.concatenate(parts)
+    done = len(kept.frames)
+    plan.on_progress("frames", done, len(patterns))
+    if done == len(patterns):
+        return kept.frames
+    frames = np.empty((len(patterns), plan.n_outputs), plan.recorder.description.frame_dtype)
+    frames[:done] = kept.frames
+    with plan.recorder.device.open_session(start.exposed) as session:
+        while done < len(patterns):
+            part = plan.recorder.take_from(session, patterns[done : done + size])
+            _check_power(part.provenance, start.provenance)
+            frames[done : done + size] = part.frames
+            done += len(part.frames)
+            kept.keep_frames(frames[:done], plan.recorder.costs)
+            plan.on_progress("frames", done, len(patterns))
+    return frames
+
+
+def _check_power(now: Provenance, first: Provenance) -> None:
+    """Check that the laser has the power of the first frames."""
+    if now.laser_power_mw != first.laser_power_mw:
+        raise MediumChangedError(
+            f"The first frames were taken with the laser at {first.laser_power_mw} mW, and it is at "
+            f"{now.laser_power_mw} mW now.",
+            f"Set it to {first.laser_power_mw} mW to go on, or begin anew.",
+        )
 
 
 def _hot(dark_dn: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -57,6 +57,8 @@ _RESTART_GROWTH = 2
 _DIM_SHARE = 0.15
 _RANK_TOLERANCE = 1e-6
 _SMALLEST_BATCH = 64
+_LARGEST_BATCH = 256
+"""An interruption loses the work on a batch. All rows at once would take some 6 % less time."""
 _SHARE = 1 / 3
 _VARIED_SHARES = (0.2, 0.45)
 _ROWS_FOR_A_FIT = 16
@@ -229,7 +231,7 @@ class PhaseRetrieval:
         initial : array_like of complex, shape (n_outputs, n_features + background), optional
             Where the first round starts; it polishes only.
         resume : FinishedRows, optional
-            What an interrupted fit of the same data left: its rows are not computed again.
+            What an interrupted fit of the same data, `saturation` and `initial` left: its rows are not computed again.
 
         Returns
         -------
@@ -254,7 +256,7 @@ class PhaseRetrieval:
         design = self._design(packed)
         bounds = np.broadcast_to(np.asarray(saturation, np.float32), counts.shape[1:])
         starts = None if initial is None else _checked_start(initial, counts.shape[1], design.n_columns)
-        self.finished_ = self._begin(packed, counts, design, resume)
+        self.finished_ = self._begin(packed, counts, bounds, starts, resume)
         done = self.finished_.done
         waiting = np.flatnonzero(~done)
         for rows in np.array_split(waiting, max(1, -(-len(waiting) // self._batch_rows(design)))):
@@ -292,12 +294,12 @@ class PhaseRetrieval:
         if len(shown) < shown.shape[1]:
             raise PatternShapeError(
                 f"There are {len(shown)} patterns for {shown.shape[1]} columns.",
-                f"Show about {6 * shown.shape[1]}; below {4 * shown.shape[1]} most rows are not found.",
+                f"Show about {6 * shown.shape[1]}; with fewer than {4 * shown.shape[1]} rows are lost.",
             )
         return _Design(shown)
 
     def _batch_rows(self, design: _Design) -> int:
-        """Return how many rows fit the memory: targets, three pairs of planes of fields, four of coefficients."""
+        """Return the rows of a batch. Each takes targets, three pairs of planes of fields and four of coefficients."""
         per_row = 4 * (7 * design.n_patterns + 8 * design.n_columns)
         rows = int(self.max_bytes // per_row)
         if rows < _SMALLEST_BATCH:
@@ -306,29 +308,31 @@ class PhaseRetrieval:
                 f"max_bytes is {self.max_bytes}.",
                 f"Allow at least {_SMALLEST_BATCH * per_row} bytes.",
             )
-        return rows
+        return min(rows, _LARGEST_BATCH)
 
     def _begin(
         self,
         packed: PackedPatterns,
         counts: NDArray[np.float32],
-        design: _Design,
+        bounds: NDArray[np.float32],
+        starts: NDArray[np.complex128] | None,
         resume: FinishedRows | None,
     ) -> FinishedRows:
         settings = f"{self.background},{self.n_iterations},{self.n_polish},{self.n_restarts},{self.seed}"
-        fingerprint = zlib.crc32(packed.bits.data, zlib.crc32(settings.encode()))
-        fingerprint = zlib.crc32(np.ascontiguousarray(counts).data, fingerprint)
-        n_outputs = counts.shape[1]
+        fingerprint = zlib.crc32(settings.encode())
+        for data in (packed.bits, counts, bounds, *([] if starts is None else [starts])):
+            fingerprint = zlib.crc32(np.ascontiguousarray(data).data, fingerprint)
+        n_outputs, n_columns = counts.shape[1], packed.n_features + self.background
         if resume is None:
             return FinishedRows(
                 np.zeros(n_outputs, np.bool_),
-                np.zeros((n_outputs, design.n_columns), np.complex64),
+                np.zeros((n_outputs, n_columns), np.complex64),
                 np.zeros(n_outputs, np.float32),
                 fingerprint,
             )
-        if resume.fingerprint != fingerprint:
+        if resume.fingerprint != fingerprint or resume.coefficients.shape != (n_outputs, n_columns):
             raise ConfigError(
-                "The rows to resume belong to other patterns, intensities or parameters.",
+                "The rows to resume belong to other patterns, intensities, bounds, starts or parameters.",
                 "Give the same data to an estimator with the same parameters, or begin anew.",
             )
         return FinishedRows(resume.done.copy(), resume.coefficients.copy(), resume.residuals.copy(), fingerprint)

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
-from opu.calibration.report.comparison import Change, compare
+from opu.calibration.report.comparison import Change, compare, read_report
 from opu.calibration.result import CalibrationResult
 from opu.calibration.suite import calibrate
 from opu.calibration.watch import MediumWatch
 from opu.device import DeviceDescription
-from opu.errors import DataFileError
-from opu.files import check_writable, unwritable
+from opu.errors import DataFileError, OpuError
+from opu.files import check_writable, sync_folder, unwritable
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from opu.calibration.matrix import TransmissionMatrix
     from opu.device import Device
 
-__all__ = ["SCHEMA", "HealthReport", "check_health"]
+__all__ = ["SCHEMA", "HealthReport", "check_folder", "check_health"]
 
 SCHEMA = "openopu.calibrate/1"
 PAGE_NAME, REPORT_NAME, DATA_FOLDER = "index.html", "report.json", "data"
+_DATA_NAME = re.compile(rf"{DATA_FOLDER}/[a-z][a-z0-9_]*\.npz")
+_ASIDE = (".report-", ".part")
 
 
 class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +56,8 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         Routines that do not apply to this device, and why.
     versions : dict of str to str
         Of the software on this side.
+    interrupted : str, optional
+        Why not all routines have run; None where they have.
     """
 
     uri: str
@@ -60,11 +67,12 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
     results: tuple[CalibrationResult, ...]
     skipped: dict[str, str]
     versions: dict[str, str]
+    interrupted: str | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every routine passed."""
-        return all(result.passed for result in self.results)
+        """Whether every routine has run and passed."""
+        return self.interrupted is None and all(result.passed for result in self.results)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -90,6 +98,7 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
             "calibration": {result.name: result.as_json() for result in self.results},
             "skipped": self.skipped,
             "versions": self.versions,
+            "interrupted": self.interrupted,
         }
 
     def save(self, folder: str | os.PathLike[str], *, earlier: dict[str, Any] | None = None) -> list[Change]:
@@ -99,7 +108,8 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         ----------
         folder : str or path
             Made if it does not exist. `index.html` needs nothing else; `report.json` holds the numbers, and
-            `data/ROUTINE.npz` what they were computed from.
+            `data/ROUTINE.npz` what they were computed from. An earlier report there is replaced: the files that it
+            lists, and no others.
         earlier : dict, optional
             An earlier report, from `read_report`, to compare with.
 
@@ -111,7 +121,7 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         Raises
         ------
         DataFileError
-            A file cannot be written.
+            A file cannot be written, or the folder holds other files than those of a report.
         MissingExtraError
             Matplotlib is missing.
         """
@@ -121,38 +131,109 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         page = page_of(self, changes, compared=earlier is not None)
         document = {"schema": SCHEMA, "ok": self.passed, "error": None, **self.as_json()}
         document["changes"] = msgspec.to_builtins(changes)
-        text = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
         target = Path(folder)
-        aside = target / f".{os.getpid()}.part"
         try:
-            (aside / DATA_FOLDER).mkdir(parents=True)
-            for result in self.results:
-                if result.data:
-                    with (aside / DATA_FOLDER / f"{result.name}.npz").open("wb") as file:
-                        np.savez_compressed(file, **result.data)  # type: ignore[arg-type]  # NumPy 2.0 has no other arguments
-            (aside / REPORT_NAME).write_bytes(text)
-            (aside / PAGE_NAME).write_text(page, encoding="utf-8")
-            shutil.rmtree(target / DATA_FOLDER, ignore_errors=True)
-            for name in (DATA_FOLDER, PAGE_NAME, REPORT_NAME):
-                (aside / name).replace(target / name)
+            target.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=_ASIDE[0], suffix=_ASIDE[1], dir=target) as aside:
+                _write(Path(aside), document, page, {result.name: result.data for result in self.results})
+                _replace(target, Path(aside), document["files"])
         except OSError as error:
             raise unwritable(error.filename or target, error) from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
         return changes
 
 
-def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Make the folder of a report before the work whose result it gets.
+def _write(aside: Path, document: dict[str, Any], page: str, data: dict[str, dict[str, NDArray[Any]]]) -> None:
+    """Write the files of a report, and list them in it."""
+    (aside / DATA_FOLDER).mkdir()
+    document["files"] = [PAGE_NAME]
+    for routine, arrays in data.items():
+        if arrays:
+            document["files"].append(f"{DATA_FOLDER}/{routine}.npz")
+            with (aside / document["files"][-1]).open("wb") as file:
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # NumPy 2.0 has no other arguments
+                _have_on_the_disk(file)
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+    for name, content in ((PAGE_NAME, page.encode()), (REPORT_NAME, text)):
+        with (aside / name).open("wb") as file:
+            file.write(content)
+            _have_on_the_disk(file)
+
+
+def _have_on_the_disk(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _replace(target: Path, aside: Path, names: list[str]) -> None:
+    """Put the files of a new report in the place of those of the one before.
+
+    At no moment is there a file of ours that report.json does not list: an interrupted replacement can be repeated.
+    """
+    listed = _listed(target)
+    _check_foreign(target, listed, names)
+    for name in set(listed) - set(names):
+        (target / name).unlink(missing_ok=True)
+    (target / DATA_FOLDER).mkdir(exist_ok=True)
+    for name in (REPORT_NAME, *names):
+        (aside / name).replace(target / name)
+    sync_folder(target / DATA_FOLDER)
+    sync_folder(target)
+
+
+def _listed(folder: Path) -> list[str]:
+    """Return the files of the report in a folder beside report.json; nothing where the folder is empty.
 
     Raises
     ------
     DataFileError
-        It cannot be made, or is no folder.
+        It has files, and no report of ours.
     """
+    remedy = f"Name another folder for the report, or move the files of {str(folder)!r} away."
+    names = [path.name for path in folder.iterdir()]
+    if all(name.startswith(_ASIDE[0]) and name.endswith(_ASIDE[1]) for name in names):
+        return []
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        check_writable(Path(folder) / REPORT_NAME)
+        files = read_report(folder).get("files")
+    except DataFileError as error:
+        problem = f"The folder {str(folder)!r} has files, and they are no report: {error.problem}"
+        raise DataFileError(problem, remedy) from error
+    if not (isinstance(files, list) and all(name == PAGE_NAME or _is_data(name) for name in files)):
+        raise DataFileError(f"The report in the folder {str(folder)!r} does not list its files.", remedy)
+    return files
+
+
+def _is_data(name: object) -> bool:
+    return isinstance(name, str) and _DATA_NAME.fullmatch(name) is not None
+
+
+def _check_foreign(folder: Path, listed: list[str], names: Iterable[str]) -> None:
+    """Check that no file of a new report takes the place of one that the earlier report does not list."""
+    foreign = [name for name in names if name not in listed and os.path.lexists(folder / name)]
+    data = folder / DATA_FOLDER
+    if data.is_symlink() or (data.exists() and not data.is_dir()):
+        foreign.append(DATA_FOLDER)
+    if foreign:
+        raise DataFileError(
+            f"The folder {str(folder)!r} has files that no report has written: {', '.join(foreign)}.",
+            "Name another folder for the report, or move these files away.",
+        )
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Make the folder of a report, and check it, before the work whose result it gets.
+
+    Raises
+    ------
+    DataFileError
+        It cannot be made, is no folder, or has files other than those of an earlier report in the places of those of
+        the new one.
+    """
+    target = Path(folder)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        names = (PAGE_NAME, *(f"{DATA_FOLDER}/{path.name}" for path in (target / DATA_FOLDER).glob("*.npz")))
+        _check_foreign(target, _listed(target), names)
+        check_writable(target / REPORT_NAME)
     except OSError as error:
         raise DataFileError(
             f"The folder {str(folder)!r} cannot be made: {error.strerror or error}.", "Name another folder."
@@ -167,6 +248,10 @@ def check_health(
     noise_key: int = 0,
     on_result: Callable[[CalibrationResult], None] = lambda _: None,
     on_matrix: Callable[[TransmissionMatrix], object] = lambda _: None,
+    on_start: Callable[[str], object] = lambda _: None,
+    on_progress: Callable[[str, int, int], object] = lambda _what, _done, _all: None,
+    on_interruption: Callable[[HealthReport], object] = lambda _: None,
+    unfinished: str | os.PathLike[str] | None = None,
 ) -> HealthReport:
     """Run the calibration routines that apply to a device, and report.
 
@@ -180,15 +265,21 @@ def check_health(
         Take as few frames as will do: under a minute for all.
     noise_key : int
         The noise of the frames.
-    on_result : callable, optional
-        Called with each result as soon as it is there.
-    on_matrix : callable, optional
-        Called with the transmission matrix, if one is measured, to keep it.
+    on_result, on_matrix, on_start, on_progress, unfinished
+        As for `opu.calibration.calibrate`.
+    on_interruption : callable, optional
+        Called with the report of the routines that are finished when an error, or Ctrl-C, ends the work before the
+        others have run.
 
     Returns
     -------
     HealthReport
         Its `save` writes the files. Where all routines run, its last result is that of the medium watched meanwhile.
+
+    Raises
+    ------
+    OpuError
+        As `opu.calibration.calibrate`.
 
     Examples
     --------
@@ -200,32 +291,46 @@ def check_health(
     (True, ())
     """
     started_unix_s = time.time()
+    description = device.describe()
     skipped: dict[str, str] = {}
-    watch = MediumWatch(device, noise_key=noise_key) if names is None else None
+    results: list[CalibrationResult] = []
+
+    def report(interrupted: str | None = None) -> HealthReport:
+        return HealthReport(
+            uri=device.uri,
+            device=description,
+            started_unix_s=started_unix_s,
+            quick=quick,
+            results=tuple(results),
+            skipped=skipped,
+            versions={"python": python_version(), **{name: version(name) for name in ("openopu", "numpy")}},
+            interrupted=interrupted,
+        )
 
     def note(result: CalibrationResult) -> None:
+        results.append(result)
+        on_result(result)
         if watch:
             watch.look(result.name)
-        on_result(result)
 
-    results = calibrate(
-        device,
-        names,
-        quick=quick,
-        noise_key=noise_key,
-        on_result=note,
-        on_skip=skipped.__setitem__,
-        on_matrix=on_matrix,
-    )
+    try:
+        watch = MediumWatch(device, noise_key=noise_key) if names is None else None
+        calibrate(
+            device,
+            names,
+            quick=quick,
+            noise_key=noise_key,
+            on_result=note,
+            on_skip=skipped.__setitem__,
+            on_matrix=on_matrix,
+            on_start=on_start,
+            on_progress=on_progress,
+            unfinished=unfinished,
+        )
+    except (KeyboardInterrupt, OpuError) as error:
+        on_interruption(report(error.problem if isinstance(error, OpuError) else "It was stopped by hand."))
+        raise
     if watch:
         results.append(watch.result())
         on_result(results[-1])
-    return HealthReport(
-        uri=device.uri,
-        device=device.describe(),
-        started_unix_s=started_unix_s,
-        quick=quick,
-        results=tuple(results),
-        skipped=skipped,
-        versions={"python": python_version(), **{name: version(name) for name in ("openopu", "numpy")}},
-    )
+    return report()

@@ -88,7 +88,7 @@ def page_of(report: HealthReport, changes: list[Change], *, compared: bool) -> s
         "at the bench": f"{sum(result.seconds for result in report.results):,.1f} s",
     }
     boxes = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for name, value in numbers.items())
-    sections = [f'<div class="numbers">{boxes}</div>', _findings(report)]
+    sections = [f'<div class="numbers">{boxes}</div>', _interruption(report), _findings(report)]
     if compared:
         sections.append(_changes(changes))
     sections += [
@@ -107,6 +107,13 @@ def page_of(report: HealthReport, changes: list[Change], *, compared: bool) -> s
         sections,
         "Made by <code>opu calibrate</code>. The numbers are in report.json, what they were computed from in data/.",
     )
+
+
+def _interruption(report: HealthReport) -> str:
+    if report.interrupted is None:
+        return ""
+    text = f"The calibration was interrupted, and this is what was finished. {report.interrupted}"
+    return f'<p class="finding">{escape(text)}</p>'
 
 
 def _findings(report: HealthReport) -> str:
