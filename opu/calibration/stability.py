@@ -66,6 +66,7 @@ _LARGEST_SHIFT_PX = 0.5
 _LARGEST_DRIFT = 0.05
 _LARGEST_RESIDUAL = 0.002
 _LARGEST_NOISE = 0.01
+_POWER_STRIDE_PX = 4
 _DIMMEST_DN = 1.0
 _NO_VARIANCE_DN2 = 1e-3
 _LONGEST_IN_RUNS = 1e4
@@ -678,8 +679,9 @@ class PowerEstimate:
     Parameters
     ----------
     residual, residual_error : float
-        Root mean square of what is left of the changes after the correction, relative, without the noise of the frame
-        that is corrected but with that of the references; and its standard error, by the spread between the intervals.
+        Root mean square of what is left of the changes after the correction, relative, without the noise from frame to
+        frame: that of the frame that is corrected, and that of the references. And its standard error, by the spread
+        between the intervals.
     drift, drift_error : float
         Peak to peak of the means over the intervals between references.
     noise, noise_error : float
@@ -725,7 +727,9 @@ def estimate_power(powers: NDArray[np.float64], interval: int) -> PowerEstimate:
     steps = np.diff(blocks[:, 1:], axis=1) / mean
     noise_squares = (steps**2).mean(axis=1) / 2
     left = (corrected[:-1].reshape(-1, interval)[:, 1:] - 1) ** 2
-    squares = left.mean(axis=1) - noise_squares
+    share = np.arange(1, interval) / interval
+    of_references = float(((1 - share) ** 2 + share**2).mean())
+    squares = left.mean(axis=1) - noise_squares * (1 + of_references)
     noise, residual = math.sqrt(float(noise_squares.mean())), math.sqrt(max(float(squares.mean()), 0.0))
     means = blocks.mean(axis=1) / mean
     return PowerEstimate(
@@ -748,7 +752,7 @@ def _error_of_mean(squares: NDArray[np.float64]) -> float:
 
 
 def laser_power(
-    device: Device, *, noise_key: int = 0, n_references: int = 40, interval: int = 50, side_px: int = SIDE_PX
+    device: Device, *, noise_key: int = 0, n_references: int = 40, interval: int = 50, side_px: int = 4 * SIDE_PX
 ) -> CalibrationResult:
     """Measure noise and drift of the power, and what is left after a correction by reference frames.
 
@@ -766,13 +770,14 @@ def laser_power(
     interval : int
         A reference frame comes every so many frames, at least 4.
     side_px : int
-        Side of the region in the middle of the camera: its pixels together measure the power.
+        Side of the region in the middle of the camera: every fourth of its pixels, in both directions, measures the
+        power. So grain of a few pixels matters little to their sum.
 
     Returns
     -------
     CalibrationResult
-        The rest after the correction, relative root mean square without the noise of the corrected frame; passes up to
-        0.002 and three standard errors. `quantities`: `power_drift` (peak to peak of means over 50 frames),
+        The rest after the correction, relative root mean square without the noise from frame to frame; passes up to
+        0.002. `quantities`: `power_drift` (peak to peak of means over 50 frames),
         `power_noise` (root mean square from frame to frame, camera included). `data`: `time_s`, `power` relative to its
         mean, and `corrected`.
 
@@ -794,7 +799,8 @@ def laser_power(
     region = central_region(recorder.description, side_px)
     n_features, _ = probe_size(recorder.description)
     pattern = random_halves(1, n_features)
-    config = recorder.config(n_features, region.height * region.width, region=region)
+    n_outputs = math.prod(-(-side // _POWER_STRIDE_PX) for side in (region.height, region.width))
+    config = recorder.config(n_features, n_outputs, region=region, stride=_POWER_STRIDE_PX)
     # Saturated pixels do not follow the power: at a ninth of full scale they would take 0.1 % off each change of it.
     config = recorder.expose(config, pattern.repeat(4, axis=0), target_fraction=SPECKLE_FRACTION)
     dark = recorder.take(without_light(config), np.zeros((N_DARK, n_features), np.bool_)).frames
@@ -817,7 +823,7 @@ def laser_power(
         found.residual,
         "1",
         found.residual_error,
-        limit=(None, _residual_limit(found)),
+        limit=(None, _LARGEST_RESIDUAL),
         quantities={
             "power_drift": quantity(
                 found.drift, found.drift_error, "1", "drift of the power, peak to peak", (None, _LARGEST_DRIFT)
@@ -838,11 +844,6 @@ def _mean_light(lit: NDArray[Any], dark: NDArray[Any], working: NDArray[np.bool_
     return light
 
 
-def _residual_limit(found: PowerEstimate) -> float:
-    """Return what may be left: more where few intervals tell it badly."""
-    return _LARGEST_RESIDUAL + (0.0 if math.isnan(found.residual_error) else 3 * found.residual_error)
-
-
 def _unknown_power(n_frames: int) -> PowerEstimate:
     nan = math.nan
     return PowerEstimate(nan, nan, nan, nan, nan, nan, np.full(n_frames, nan))
@@ -851,10 +852,11 @@ def _unknown_power(n_frames: int) -> PowerEstimate:
 def _laser_findings(found: PowerEstimate, duration_s: float, interval: int) -> Iterator[str]:
     if found.drift > _LARGEST_DRIFT:
         yield _power_finding(found.drift, duration_s)
-    if found.residual > _residual_limit(found):
+    if found.residual > _LARGEST_RESIDUAL:
         yield (
-            f"The power changes faster than reference frames can follow: {found.residual:.2%} remain after a "
-            f"correction by one in {interval}."
+            f"The power changes faster than reference frames can follow: {found.residual:.2%} (give or take "
+            f"{1.96 * found.residual_error:.2%}) remain after a correction by one in {interval}, or a frame was not "
+            "like the others."
         )
     if found.noise > _LARGEST_NOISE:
         yield f"The power differs by {found.noise:.1%} from frame to frame: the laser is noisy, or light is missing."
