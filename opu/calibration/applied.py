@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from opu.calibration.hdf5 import is_complete, is_on_a_sensor, read_sealed, write_sealed
+from opu.calibration.result import is_within
 from opu.device import (
     Batch,
     Device,
@@ -53,6 +54,8 @@ APPLIED = ("dark_frames", "exposure", "grain")
 _FORMAT = "openopu.calibration/1"
 _DTYPES = {"hot_pixels": "int32", "dark_dn": "float32"}
 _ID_DIGITS = 16
+# With more of them, what is left of the sensor is not to be believed either.
+_MOST_BAD_PIXELS = 0.05
 # Wider than any sensor, so that one number names a pixel on all of them.
 _WIDE = 2**31
 
@@ -187,7 +190,7 @@ class Calibration:
 
         Taken are the data `hot_pixels` and `stuck_pixels` (numbers of outputs) and `offset_map` of `dark_frames`, the
         value of `exposure` and its quantity `gain`, and the quantity `stride` of `grain`. Results that did not pass are
-        left out: see `left_out`. Hot pixels are known where `dark_frames` has looked, which is `dark_config`. The
+        left out, but for dark frames with up to 5 % of bad pixels: see `left_out`. Hot pixels are known where `dark_frames` has looked, which is `dark_config`. The
         region stays open: no routine looks at the light on the whole sensor.
 
         Parameters
@@ -323,7 +326,9 @@ def left_out(results: Iterable[CalibrationResult]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Why, by the name of the routine, for those of `APPLIED` that were not measured or did not pass.
+        Why, by the name of the routine, for those of `APPLIED` that were not measured or did not pass. Dark frames whose
+        offset is within its limit are taken with up to 5 % of hot and stuck pixels: to leave these out is what a
+        calibration is for.
 
     Examples
     --------
@@ -338,11 +343,18 @@ def left_out(results: Iterable[CalibrationResult]) -> dict[str, str]:
 def _reason_to_leave_out(result: CalibrationResult | None) -> str:
     if result is None:
         return "It was not measured."
-    if result.findings:
-        return " ".join(result.findings)
-    if not result.passed:
-        return "It could not be measured, or missed a limit."
+    if not (_knows_its_bad_pixels(result) or result.passed):
+        return " ".join(result.findings) or "It could not be measured, or missed a limit."
     return "" if result.provenance else "It does not say where its frames come from."
+
+
+def _knows_its_bad_pixels(result: CalibrationResult) -> bool:
+    """Whether a result is of dark frames whose only fault can be pixels that a calibration leaves out."""
+    n_pixels = result.data["offset_map"].size if "offset_map" in result.data else 0
+    n_bad = sum(result.data[name].size for name in ("hot_pixels", "stuck_pixels") if name in result.data)
+    return (
+        result.name == "dark_frames" and is_within(result.value, result.limit) and n_bad <= _MOST_BAD_PIXELS * n_pixels
+    )
 
 
 def _of_dark_frames(result: CalibrationResult | None) -> dict[str, Any]:

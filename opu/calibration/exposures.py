@@ -194,7 +194,7 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
         best_error_us,
         limit=(limits.minimum, limits.maximum),
         quantities={
-            "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=0.0, summary="gain setting"),
+            "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=math.nan, summary="gain setting"),
             "mean_fraction": Quantity(
                 value=fraction,
                 unit="1",
@@ -209,7 +209,7 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
                 limit=(None, SATURATED_SHARE),
                 summary="share of the values at which pixels are full, without stuck ones",
             ),
-            "rounds": Quantity(value=rounds, unit="1", uncertainty=0.0, summary="measurements of the search"),
+            "rounds": Quantity(value=rounds, unit="1", uncertainty=math.nan, summary="measurements of the search"),
         },
         findings=faults + _exposure_findings(found, range_dn, used_us, where, description)
         if is_saturated
@@ -483,10 +483,12 @@ def ones_range(
             "exposure": Quantity(
                 value=config.exposure_us or description.exposure_us.default,
                 unit="us",
-                uncertainty=0.0,
+                uncertainty=math.nan,
                 summary="exposure at which this holds",
             ),
-            "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=0.0, summary="gain at which this holds"),
+            "gain": Quantity(
+                value=config.gain_db, unit="dB", uncertainty=math.nan, summary="gain at which this holds"
+            ),
         },
         findings=faults or ([] if is_within(largest, limit) else _ones_findings(found, n_features)),
         data={

@@ -639,7 +639,7 @@ def grain(
         "fwhm_rows": quantity(found.fwhm_px[0], found.fwhm_error_px[0], "px", f"width along a column{bound}"),
         "fwhm_columns": quantity(found.fwhm_px[1], found.fwhm_error_px[1], "px", f"width along a row{bound}"),
         "stride": quantity(
-            found.stride_px if is_sound else math.nan, 0.0, "px", "distance from which on pixels are independent"
+            found.stride_px if is_sound else math.nan, math.nan, "px", "distance from which on pixels are independent"
         ),
         "neighbour_correlation": quantity(
             found.neighbour_correlation, found.neighbour_error, "1", "correlation of pixels at that distance"

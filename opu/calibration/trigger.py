@@ -291,25 +291,23 @@ class Plateau:
         The least such delay, and its standard error.
     stop_us, stop_error_us : float
         The largest one, and its standard error.
+    centre_error_us : float
+        Standard error of the centre: less than the edges have, which an error of the scale moves apart.
     """
 
     start_us: float
     start_error_us: float
     stop_us: float
     stop_error_us: float
+    centre_error_us: float
 
     @property
     def centre_us(self) -> float:
         """The delay that is safest on both sides."""
         return (self.start_us + self.stop_us) / 2
 
-    @property
-    def centre_error_us(self) -> float:
-        """Standard error of the centre."""
-        return math.hypot(self.start_error_us, self.stop_error_us) / 2
 
-
-_NO_PLATEAU = Plateau(math.nan, math.nan, math.nan, math.nan)
+_NO_PLATEAU = Plateau(*[math.nan] * 5)
 
 
 def find_plateau(delays_us: NDArray[np.float64], light: NDArray[np.float64], exposure_us: float) -> Plateau:
@@ -354,7 +352,9 @@ def _find_edges(delays_us: NDArray[np.float64], shares: NDArray[np.float64], exp
     on_slope = (shares > _SLOPE[0]) & (shares < _SLOPE[1])
     rising = on_slope & (delays_us < full.min()) & (delays_us > full.min() - 1.5 * exposure_us)
     falling = on_slope & (delays_us > full.max()) & (delays_us < full.max() + 1.5 * exposure_us)
-    return Plateau(*_edge(delays_us[rising], shares[rising]), *_edge(delays_us[falling], shares[falling]))
+    start_us, start_error_us = _edge(delays_us[rising], shares[rising])
+    stop_us, stop_error_us = _edge(delays_us[falling], shares[falling])
+    return Plateau(start_us, start_error_us, stop_us, stop_error_us, math.hypot(start_error_us, stop_error_us) / 2)
 
 
 def _edge(delays_us: NDArray[np.float64], shares: NDArray[np.float64]) -> tuple[float, float]:

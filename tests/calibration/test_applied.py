@@ -368,6 +368,28 @@ def test_only_what_passed_is_applied(device):
             Calibration.from_results([result])
 
 
+@pytest.mark.parametrize("hot_fraction", [0.003, 0.04, 0.2])
+def test_hot_pixels_are_applied_as_far_as_they_are_few(small_preset, hot_fraction):
+    model = small_preset("aurora")
+    camera = dataclasses.replace(
+        model.camera, black_level_dn=8.0, hot_fraction=hot_fraction, hot_current_e_per_s=20_000.0
+    )
+    with SimulatedBench(dataclasses.replace(model, camera=camera), seed=5) as bench:
+        dark = dark_frames(bench, n_outputs=4096, n_frames=16)
+        assert any("leave these pixels out" in finding for finding in dark.findings)
+        if hot_fraction > 0.05:
+            assert "hot pixels" in left_out([dark])["dark_frames"]
+            return
+        calibration = Calibration.from_results([dark])
+        assert len(calibration.hot_pixels) == pytest.approx(4096 * hot_fraction, rel=0.6)
+        with apply(bench, calibration).open_session(SessionConfig(n_features=32, n_outputs=3000)) as session:
+            assert np.isfinite(calibration.dark_levels(session.config)).all()
+    # The same pixels, and an offset that is not what the device states: something else is wrong.
+    missed = msgspec.structs.replace(dark, value=9.0)
+    with pytest.raises(ConfigError, match="None of the results"):
+        Calibration.from_results([missed])
+
+
 def test_a_dead_laser_is_not_calibrated_for(small_preset):
     model = small_preset("aurora")
     model = dataclasses.replace(model, laser=dataclasses.replace(model.laser, electrons_per_mirror_us=1e-9))
