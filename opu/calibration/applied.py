@@ -92,7 +92,7 @@ class Calibration:
     dark_config : SessionConfig or None
         That session's complete configuration; None where nobody has looked.
     region : Region or None
-        Where pixels are good; None where nobody has looked.
+        Where the pixels are known; None where nobody has looked.
     stride : int
         So many pixels apart they are independent.
     exposure_us : float or None
@@ -190,8 +190,8 @@ class Calibration:
 
         Taken are the data `hot_pixels` and `stuck_pixels` (numbers of outputs) and `offset_map` of `dark_frames`, the
         value of `exposure` and its quantity `gain`, and the quantity `stride` of `grain`. Results that did not pass are
-        left out, but for dark frames with up to 5 % of bad pixels: see `left_out`. Hot pixels are known where `dark_frames` has looked, which is `dark_config`. The
-        region stays open: no routine looks at the light on the whole sensor.
+        left out, but for dark frames with up to 5 % of bad pixels: see `left_out`. The region is the one in which
+        `dark_frames` has looked, so that sessions begin with pixels that are known.
 
         Parameters
         ----------
@@ -326,8 +326,8 @@ def left_out(results: Iterable[CalibrationResult]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Why, by the name of the routine, for those of `APPLIED` that were not measured or did not pass. Dark frames whose
-        offset is within its limit are taken with up to 5 % of hot and stuck pixels: to leave these out is what a
+        Why, by the name of the routine, for those of `APPLIED` that were not measured or did not pass. Dark frames
+        whose offset is within its limit are taken with up to 5 % of hot and stuck pixels: to leave these out is what a
         calibration is for.
 
     Examples
@@ -372,6 +372,7 @@ def _of_dark_frames(result: CalibrationResult | None) -> dict[str, Any]:
     offset = result.data.get("offset_map")
     if offset is not None and offset.size == config.n_outputs:
         found["dark_dn"], found["dark_config"] = offset.astype(np.float32).ravel(), config
+        found["region"] = config.region
     return found
 
 

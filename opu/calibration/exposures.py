@@ -26,13 +26,15 @@ __all__ = [
     "estimate_ones_range",
     "exposure",
     "ones_range",
-    "saturated_share",
+    "predicted_saturation",
 ]
 
 # Where the noise is more than this share of the speckle's standard deviation, frames follow the true intensities with a
 # correlation below 0.995.
 _LARGEST_NOISE = 0.1
 _TOLERANCE = 0.05
+# Times 1.96: the 3 events, -log(0.05), that are not seen in one of twenty times.
+_UNSEEN_CLUSTERS = 1.53
 _SEARCH_PATTERNS = 4
 
 
@@ -68,8 +70,8 @@ def estimate_brightness(frames: NDArray[Any], dark_dn: float, full_scale_dn: flo
 
     Saturated values come in clusters: a pixel that is bright in one pattern often is in others, and so are its
     neighbours. With `K` saturated values, `k` of them in a pixel, a cluster has `D = g^2 n_outputs var(k) / K` of
-    them, and the squared error of `K` is `D K + D^2`: that of one cluster more, as few clusters say little of their
-    spread.
+    them, and the squared error of `K` is `D K + (1.53 D)^2`. The second part is for few clusters, which say little of
+    their spread: with none seen the interval ends at the three clusters that are missed once in twenty times.
 
     Parameters
     ----------
@@ -105,7 +107,7 @@ def estimate_brightness(frames: NDArray[Any], dark_dn: float, full_scale_dn: flo
         mean_dn=float(pixels.mean()) - dark_dn,
         error_dn=math.sqrt(of_frames + shared / n_outputs),
         saturated=saturated / frames.size,
-        saturated_error=math.sqrt(cluster * saturated + cluster**2) / frames.size,
+        saturated_error=math.sqrt(cluster * saturated + (_UNSEEN_CLUSTERS * cluster) ** 2) / frames.size,
     )
 
 
@@ -246,7 +248,7 @@ def _mean(values: NDArray[Any]) -> float:
 # --- ones range -------------------------------------------------------------------------------------------------------
 
 
-def saturated_share(mean_dn: float, contrast: float, range_dn: float) -> float:
+def predicted_saturation(mean_dn: float, contrast: float, range_dn: float) -> float:
     """Return the share of speckle above a count, for intensities of the gamma distribution.
 
     Speckle that a pixel averages over has about this distribution, of the shape `1 / contrast^2` (Goodman, Speckle
@@ -263,7 +265,7 @@ def saturated_share(mean_dn: float, contrast: float, range_dn: float) -> float:
 
     Examples
     --------
-    >>> round(saturated_share(28.0, 1.0, 252.0) * 1e4, 3)
+    >>> round(predicted_saturation(28.0, 1.0, 252.0) * 1e4, 3)
     1.234
     """
     shape = 1 / contrast**2
@@ -280,7 +282,7 @@ def _mean_at_share(share: float, contrast: float, range_dn: float) -> float:
     low, high = range_dn / 1000, range_dn
     for _ in range(50):
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if saturated_share(middle, contrast, range_dn) > share else (middle, high)
+        low, high = (low, middle) if predicted_saturation(middle, contrast, range_dn) > share else (middle, high)
     return math.sqrt(low * high)
 
 
@@ -444,7 +446,7 @@ def ones_range(
     predicted_dn = found.background_dn + found.dn_per_feature * numbers
     is_known = found.contrast > 0
     shares = [
-        saturated_share(mean, found.contrast, range_dn) if is_known and mean > 0 else 0.0 for mean in predicted_dn
+        predicted_saturation(mean, found.contrast, range_dn) if is_known and mean > 0 else 0.0 for mean in predicted_dn
     ]
     largest = min(found.largest, n_features)
     limit = (found.smallest if found.smallest > 1 else 1.0, None)
@@ -486,9 +488,7 @@ def ones_range(
                 uncertainty=math.nan,
                 summary="exposure at which this holds",
             ),
-            "gain": Quantity(
-                value=config.gain_db, unit="dB", uncertainty=math.nan, summary="gain at which this holds"
-            ),
+            "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=math.nan, summary="gain at which this holds"),
         },
         findings=faults or ([] if is_within(largest, limit) else _ones_findings(found, n_features)),
         data={

@@ -23,7 +23,7 @@ import numpy as np
 
 from opu.calibration.light import FEWEST_LIT, PROBE_FEATURES, SATURATED, judge_light, probe_size, require_dark
 from opu.calibration.recorder import Recorder
-from opu.calibration.result import Quantity
+from opu.calibration.uncertainty import jackknife_error, quantity, standard_error, student_factor
 from opu.device import Region
 from opu.errors import ConfigError, UnsupportedError
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from opu.calibration.light import SeenLight
-    from opu.calibration.result import CalibrationResult, Limit
+    from opu.calibration.result import CalibrationResult
     from opu.device import Device, DeviceDescription, SessionConfig
 
 __all__ = [
@@ -45,14 +45,10 @@ __all__ = [
     "evenly_lit",
     "from_everywhere",
     "grain",
-    "jackknife_error",
     "law_distance",
     "pixel_shares",
-    "quantity",
     "record_speckle",
     "speckle_statistics",
-    "standard_error",
-    "student_factor",
     "without_light",
 ]
 
@@ -73,39 +69,6 @@ _THIRD_DARK_RING = 3.2383
 _LARGEST_V = 40.0
 _SAMPLES_PER_VALUE = 8
 _CRITICAL = 1.50
-
-
-def student_factor(n: float) -> float:
-    """Return by how much to stretch the standard error of `n` samples, such that 1.96 of it cover 95 %.
-
-    Few samples know their spread badly. Student's quantile over the normal one, to second order in the degrees of
-    freedom (Abramowitz and Stegun 26.7.5).
-
-    Examples
-    --------
-    >>> round(1.96 * student_factor(6), 2)  # the exact one is 2.57
-    2.55
-    """
-    dof = n - 1
-    return 1 + 1.21 / dof + 1.44 / dof**2 if dof > 0 else math.nan
-
-
-def standard_error(samples: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean of independent samples, stretched by `student_factor`.
-
-    Parameters
-    ----------
-    samples : ndarray, shape (n,)
-        NaN for fewer than two.
-    """
-    n = len(samples)
-    return float(np.std(samples, ddof=1)) / math.sqrt(n) * student_factor(n) if n > 1 else math.nan
-
-
-def jackknife_error(values: NDArray[np.float64]) -> float:
-    """Return the standard error of an estimate from its values with one sample left out each."""
-    n = len(values)
-    return standard_error(values) * (n - 1) if n > 1 else math.nan
 
 
 def central_region(description: DeviceDescription, side_px: int) -> Region:
@@ -565,11 +528,6 @@ def _envelope(frames: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     mean = blocks.mean()
     noise = cut.var(axis=0, ddof=1).mean() / n
     return blocks / mean, math.sqrt(max(float(blocks.var() - noise), 0.0)) / float(mean)
-
-
-def quantity(value: float, uncertainty: float, unit: str, summary: str, limit: Limit = (None, None)) -> Quantity:
-    """Return a quantity of numbers of any kind."""
-    return Quantity(value=float(value), unit=unit, uncertainty=float(uncertainty), summary=summary, limit=limit)
 
 
 def grain(

@@ -26,12 +26,9 @@ from opu.calibration.speckle import (
     central_region,
     disjoint_patterns,
     from_everywhere,
-    jackknife_error,
-    quantity,
-    standard_error,
-    student_factor,
     without_light,
 )
+from opu.calibration.uncertainty import jackknife_error, quantity, standard_error, student_factor
 from opu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -734,13 +731,19 @@ def estimate_power(powers: NDArray[np.float64], interval: int) -> PowerEstimate:
     means = blocks.mean(axis=1) / mean
     return PowerEstimate(
         residual=residual,
-        residual_error=math.sqrt(residual**2 + _error_of_mean(squares)) - residual,
+        residual_error=_error_of_root(residual, _error_of_mean(squares)),
         drift=float(np.ptp(means)),
         drift_error=math.sqrt(2 / interval) * noise,
         noise=noise,
         noise_error=standard_error(noise_squares) / (2 * max(noise, 1e-12)),
         corrected=corrected,
     )
+
+
+def _error_of_root(root: float, square_error: float) -> float:
+    """Return the standard error of a root whose square has one, by the farther end of the 95 % interval."""
+    reach = 1.96 * square_error
+    return max(math.sqrt(root**2 + reach) - root, root - math.sqrt(max(root**2 - reach, 0.0))) / 1.96
 
 
 def _error_of_mean(squares: NDArray[np.float64]) -> float:

@@ -15,6 +15,7 @@ from opu.calibration.frames import available_size
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
 from opu.calibration.saturation import saturation_finding
+from opu.calibration.uncertainty import student_factor
 from opu.device import DeviceControl, SettingsChange
 from opu.errors import RefusedError, UnsupportedError
 
@@ -368,7 +369,8 @@ def _edge(delays_us: NDArray[np.float64], shares: NDArray[np.float64]) -> tuple[
     edge = float(delays_us.mean() + slope * (1 - shares.mean()))
     residual = delays_us - delays_us.mean() - slope * x
     variance = float((residual**2).sum() / (n - 2))
-    return edge, math.sqrt(variance * (1 / n + (1 - shares.mean()) ** 2 / float((x**2).sum())))
+    error = math.sqrt(variance * (1 / n + (1 - shares.mean()) ** 2 / float((x**2).sum())))
+    return edge, error * student_factor(n - 1)  # a line has one parameter more than a mean
 
 
 def trigger_window(

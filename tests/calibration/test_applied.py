@@ -339,7 +339,7 @@ def test_a_calibration_is_made_of_results(device, small_preset):
     np.testing.assert_array_equal(calibration.hot_pixels, [[row, 0], [row, 7], [row, 9]])
     assert calibration.dark_config == results[0].provenance[0].config
     assert (calibration.exposure_us, calibration.gain_db, calibration.stride) == (480.0, 3.0, 3)
-    assert calibration.region is None  # grain looks at a probe in the middle of the sensor
+    assert calibration.region == results[0].provenance[0].config.region
     assert calibration.measured_unix_s == results[-1].provenance[0].finished_unix_s
     with apply(device, calibration).open_session(SessionConfig(n_features=32, n_outputs=10)) as session:
         assert session.config.stride == 3
@@ -401,7 +401,7 @@ def test_a_dead_laser_is_not_calibrated_for(small_preset):
         ]
     calibration = Calibration.from_results(results)
     assert (calibration.exposure_us, calibration.gain_db) == (None, 0.0)
-    assert (calibration.region, calibration.stride) == (None, 1)
+    assert (calibration.region, calibration.stride) == (results[0].provenance[0].config.region, 1)
     assert list(left_out(results)) == ["exposure", "grain"]
 
 
