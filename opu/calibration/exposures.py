@@ -35,7 +35,8 @@ _LARGEST_NOISE = 0.1
 _TOLERANCE = 0.05
 # Times 1.96: the 3 events, -log(0.05), that are not seen in one of twenty times.
 _UNSEEN_CLUSTERS = 1.53
-_SEARCH_PATTERNS = 4
+# A half and its complement, with as many dark frames: three measurements take 12 frames.
+_SEARCH_PATTERNS = 2
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _halves(n_patterns: int, n_features: int) -> NDArray[np.bool_]:
 def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_patterns: int = 32) -> CalibrationResult:
     """Find the exposure, and the gain where needed, for a mean of a ninth of full scale with half of the features on.
 
-    `opu.exposure.choose_exposure` searches, with four patterns. Then other patterns are measured as it found, and the
+    `opu.exposure.choose_exposure` searches, with two patterns. Then other patterns are measured as it found, and the
     stated exposure is corrected by what they show.
 
     Parameters
@@ -149,7 +150,7 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
         In microseconds; passes within the exposures of the device, and is at the nearest of them where the mean passes
         there. Quantities: `gain` (dB), `mean_fraction` (what the search came to: the mean as a fraction of full scale,
         passes within 5 % of a ninth), `saturated_fraction` (passes up to 0.005; fully developed speckle has 0.00012),
-        `rounds` (measurements of the search). Exposure and mean are NaN where more of the values saturate.
+        `rounds` (measurements of the search) and `search_frames`. Exposure and mean are NaN where more of the values saturate.
         Data: `histogram`, how many values are in each of 256 bins, and `edges_dn`, shape (257,).
 
     Examples
@@ -167,7 +168,8 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
     searched, measured = patterns[:_SEARCH_PATTERNS], patterns[_SEARCH_PATTERNS:]
     config = recorder.expose(recorder.config(n_features, n_outputs), searched)
     takes = 2 if "off" in description.light else 1
-    rounds = recorder.frames / (takes * len(searched))
+    search_frames = recorder.frames
+    rounds = search_frames / (takes * len(searched))
     dark = take_dark(recorder, config, 8)
     frames = recorder.take(config, measured).frames
     full_scale = description.full_scale_dn
@@ -212,6 +214,9 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
                 summary="share of the values at which pixels are full, without stuck ones",
             ),
             "rounds": Quantity(value=rounds, unit="1", uncertainty=math.nan, summary="measurements of the search"),
+            "search_frames": Quantity(
+                value=search_frames, unit="1", uncertainty=math.nan, summary="frames that they took, dark ones included"
+            ),
         },
         findings=faults + _exposure_findings(found, range_dn, used_us, where, description)
         if is_saturated
