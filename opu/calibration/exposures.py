@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opu.calibration.faults import SATURATED_SHARE, light_faults, stuck_pixels
+from opu.calibration.faults import light_faults, stuck_pixels
 from opu.calibration.frames import available_size, take_dark
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import CalibrationResult, Quantity, is_within
+from opu.calibration.saturation import SATURATED_SHARE
 from opu.exposure import TARGET_FRACTION, Saturation
 
 if TYPE_CHECKING:
@@ -150,8 +151,8 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
         In microseconds; passes within the exposures of the device, and is at the nearest of them where the mean passes
         there. Quantities: `gain` (dB), `mean_fraction` (what the search came to: the mean as a fraction of full scale,
         passes within 5 % of a ninth), `saturated_fraction` (passes up to 0.005; fully developed speckle has 0.00012),
-        `rounds` (measurements of the search) and `search_frames`. Exposure and mean are NaN where more of the values saturate.
-        Data: `histogram`, how many values are in each of 256 bins, and `edges_dn`, shape (257,).
+        `rounds` (measurements of the search) and `search_frames`. Exposure and mean are NaN where more of the values
+        saturate. Data: `histogram`, how many values are in each of 256 bins, and `edges_dn`, shape (257,).
 
     Examples
     --------

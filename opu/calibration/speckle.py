@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from opu.calibration.light import FEWEST_LIT, PROBE_FEATURES, SATURATED, judge_light, probe_size, require_dark
+from opu.calibration.light import FEWEST_LIT, PROBE_FEATURES, judge_light, probe_size, require_dark
 from opu.calibration.recorder import Recorder
+from opu.calibration.saturation import SATURATED_SPECKLE
 from opu.calibration.uncertainty import jackknife_error, quantity, standard_error, student_factor
 from opu.device import Region
 from opu.errors import ConfigError, UnsupportedError
@@ -814,7 +815,7 @@ def speckle_statistics(
         ),
         "independent_values": quantity(contrast.n_independent, math.nan, "1", "independent grains that were seen"),
         "saturated_share": quantity(
-            speckle.seen.saturated_share, math.nan, "1", "share at the highest count", limit=(None, SATURATED)
+            speckle.seen.saturated_share, math.nan, "1", "share at the highest count", limit=(None, SATURATED_SPECKLE)
         ),
     }
     return recorder.result(

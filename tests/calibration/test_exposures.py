@@ -150,7 +150,7 @@ def test_a_device_whose_light_stays_on_is_exposed_by_the_stated_black_level(benc
 def test_advice_follows_the_sign_of_the_deviation(bench):
     with bench(**FIXED) as device:
         [finding] = exposure(device).findings
-    assert "the longest exposure, the mean is 8.2 % of full scale, where 11 % were wanted: raise the laser" in finding
+    assert "the longest exposure, the mean is 8.1 % of full scale, where 11 % were wanted: raise the laser" in finding
     with bench(brightness=2.0, **FIXED) as device:
         [finding] = exposure(device).findings
     assert "the shortest exposure, the mean is 16 % of full scale, where 11 % were wanted: lower the laser" in finding
