@@ -41,8 +41,9 @@ __all__ = [
 ]
 
 _BIAS_LIMIT = 0.02
-_SINGLE_LIMIT = 0.15
-_PEARSON_LIMIT = 0.995
+# A camera of 8 bits and 10,000 electrons has 12 % and 0.996, a laser with 0.2 % of noise takes them to 15 % and 0.994.
+_SINGLE_LIMIT = 0.2
+_PEARSON_LIMIT = 0.99
 _POWER_LIMIT = 0.01
 _SATURATED_LIMIT = 0.002
 _OVEREXPOSED = 0.3
@@ -308,8 +309,8 @@ def linear_mode(
     -------
     CalibrationResult
         The additivity error without noise, relative to the output; passes up to 2 %. Quantities: `single_error`, with
-        the noise of one projection (up to 15 %; 12 % are those of an 8-bit camera of 10,000 electrons); `pearson` of a
-        projection with its own mean (from 0.995); `odd_share` of projections that are unlike their repeats; `memory`,
+        the noise of one projection (up to 20 %; 12 % are those of an 8-bit camera of 10,000 electrons); `pearson` of a
+        projection with its own mean (from 0.99); `odd_share` of projections that are unlike their repeats; `memory`,
         how well repeats far apart correlate, relative to near ones; `saturated_share` of the pixel values;
         `power_noise` of the light between frames side by side, photon noise of their means included. With an anchor
         also `power_change` since the fit, `power_bias`, what that adds to the additivity error, and `anchor_ratio` of
