@@ -368,9 +368,12 @@ def _edge(delays_us: NDArray[np.float64], shares: NDArray[np.float64]) -> tuple[
     slope = float((x * delays_us).sum() / (x**2).sum())
     edge = float(delays_us.mean() + slope * (1 - shares.mean()))
     residual = delays_us - delays_us.mean() - slope * x
-    variance = float((residual**2).sum() / (n - 2))
-    error = math.sqrt(variance * (1 / n + (1 - shares.mean()) ** 2 / float((x**2).sum())))
-    return edge, error * student_factor(n - 1)  # a line has one parameter more than a mean
+    square = float((x**2).sum())
+    # Brighter points are noisier, and the edge hangs on them: each counts by its own residual, over what the fit has
+    # left of it (MacKinnon and White, J. Econometrics 29, 305, 1985).
+    weights = 1 / n + (1 - shares.mean()) * x / square
+    alone = residual / (1 - 1 / n - x**2 / square)
+    return edge, math.sqrt(float((weights * alone) @ (weights * alone))) * student_factor(n - 1)
 
 
 def trigger_window(
