@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import numpy as np
 
+from opu.calibration.faults import STUCK_SHARE
 from opu.calibration.hdf5 import is_complete, is_on_a_sensor, read_sealed, write_sealed
 from opu.calibration.result import is_within
 from opu.device import (
@@ -349,12 +350,14 @@ def _reason_to_leave_out(result: CalibrationResult | None) -> str:
 
 
 def _knows_its_bad_pixels(result: CalibrationResult) -> bool:
-    """Whether a result is of dark frames whose only fault can be pixels that a calibration leaves out."""
-    n_pixels = result.data["offset_map"].size if "offset_map" in result.data else 0
-    n_bad = sum(result.data[name].size for name in ("hot_pixels", "stuck_pixels") if name in result.data)
-    return (
-        result.name == "dark_frames" and is_within(result.value, result.limit) and n_bad <= _MOST_BAD_PIXELS * n_pixels
-    )
+    """Whether a result is of dark frames whose only fault is pixels that a calibration leaves out."""
+    if result.name != "dark_frames" or "offset_map" not in result.data:
+        return False
+    n_pixels = result.data["offset_map"].size
+    shares = [result.data[name].size / n_pixels for name in ("hot_pixels", "stuck_pixels") if name in result.data]
+    n_explained = sum(share > STUCK_SHARE for share in shares)
+    is_few = sum(shares) <= _MOST_BAD_PIXELS
+    return is_few and len(result.findings) <= n_explained and is_within(result.value, result.limit)
 
 
 def _of_dark_frames(result: CalibrationResult | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from opu.calibration.faults import full_well_finding, light_faults, stuck_finding, stuck_pixels
+from opu.calibration.faults import STUCK_SHARE, full_well_finding, light_faults, stuck_finding, stuck_pixels
 from opu.calibration.frames import available_size, take_dark
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import CalibrationResult, Quantity
@@ -336,7 +336,7 @@ def _dark_exposures_us(description: DeviceDescription) -> list[float]:
 def _dark_findings(found: DarkPixels, description: DeviceDescription, exposure_us: float) -> list[str]:
     findings = stuck_finding(float(found.stuck.mean()))
     hot_fraction = float(found.hot.mean())
-    if hot_fraction > 1e-3:
+    if hot_fraction > STUCK_SHARE:
         findings.append(
             f"{100 * hot_fraction:.2g} % of the pixels have a dark current or an offset far from all others: too many "
             "hot pixels. The sensor is too warm, worn or damaged; leave these pixels out."
