@@ -188,8 +188,8 @@ class DeviceDescription(msgspec.Struct, frozen=True, kw_only=True):
     tilt of that arm in cycles per pixel, along rows and columns.
     `calibration_id` names the calibration that is applied to the device, `calibrated_unix_s` is when it was measured,
     and `calibrated_medium_epoch` the epoch of the medium then; None without any. Sessions that name no region have the
-    `default_region` (None: rows in the middle of the sensor) and `default_stride`. `pixels_left_out` is how many pixels
-    of the sensor sessions never report, because they are no good.
+    `default_region` where they fit in, rows in the middle of the sensor otherwise, and the `default_stride`.
+    `pixels_left_out` is how many pixels of the sensor sessions never report, because they are no good.
     """
 
     contract_version: int
@@ -466,7 +466,7 @@ def _check_region(region: Region | None, config: SessionConfig, pixels: tuple[in
         raise CapacityError(
             f"{region} reaches beyond the camera.", f"The camera has {rows} rows and {columns} columns."
         )
-    available = -(-region.height // config.stride) * -(-region.width // config.stride)
+    available = _count_pixels(region, config.stride)
     if config.n_outputs > available:
         raise CapacityError(
             f"n_outputs is {config.n_outputs}, more than the {available} pixels of {region} with "
@@ -539,8 +539,14 @@ def resolve_config(config: SessionConfig, description: DeviceDescription) -> Ses
 def _with_default_region(config: SessionConfig, description: DeviceDescription) -> SessionConfig:
     if config.stride == 1:
         config = msgspec.structs.replace(config, stride=description.default_stride)
-    region = description.default_region or _middle_rows(config, description)
+    region, n_pixels = description.default_region, config.n_outputs + description.pixels_left_out
+    if region is None or _count_pixels(region, config.stride) < n_pixels:
+        region = _middle_rows(config, description)
     return msgspec.structs.replace(config, region=region)
+
+
+def _count_pixels(region: Region, stride: int) -> int:
+    return -(-region.height // stride) * -(-region.width // stride)
 
 
 def check_change(change: SettingsChange, limits: Mapping[str, Limits]) -> dict[str, float]:

@@ -23,22 +23,29 @@ FIRST_SEED, SEEDS = 1000, 10
 
 
 def judge(checks):
-    """Compare what the seeds gave for one number with its limit."""
+    """Compare what each seed gave for one number with its limit, and state the widest of the limits."""
     first = checks[0]
     values = [float(check.value) for check in checks]
-    judged = [statistics.mean(values)] if first.judged == "mean" else values
+    held = sum(is_within(value, check.limit) for value, check in zip(values, checks, strict=True))
+    passed = is_within(statistics.mean(values), first.limit) if first.judged == "mean" else held == len(checks)
     return {
         "meaning": first.meaning,
-        "limit": [None if side is None else float(side) for side in first.limit],
+        "limit": [widest(min, (check.limit[0] for check in checks)), widest(max, (check.limit[1] for check in checks))],
         "judged": first.judged,
         "mean": statistics.mean(values),
         "lowest": min(values),
         "highest": max(values),
         "uncertainty": statistics.mean(float(check.uncertainty) for check in checks),
-        "held": sum(is_within(value, first.limit) for value in values),
+        "held": held,
         "seeds": len(values),
-        "passed": all(is_within(value, first.limit) for value in judged),
+        "passed": passed,
     }
+
+
+def widest(farther, sides):
+    """Return the one of the limits on a side that lets most pass; None is none."""
+    sides = list(sides)
+    return None if None in sides else float(farther(sides))
 
 
 def run(names, seeds, workers):

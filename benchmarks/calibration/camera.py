@@ -74,7 +74,10 @@ def c1(seed):
         name = f"{bits}_bits"
         if bits == 8:
             checks["offset_hidden"] = Check(
-                error, (None, 1.96 * result.uncertainty), "error of the offset, 8 bits, in its interval (DN)"
+                error,
+                (None, 1.96 * result.uncertainty),
+                "error of the offset, 8 bits and 7 e-: within what rounding hides, by its own interval (DN)",
+                result.uncertainty,
             )
         else:
             checks[f"offset_{name}"] = Check(
@@ -140,6 +143,7 @@ def c4(seed):
     rng = np.random.default_rng(seed)
     with bench(seed, brightness=10 ** rng.uniform(-1, 1)) as device:
         result = exposure(device)
+        search_frames = result.quantities["search_frames"].value
         halves = rng.permuted(np.tile(np.arange(64) < 32, (TRUTH_PATTERNS, 1)), axis=1)
         light = truth_dn(device, result, halves)
         full_scale = device.describe().full_scale_dn
@@ -150,7 +154,8 @@ def c4(seed):
         "saturated": Check(
             (light >= full_scale - 0.5).mean() / 1e-4, (0.5, 2), "true saturated share over 1e-4, light 0.1 to 10 times"
         ),
-        "rounds": Check(result.quantities["rounds"].value, (None, 3), "measurements of the search, of 4 frames each"),
+        "rounds": Check(result.quantities["rounds"].value, (None, 3), "measurements of the search"),
+        "frames": Check(search_frames, (None, 12), "frames of the search, those without light among them"),
     }
 
 

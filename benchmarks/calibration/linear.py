@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.calibration.cases import Check, Estimate
 from opu.calibration.feedback import cosines, feedback, random_errors
-from opu.calibration.linear import fit_and_project, judge_linearity, linear_mode
+from opu.calibration.linear import fit_and_project, judge_additivity, linear_mode
 from opu.calibration.recorder import Recorder, random_halves
 from opu.device import GroundTruth
 from opu.linear import LinearProjector, fit_linear_map
@@ -163,7 +163,7 @@ def estimate_linearity(seed):
     outputs = scale * ((lit - unlit) / 2 - linear_map.offset_dn)
     noise = (scale**2 * (lit_noise + unlit_noise) / 4).reshape(3, 4, -1)
     one, two, sums = outputs.reshape(3, 4, -1)
-    found = judge_linearity(projected.outputs[0].reshape(64, 3, 4, -1))
+    found = judge_additivity(projected.outputs[0].reshape(64, 3, 4, -1))
     power = (sums**2).mean()
     return found, {
         "bias": math.sqrt(((one + two - sums) ** 2).mean() / power),

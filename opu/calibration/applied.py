@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import numpy as np
 
+from opu.calibration.faults import STUCK_SHARE
 from opu.calibration.hdf5 import is_complete, is_on_a_sensor, read_sealed, write_sealed
+from opu.calibration.result import is_within
 from opu.device import (
     Batch,
     Device,
@@ -53,6 +55,8 @@ APPLIED = ("dark_frames", "exposure", "grain")
 _FORMAT = "openopu.calibration/1"
 _DTYPES = {"hot_pixels": "int32", "dark_dn": "float32"}
 _ID_DIGITS = 16
+# With more of them, what is left of the sensor is not to be believed either.
+_MOST_BAD_PIXELS = 0.05
 # Wider than any sensor, so that one number names a pixel on all of them.
 _WIDE = 2**31
 
@@ -89,7 +93,7 @@ class Calibration:
     dark_config : SessionConfig or None
         That session's complete configuration; None where nobody has looked.
     region : Region or None
-        Where pixels are good; None where nobody has looked.
+        Where the pixels are known; None where nobody has looked.
     stride : int
         So many pixels apart they are independent.
     exposure_us : float or None
@@ -187,8 +191,8 @@ class Calibration:
 
         Taken are the data `hot_pixels` and `stuck_pixels` (numbers of outputs) and `offset_map` of `dark_frames`, the
         value of `exposure` and its quantity `gain`, and the quantity `stride` of `grain`. Results that did not pass are
-        left out: see `left_out`. Hot pixels are known where `dark_frames` has looked, which is `dark_config`. The
-        region stays open: no routine looks at the light on the whole sensor.
+        left out, but for dark frames with up to 5 % of bad pixels: see `left_out`. The region is the one in which
+        `dark_frames` has looked, so that sessions begin with pixels that are known.
 
         Parameters
         ----------
@@ -323,7 +327,9 @@ def left_out(results: Iterable[CalibrationResult]) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        Why, by the name of the routine, for those of `APPLIED` that were not measured or did not pass.
+        Why, by the name of the routine, for those of `APPLIED` that were not measured or did not pass. Dark frames
+        whose offset is within its limit are taken with up to 5 % of hot and stuck pixels: to leave these out is what a
+        calibration is for.
 
     Examples
     --------
@@ -338,11 +344,20 @@ def left_out(results: Iterable[CalibrationResult]) -> dict[str, str]:
 def _reason_to_leave_out(result: CalibrationResult | None) -> str:
     if result is None:
         return "It was not measured."
-    if result.findings:
-        return " ".join(result.findings)
-    if not result.passed:
-        return "It could not be measured, or missed a limit."
+    if not (_knows_its_bad_pixels(result) or result.passed):
+        return " ".join(result.findings) or "It could not be measured, or missed a limit."
     return "" if result.provenance else "It does not say where its frames come from."
+
+
+def _knows_its_bad_pixels(result: CalibrationResult) -> bool:
+    """Whether a result is of dark frames whose only fault is pixels that a calibration leaves out."""
+    if result.name != "dark_frames" or "offset_map" not in result.data:
+        return False
+    n_pixels = result.data["offset_map"].size
+    shares = [result.data[name].size / n_pixels for name in ("hot_pixels", "stuck_pixels") if name in result.data]
+    n_explained = sum(share > STUCK_SHARE for share in shares)
+    is_few = sum(shares) <= _MOST_BAD_PIXELS
+    return is_few and len(result.findings) <= n_explained and is_within(result.value, result.limit)
 
 
 def _of_dark_frames(result: CalibrationResult | None) -> dict[str, Any]:
@@ -360,6 +375,7 @@ def _of_dark_frames(result: CalibrationResult | None) -> dict[str, Any]:
     offset = result.data.get("offset_map")
     if offset is not None and offset.size == config.n_outputs:
         found["dark_dn"], found["dark_config"] = offset.astype(np.float32).ravel(), config
+        found["region"] = config.region
     return found
 
 

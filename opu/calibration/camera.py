@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from opu.calibration.faults import full_well_finding, light_faults, stuck_finding, stuck_pixels
+from opu.calibration.faults import STUCK_SHARE, full_well_finding, light_faults, stuck_finding, stuck_pixels
 from opu.calibration.frames import available_size, take_dark
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import CalibrationResult, Quantity
@@ -50,6 +50,7 @@ _SMOOTH_NOISE_DN = 0.4
 # by 1 %, at most.
 _SMOOTH_DARK_NOISE_DN = 0.55
 _IDENTIFIABLE_NOISE_DN = 0.3
+_LARGEST_GAIN_ERROR = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -335,7 +336,7 @@ def _dark_exposures_us(description: DeviceDescription) -> list[float]:
 def _dark_findings(found: DarkPixels, description: DeviceDescription, exposure_us: float) -> list[str]:
     findings = stuck_finding(float(found.stuck.mean()))
     hot_fraction = float(found.hot.mean())
-    if hot_fraction > 1e-3:
+    if hot_fraction > STUCK_SHARE:
         findings.append(
             f"{100 * hot_fraction:.2g} % of the pixels have a dark current or an offset far from all others: too many "
             "hot pixels. The sensor is too warm, worn or damaged; leave these pixels out."
@@ -534,10 +535,10 @@ def photon_transfer(
     -------
     CalibrationResult
         The system gain K at the gain setting of its session, in DN per electron; passes from 0 on, which is a camera
-        whose frames repeat exactly. Quantities: `read_noise` (electrons; NaN below 0.3 DN, where rounding hides it),
-        `read_noise_bound` (its upper bound of 95 %), `saturation_capacity` (electrons that fill a pixel, or the range
-        of the counts), `snr_max` (the square root of that). Data, by bin of pixels: `mean_dn`, `variance`,
-        `variance_error`, `used`; and `fit`, gain and variance at no light.
+        whose frames repeat exactly. Quantities: `relative_error` of it (passes up to 5 %), `read_noise` (electrons; NaN
+        below 0.3 DN, where rounding hides it), `read_noise_bound` (its upper bound of 95 %), `saturation_capacity`
+        (electrons that fill a pixel, or the range of the counts), `snr_max` (the square root of that). Data, by bin of
+        pixels: `mean_dn`, `variance`, `variance_error`, `used`; and `fit`, gain and variance at no light.
 
     Examples
     --------
@@ -575,6 +576,13 @@ def photon_transfer(
         gain_error,
         limit=(0.0, None),
         quantities={
+            "relative_error": Quantity(
+                value=gain_error / gain if gain > 0 else 0.0 * gain,
+                unit="1",
+                uncertainty=math.nan,
+                limit=(None, _LARGEST_GAIN_ERROR),
+                summary="standard error of the gain over the gain",
+            ),
             "read_noise": Quantity(
                 value=found.read_noise_e,
                 unit="e",
@@ -632,6 +640,12 @@ def _transfer_findings(found: PhotonTransfer, saturation_dn: float, description:
         findings.append(
             "The variance of the counts does not grow with their mean as photons make it grow: there is too little "
             "light, or the camera processes its frames."
+        )
+    elif found.gain_error_dn_per_e > _LARGEST_GAIN_ERROR * found.gain_dn_per_e:
+        relative = found.gain_error_dn_per_e / found.gain_dn_per_e
+        findings.append(
+            f"The gain is known to {relative:.0%} only, and {_LARGEST_GAIN_ERROR:.0%} are wanted: there is too little "
+            "light, noise covers that of the photons, or something else than photons changes from frame to frame."
         )
     return findings
 

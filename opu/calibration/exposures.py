@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opu.calibration.faults import SATURATED_SHARE, light_faults, stuck_pixels
+from opu.calibration.faults import light_faults, stuck_pixels
 from opu.calibration.frames import available_size, take_dark
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import CalibrationResult, Quantity, is_within
+from opu.calibration.saturation import SATURATED_SHARE
 from opu.exposure import TARGET_FRACTION, Saturation
 
 if TYPE_CHECKING:
@@ -26,14 +27,17 @@ __all__ = [
     "estimate_ones_range",
     "exposure",
     "ones_range",
-    "saturated_share",
+    "predicted_saturation",
 ]
 
 # Where the noise is more than this share of the speckle's standard deviation, frames follow the true intensities with a
 # correlation below 0.995.
 _LARGEST_NOISE = 0.1
 _TOLERANCE = 0.05
-_SEARCH_PATTERNS = 4
+# Times 1.96: the 3 events, -log(0.05), that are not seen in one of twenty times.
+_UNSEEN_CLUSTERS = 1.53
+# A half and its complement, with as many dark frames: three measurements take 12 frames.
+_SEARCH_PATTERNS = 2
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ def estimate_brightness(frames: NDArray[Any], dark_dn: float, full_scale_dn: flo
 
     Saturated values come in clusters: a pixel that is bright in one pattern often is in others, and so are its
     neighbours. With `K` saturated values, `k` of them in a pixel, a cluster has `D = g^2 n_outputs var(k) / K` of
-    them, and the squared error of `K` is `D K + D^2`: that of one cluster more, as few clusters say little of their
-    spread.
+    them, and the squared error of `K` is `D K + (1.53 D)^2`. The second part is for few clusters, which say little of
+    their spread: with none seen the interval ends at the three clusters that are missed once in twenty times.
 
     Parameters
     ----------
@@ -105,7 +109,7 @@ def estimate_brightness(frames: NDArray[Any], dark_dn: float, full_scale_dn: flo
         mean_dn=float(pixels.mean()) - dark_dn,
         error_dn=math.sqrt(of_frames + shared / n_outputs),
         saturated=saturated / frames.size,
-        saturated_error=math.sqrt(cluster * saturated + cluster**2) / frames.size,
+        saturated_error=math.sqrt(cluster * saturated + (_UNSEEN_CLUSTERS * cluster) ** 2) / frames.size,
     )
 
 
@@ -127,7 +131,7 @@ def _halves(n_patterns: int, n_features: int) -> NDArray[np.bool_]:
 def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_patterns: int = 32) -> CalibrationResult:
     """Find the exposure, and the gain where needed, for a mean of a ninth of full scale with half of the features on.
 
-    `opu.exposure.choose_exposure` searches, with four patterns. Then other patterns are measured as it found, and the
+    `opu.exposure.choose_exposure` searches, with two patterns. Then other patterns are measured as it found, and the
     stated exposure is corrected by what they show.
 
     Parameters
@@ -147,8 +151,8 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
         In microseconds; passes within the exposures of the device, and is at the nearest of them where the mean passes
         there. Quantities: `gain` (dB), `mean_fraction` (what the search came to: the mean as a fraction of full scale,
         passes within 5 % of a ninth), `saturated_fraction` (passes up to 0.005; fully developed speckle has 0.00012),
-        `rounds` (measurements of the search). Exposure and mean are NaN where more of the values saturate.
-        Data: `histogram`, how many values are in each of 256 bins, and `edges_dn`, shape (257,).
+        `rounds` (measurements of the search) and `search_frames`. Exposure and mean are NaN where more of the values
+        saturate. Data: `histogram`, how many values are in each of 256 bins, and `edges_dn`, shape (257,).
 
     Examples
     --------
@@ -165,7 +169,8 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
     searched, measured = patterns[:_SEARCH_PATTERNS], patterns[_SEARCH_PATTERNS:]
     config = recorder.expose(recorder.config(n_features, n_outputs), searched)
     takes = 2 if "off" in description.light else 1
-    rounds = recorder.frames / (takes * len(searched))
+    search_frames = recorder.frames
+    rounds = search_frames / (takes * len(searched))
     dark = take_dark(recorder, config, 8)
     frames = recorder.take(config, measured).frames
     full_scale = description.full_scale_dn
@@ -194,7 +199,7 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
         best_error_us,
         limit=(limits.minimum, limits.maximum),
         quantities={
-            "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=0.0, summary="gain setting"),
+            "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=math.nan, summary="gain setting"),
             "mean_fraction": Quantity(
                 value=fraction,
                 unit="1",
@@ -209,7 +214,10 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
                 limit=(None, SATURATED_SHARE),
                 summary="share of the values at which pixels are full, without stuck ones",
             ),
-            "rounds": Quantity(value=rounds, unit="1", uncertainty=0.0, summary="measurements of the search"),
+            "rounds": Quantity(value=rounds, unit="1", uncertainty=math.nan, summary="measurements of the search"),
+            "search_frames": Quantity(
+                value=search_frames, unit="1", uncertainty=math.nan, summary="frames that they took, dark ones included"
+            ),
         },
         findings=faults + _exposure_findings(found, range_dn, used_us, where, description)
         if is_saturated
@@ -246,7 +254,7 @@ def _mean(values: NDArray[Any]) -> float:
 # --- ones range -------------------------------------------------------------------------------------------------------
 
 
-def saturated_share(mean_dn: float, contrast: float, range_dn: float) -> float:
+def predicted_saturation(mean_dn: float, contrast: float, range_dn: float) -> float:
     """Return the share of speckle above a count, for intensities of the gamma distribution.
 
     Speckle that a pixel averages over has about this distribution, of the shape `1 / contrast^2` (Goodman, Speckle
@@ -263,7 +271,7 @@ def saturated_share(mean_dn: float, contrast: float, range_dn: float) -> float:
 
     Examples
     --------
-    >>> round(saturated_share(28.0, 1.0, 252.0) * 1e4, 3)
+    >>> round(predicted_saturation(28.0, 1.0, 252.0) * 1e4, 3)
     1.234
     """
     shape = 1 / contrast**2
@@ -280,7 +288,7 @@ def _mean_at_share(share: float, contrast: float, range_dn: float) -> float:
     low, high = range_dn / 1000, range_dn
     for _ in range(50):
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if saturated_share(middle, contrast, range_dn) > share else (middle, high)
+        low, high = (low, middle) if predicted_saturation(middle, contrast, range_dn) > share else (middle, high)
     return math.sqrt(low * high)
 
 
@@ -444,7 +452,7 @@ def ones_range(
     predicted_dn = found.background_dn + found.dn_per_feature * numbers
     is_known = found.contrast > 0
     shares = [
-        saturated_share(mean, found.contrast, range_dn) if is_known and mean > 0 else 0.0 for mean in predicted_dn
+        predicted_saturation(mean, found.contrast, range_dn) if is_known and mean > 0 else 0.0 for mean in predicted_dn
     ]
     largest = min(found.largest, n_features)
     limit = (found.smallest if found.smallest > 1 else 1.0, None)
@@ -483,10 +491,10 @@ def ones_range(
             "exposure": Quantity(
                 value=config.exposure_us or description.exposure_us.default,
                 unit="us",
-                uncertainty=0.0,
+                uncertainty=math.nan,
                 summary="exposure at which this holds",
             ),
-            "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=0.0, summary="gain at which this holds"),
+            "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=math.nan, summary="gain at which this holds"),
         },
         findings=faults or ([] if is_within(largest, limit) else _ones_findings(found, n_features)),
         data={

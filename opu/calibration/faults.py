@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from opu.calibration.saturation import SATURATED_SHARE
 from opu.exposure import Saturation
 
 if TYPE_CHECKING:
@@ -14,10 +15,7 @@ if TYPE_CHECKING:
 
     from opu.device import DeviceDescription
 
-__all__ = ["SATURATED_SHARE", "STUCK_SHARE", "full_well_finding", "light_faults", "stuck_finding", "stuck_pixels"]
-
-SATURATED_SHARE = 0.005
-"""Where more of the pixels saturate, frames follow the true intensities with a correlation below 0.995."""
+__all__ = ["STUCK_SHARE", "full_well_finding", "light_faults", "stuck_finding", "stuck_pixels"]
 
 STUCK_SHARE = 1e-3
 """The share of stuck pixels from which on they are a fault."""

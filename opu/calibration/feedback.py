@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opu.calibration.linear import fit_and_project, no_projection, projection_size
+from opu.calibration.linear import dark_level_dn, fit_and_project, no_projection, projection_size
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
 from opu.calibration.saturation import saturation_finding
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from opu.calibration.linear import Projected
     from opu.calibration.result import CalibrationResult
-    from opu.device import Device, DeviceDescription
+    from opu.device import Device
 
 __all__ = ["cosines", "feedback", "random_errors", "regress_matrix"]
 
@@ -177,7 +177,7 @@ def feedback(
         error_of_value,
         limit=(_LIMIT, None),
         quantities=quantities,
-        findings=_saturation(projected, recorder.description) or _findings(value, quantities),
+        findings=_saturation(recorder, projected) or _findings(value, quantities),
         data={
             "ternary_cosines": found["ternary"],
             "binary_cosines": found["binary"],
@@ -196,11 +196,11 @@ def _cosine(values: NDArray[np.float64], summary: str, at_least: float | None) -
     return Quantity(value=mean, unit="1", uncertainty=error, limit=(at_least, None), summary=summary)
 
 
-def _saturation(projected: Projected, description: DeviceDescription) -> list[str]:
+def _saturation(recorder: Recorder, projected: Projected) -> list[str]:
     """Word that the frames of ternary errors are cut off."""
-    black_dn = description.black_level_dn
-    light_dn = projected.frames[2].astype(np.float64) - black_dn
-    return saturation_finding(light_dn, description.full_scale_dn - black_dn, largest_share=_LARGEST_SATURATED_SHARE)
+    dark_dn, full_scale_dn = dark_level_dn(recorder, projected.linear_map), recorder.description.full_scale_dn
+    light_dn = projected.frames[2].astype(np.float64) - dark_dn
+    return saturation_finding(light_dn, full_scale_dn - dark_dn, largest_share=_LARGEST_SATURATED_SHARE)
 
 
 def _findings(value: float, quantities: dict[str, Quantity]) -> list[str]:

@@ -244,6 +244,7 @@ class _Bench:
         self._config = msgspec.structs.replace(matrix.config, noise_key=noise_key ^ _NOISE)
         self._medium = ("", 0)
         self._saturation: list[str] = []
+        self._range_dn = math.nan
 
     def compare(self, patterns: NDArray[np.bool_]) -> tuple[HeldOut, float, float]:
         """Compare predictions with frames; also return the mean counts above the dark level, measured and predicted."""
@@ -252,12 +253,14 @@ class _Bench:
         self._medium = (projection.provenance.medium_id, projection.provenance.medium_epoch)
         frames = projection.frames.reshape(2, len(patterns), -1)[..., matrix.kept].astype(np.float64)
         predicted = matrix.intensities(patterns)[:, matrix.kept]
-        found = compare_intensities(predicted, frames)
+        found = compare_intensities(predicted, frames, self._recorder.description.full_scale_dn)
         if math.isnan(found.disattenuated):
             return found, math.nan, math.nan
         dark_dn = self._dark_dn(self._config)[matrix.kept]
-        range_dn = self._recorder.description.full_scale_dn - float(np.median(dark_dn))
-        self._saturation = saturation_finding(frames[0] - dark_dn, range_dn, largest_share=_LARGEST_SATURATED_SHARE)
+        self._range_dn = self._recorder.description.full_scale_dn - float(np.median(dark_dn))
+        self._saturation = saturation_finding(
+            frames[0] - dark_dn, self._range_dn, largest_share=_LARGEST_SATURATED_SHARE
+        )
         above_dn = float(frames.mean() - dark_dn.mean())
         return found, above_dn, float(predicted.mean(dtype=np.float64))
 
@@ -300,8 +303,9 @@ class _Bench:
         """Return a configuration in which a focus does not saturate, and by how much it is less exposed."""
         description, exposure_us = self._recorder.description, self._config.exposure_us
         assert exposure_us is not None  # noqa: S101 - the configuration of a matrix is complete
-        room_dn = _FOCUS_FRACTION * (description.full_scale_dn - description.black_level_dn)
-        shorter_us = max(exposure_us * min(1.0, room_dn / focus_dn), description.exposure_us.minimum)
+        shorter_us = max(
+            exposure_us * min(1.0, _FOCUS_FRACTION * self._range_dn / focus_dn), description.exposure_us.minimum
+        )
         shorter_us = min(shorter_us, exposure_us)
         return msgspec.structs.replace(self._config, exposure_us=shorter_us), exposure_us / shorter_us
 

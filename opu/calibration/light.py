@@ -1,8 +1,4 @@
-"""What routines that measure light ask first: of the device a light to switch off, of its frames that none are cut off.
-
-A camera that saturates shows a *plateau*: many values at the highest one, and few just below. Speckle that is not cut
-off thins out towards its highest value. So a full well below full scale is seen as well as full scale itself.
-"""
+"""What routines that measure light ask first: a light that can be switched off, and frames that are not cut off."""
 
 from __future__ import annotations
 
@@ -12,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from opu.calibration.faults import stuck_finding, stuck_pixels
+from opu.calibration.saturation import SATURATED_SPECKLE, saturated_share
 from opu.errors import UnsupportedError
 
 if TYPE_CHECKING:
@@ -22,16 +19,11 @@ if TYPE_CHECKING:
 __all__ = [
     "FEWEST_LIT",
     "PROBE_FEATURES",
-    "SATURATED",
     "SeenLight",
     "judge_light",
     "probe_size",
     "require_dark",
-    "saturated_share",
 ]
-
-SATURATED = 1e-3
-"""The share of saturated values from which on they are a fault."""
 
 PROBE_FEATURES = 64
 FEWEST_LIT = 64
@@ -39,9 +31,6 @@ FEWEST_LIT = 64
 
 _FEWEST_PATTERNS = 3
 _FEWEST_MIRRORS = 24
-_PLATEAU = 0.03
-_FEWEST_ON_PLATEAU = 10
-_DIMMEST_DN = 1.0
 
 
 def require_dark(description: DeviceDescription) -> None:
@@ -78,34 +67,6 @@ def probe_size(description: DeviceDescription, n_patterns: int = _FEWEST_PATTERN
     return min(PROBE_FEATURES, description.n_mirrors), min(n_patterns, most)
 
 
-def saturated_share(light_dn: NDArray[np.float64]) -> float:
-    """Return the share of the values on a plateau at the highest one; 0 where there is none, or no light.
-
-    Parameters
-    ----------
-    light_dn : ndarray, shape (n_speckles, n_pixels)
-        Each speckle once: frames that repeat are averaged before. Above the dark level, in DN.
-
-    Notes
-    -----
-    A plateau has at least 10 values, within 3 % of the highest or a count of it, and more than the band twice as wide
-    below. Of exponential intensities with a mean of a ninth of the highest one, a fifth as many are there as below.
-
-    Examples
-    --------
-    >>> speckle = 20 * np.random.default_rng(0).standard_exponential((4, 4096))
-    >>> saturated_share(speckle), round(saturated_share(np.minimum(speckle, 60)), 2)
-    (0.0, 0.05)
-    """
-    if light_dn.size == 0 or light_dn.mean() < _DIMMEST_DN:
-        return 0.0
-    highest = float(light_dn.max())
-    width = max(_PLATEAU * highest, 1.0)
-    on_plateau = int((light_dn > highest - width).sum())
-    below = int((light_dn > highest - 3 * width).sum()) - on_plateau
-    return on_plateau / light_dn.size if on_plateau >= _FEWEST_ON_PLATEAU and on_plateau > below else 0.0
-
-
 @dataclass(frozen=True, eq=False)
 class SeenLight:
     """What is wrong with light and camera, before anything is computed.
@@ -130,7 +91,7 @@ class SeenLight:
     @property
     def is_measurable(self) -> bool:
         """Whether pixels are left, and the light is not cut off."""
-        return bool(self.working.any()) and self.saturated_share <= SATURATED
+        return bool(self.working.any()) and self.saturated_share <= SATURATED_SPECKLE
 
 
 def judge_light(lit: NDArray[Any], dark: NDArray[Any] | None, description: DeviceDescription) -> SeenLight:
@@ -153,7 +114,7 @@ def judge_light(lit: NDArray[Any], dark: NDArray[Any] | None, description: Devic
     seen = np.asarray(lit, np.float64)[:, working]
     dark_dn = description.black_level_dn if dark is None else float(dark[:, working].mean(dtype=np.float64))
     share, highest_dn = saturated_share(seen - dark_dn), float(seen.max())
-    if share > SATURATED:
+    if share > SATURATED_SPECKLE:
         where = "full scale" if highest_dn >= full_scale_dn - 1 else "where their wells are full"
         findings.append(
             f"{share:.1%} of the values are at {highest_dn:.4g} DN, {where}: the frames are saturated. Use less light, "

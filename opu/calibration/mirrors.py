@@ -20,10 +20,9 @@ from opu.calibration.speckle import (
     SIDE_PX,
     SPECKLE_FRACTION,
     central_region,
-    quantity,
-    student_factor,
     without_light,
 )
+from opu.calibration.uncertainty import quantity, student_factor
 from opu.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -167,6 +167,11 @@ class Recorder:
         last = projection.provenance.first_frame_index + projection.provenance.n_frames
         self._next_frame_index = max(self._next_frame_index, last)
 
+    def count_unseen(self, n_frames: int, frame_us: float) -> None:
+        """Count frames whose projections were not seen, such as those of a fit, with the time that each takes."""
+        self.frames += n_frames
+        self._device_us += n_frames * frame_us
+
     def result(
         self,
         name: str,

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from opu.calibration.light import FEWEST_LIT, PROBE_FEATURES, SATURATED, judge_light, probe_size, require_dark
+from opu.calibration.light import FEWEST_LIT, PROBE_FEATURES, judge_light, probe_size, require_dark
 from opu.calibration.recorder import Recorder
-from opu.calibration.result import Quantity
+from opu.calibration.saturation import SATURATED_SPECKLE
+from opu.calibration.uncertainty import jackknife_error, quantity, standard_error, student_factor
 from opu.device import Region
 from opu.errors import ConfigError, UnsupportedError
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from opu.calibration.light import SeenLight
-    from opu.calibration.result import CalibrationResult, Limit
+    from opu.calibration.result import CalibrationResult
     from opu.device import Device, DeviceDescription, SessionConfig
 
 __all__ = [
@@ -45,14 +46,10 @@ __all__ = [
     "evenly_lit",
     "from_everywhere",
     "grain",
-    "jackknife_error",
     "law_distance",
     "pixel_shares",
-    "quantity",
     "record_speckle",
     "speckle_statistics",
-    "standard_error",
-    "student_factor",
     "without_light",
 ]
 
@@ -73,39 +70,6 @@ _THIRD_DARK_RING = 3.2383
 _LARGEST_V = 40.0
 _SAMPLES_PER_VALUE = 8
 _CRITICAL = 1.50
-
-
-def student_factor(n: float) -> float:
-    """Return by how much to stretch the standard error of `n` samples, such that 1.96 of it cover 95 %.
-
-    Few samples know their spread badly. Student's quantile over the normal one, to second order in the degrees of
-    freedom (Abramowitz and Stegun 26.7.5).
-
-    Examples
-    --------
-    >>> round(1.96 * student_factor(6), 2)  # the exact one is 2.57
-    2.55
-    """
-    dof = n - 1
-    return 1 + 1.21 / dof + 1.44 / dof**2 if dof > 0 else math.nan
-
-
-def standard_error(samples: NDArray[np.float64]) -> float:
-    """Return the standard error of the mean of independent samples, stretched by `student_factor`.
-
-    Parameters
-    ----------
-    samples : ndarray, shape (n,)
-        NaN for fewer than two.
-    """
-    n = len(samples)
-    return float(np.std(samples, ddof=1)) / math.sqrt(n) * student_factor(n) if n > 1 else math.nan
-
-
-def jackknife_error(values: NDArray[np.float64]) -> float:
-    """Return the standard error of an estimate from its values with one sample left out each."""
-    n = len(values)
-    return standard_error(values) * (n - 1) if n > 1 else math.nan
 
 
 def central_region(description: DeviceDescription, side_px: int) -> Region:
@@ -567,11 +531,6 @@ def _envelope(frames: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     return blocks / mean, math.sqrt(max(float(blocks.var() - noise), 0.0)) / float(mean)
 
 
-def quantity(value: float, uncertainty: float, unit: str, summary: str, limit: Limit = (None, None)) -> Quantity:
-    """Return a quantity of numbers of any kind."""
-    return Quantity(value=float(value), unit=unit, uncertainty=float(uncertainty), summary=summary, limit=limit)
-
-
 def grain(
     device: Device, *, noise_key: int = 0, n_patterns: int = PROBE_FEATURES, side_px: int = SIDE_PX
 ) -> CalibrationResult:
@@ -639,7 +598,7 @@ def grain(
         "fwhm_rows": quantity(found.fwhm_px[0], found.fwhm_error_px[0], "px", f"width along a column{bound}"),
         "fwhm_columns": quantity(found.fwhm_px[1], found.fwhm_error_px[1], "px", f"width along a row{bound}"),
         "stride": quantity(
-            found.stride_px if is_sound else math.nan, 0.0, "px", "distance from which on pixels are independent"
+            found.stride_px if is_sound else math.nan, math.nan, "px", "distance from which on pixels are independent"
         ),
         "neighbour_correlation": quantity(
             found.neighbour_correlation, found.neighbour_error, "1", "correlation of pixels at that distance"
@@ -856,7 +815,7 @@ def speckle_statistics(
         ),
         "independent_values": quantity(contrast.n_independent, math.nan, "1", "independent grains that were seen"),
         "saturated_share": quantity(
-            speckle.seen.saturated_share, math.nan, "1", "share at the highest count", limit=(None, SATURATED)
+            speckle.seen.saturated_share, math.nan, "1", "share at the highest count", limit=(None, SATURATED_SPECKLE)
         ),
     }
     return recorder.result(

@@ -15,6 +15,7 @@ from opu.calibration.frames import available_size
 from opu.calibration.recorder import Recorder
 from opu.calibration.result import Quantity
 from opu.calibration.saturation import saturation_finding
+from opu.calibration.uncertainty import student_factor
 from opu.device import DeviceControl, SettingsChange
 from opu.errors import RefusedError, UnsupportedError
 
@@ -291,25 +292,23 @@ class Plateau:
         The least such delay, and its standard error.
     stop_us, stop_error_us : float
         The largest one, and its standard error.
+    centre_error_us : float
+        Standard error of the centre: less than the edges have, which an error of the scale moves apart.
     """
 
     start_us: float
     start_error_us: float
     stop_us: float
     stop_error_us: float
+    centre_error_us: float
 
     @property
     def centre_us(self) -> float:
         """The delay that is safest on both sides."""
         return (self.start_us + self.stop_us) / 2
 
-    @property
-    def centre_error_us(self) -> float:
-        """Standard error of the centre."""
-        return math.hypot(self.start_error_us, self.stop_error_us) / 2
 
-
-_NO_PLATEAU = Plateau(math.nan, math.nan, math.nan, math.nan)
+_NO_PLATEAU = Plateau(*[math.nan] * 5)
 
 
 def find_plateau(delays_us: NDArray[np.float64], light: NDArray[np.float64], exposure_us: float) -> Plateau:
@@ -354,7 +353,9 @@ def _find_edges(delays_us: NDArray[np.float64], shares: NDArray[np.float64], exp
     on_slope = (shares > _SLOPE[0]) & (shares < _SLOPE[1])
     rising = on_slope & (delays_us < full.min()) & (delays_us > full.min() - 1.5 * exposure_us)
     falling = on_slope & (delays_us > full.max()) & (delays_us < full.max() + 1.5 * exposure_us)
-    return Plateau(*_edge(delays_us[rising], shares[rising]), *_edge(delays_us[falling], shares[falling]))
+    start_us, start_error_us = _edge(delays_us[rising], shares[rising])
+    stop_us, stop_error_us = _edge(delays_us[falling], shares[falling])
+    return Plateau(start_us, start_error_us, stop_us, stop_error_us, math.hypot(start_error_us, stop_error_us) / 2)
 
 
 def _edge(delays_us: NDArray[np.float64], shares: NDArray[np.float64]) -> tuple[float, float]:
@@ -367,8 +368,12 @@ def _edge(delays_us: NDArray[np.float64], shares: NDArray[np.float64]) -> tuple[
     slope = float((x * delays_us).sum() / (x**2).sum())
     edge = float(delays_us.mean() + slope * (1 - shares.mean()))
     residual = delays_us - delays_us.mean() - slope * x
-    variance = float((residual**2).sum() / (n - 2))
-    return edge, math.sqrt(variance * (1 / n + (1 - shares.mean()) ** 2 / float((x**2).sum())))
+    square = float((x**2).sum())
+    # Brighter points are noisier, and the edge hangs on them: each counts by its own residual, over what the fit has
+    # left of it (MacKinnon and White, J. Econometrics 29, 305, 1985).
+    weights = 1 / n + (1 - shares.mean()) * x / square
+    alone = residual / (1 - 1 / n - x**2 / square)
+    return edge, math.sqrt(float((weights * alone) @ (weights * alone))) * student_factor(n - 1)
 
 
 def trigger_window(

@@ -159,12 +159,22 @@ def test_hot_pixels_do_not_count_as_saturated(small_preset):
 
 
 def test_too_few_good_pixels_are_named(device):
-    calibrated = apply(device, calibration_for(device, region=Region(100, 200, 2, 11)))
-    assert calibrated.open_session(SessionConfig(n_features=32, n_outputs=17)).config.n_outputs == 17
+    region = Region(100, 200, 2, 11)
+    calibrated = apply(device, calibration_for(device, region=region))
+    config = SessionConfig(n_features=32, n_outputs=17, region=region)
+    assert calibrated.open_session(config).config.n_outputs == 17
+    assert calibrated.open_session(SessionConfig(n_features=32, n_outputs=10)).config.region == region
     with pytest.raises(CapacityError, match="Ask for at most 17 outputs"):
-        calibrated.open_session(SessionConfig(n_features=32, n_outputs=18))
-    with pytest.raises(CapacityError):
-        calibrated.open_session(SessionConfig(n_features=32, n_outputs=10_000))
+        calibrated.open_session(SessionConfig(n_features=32, n_outputs=18, region=region))
+
+
+@pytest.mark.parametrize("n_outputs", [18, 10_000])
+def test_sessions_for_which_the_region_is_too_small_begin_as_without_one(device, n_outputs):
+    config = SessionConfig(n_features=32, n_outputs=n_outputs)
+    calibrated = apply(device, calibration_for(device, region=Region(100, 200, 2, 11), stride=1))
+    region = calibrated.open_session(config).config.region
+    assert region == device.open_session(config).config.region
+    assert region.height * region.width >= n_outputs
 
 
 def test_another_device_or_medium_is_refused(device, small_preset):
@@ -339,7 +349,7 @@ def test_a_calibration_is_made_of_results(device, small_preset):
     np.testing.assert_array_equal(calibration.hot_pixels, [[row, 0], [row, 7], [row, 9]])
     assert calibration.dark_config == results[0].provenance[0].config
     assert (calibration.exposure_us, calibration.gain_db, calibration.stride) == (480.0, 3.0, 3)
-    assert calibration.region is None  # grain looks at a probe in the middle of the sensor
+    assert calibration.region == results[0].provenance[0].config.region
     assert calibration.measured_unix_s == results[-1].provenance[0].finished_unix_s
     with apply(device, calibration).open_session(SessionConfig(n_features=32, n_outputs=10)) as session:
         assert session.config.stride == 3
@@ -368,6 +378,28 @@ def test_only_what_passed_is_applied(device):
             Calibration.from_results([result])
 
 
+@pytest.mark.parametrize("hot_fraction", [0.003, 0.04, 0.2])
+def test_hot_pixels_are_applied_as_far_as_they_are_few(small_preset, hot_fraction):
+    model = small_preset("aurora")
+    camera = dataclasses.replace(
+        model.camera, black_level_dn=8.0, hot_fraction=hot_fraction, hot_current_e_per_s=20_000.0
+    )
+    with SimulatedBench(dataclasses.replace(model, camera=camera), seed=5) as bench:
+        dark = dark_frames(bench, n_outputs=4096, n_frames=16)
+        assert any("leave these pixels out" in finding for finding in dark.findings)
+        if hot_fraction > 0.05:
+            assert "hot pixels" in left_out([dark])["dark_frames"]
+            return
+        calibration = Calibration.from_results([dark])
+        assert len(calibration.hot_pixels) == pytest.approx(4096 * hot_fraction, rel=0.6)
+        with apply(bench, calibration).open_session(SessionConfig(n_features=32, n_outputs=2000)) as session:
+            assert np.isfinite(calibration.dark_levels(session.config)).all()
+    # The same pixels, and an offset that is not what the device states: something else is wrong.
+    missed = msgspec.structs.replace(dark, value=9.0)
+    with pytest.raises(ConfigError, match="None of the results"):
+        Calibration.from_results([missed])
+
+
 def test_a_dead_laser_is_not_calibrated_for(small_preset):
     model = small_preset("aurora")
     model = dataclasses.replace(model, laser=dataclasses.replace(model.laser, electrons_per_mirror_us=1e-9))
@@ -379,7 +411,7 @@ def test_a_dead_laser_is_not_calibrated_for(small_preset):
         ]
     calibration = Calibration.from_results(results)
     assert (calibration.exposure_us, calibration.gain_db) == (None, 0.0)
-    assert (calibration.region, calibration.stride) == (None, 1)
+    assert (calibration.region, calibration.stride) == (results[0].provenance[0].config.region, 1)
     assert list(left_out(results)) == ["exposure", "grain"]
 
 

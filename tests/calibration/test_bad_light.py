@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from opu.calibration.light import judge_light, probe_size, saturated_share
+from opu.calibration.light import judge_light, probe_size
 from opu.calibration.mirrors import dmd_contrast
+from opu.calibration.saturation import saturated_share
 from opu.calibration.speckle import estimate_grain, grain, speckle_statistics
 from opu.calibration.stability import image_shift, laser_power, repeatability, stability
 from opu.device import Limits

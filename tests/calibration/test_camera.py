@@ -344,3 +344,10 @@ def test_frames_without_light_to_compare_with_are_judged_alone(bench):
     assert light_faults(lit, None, description, target_dn=28.3) == []
     [fault] = light_faults((lit > 80).astype(np.uint8), None, description, target_dn=28.3)
     assert "no difference" in fault
+
+
+def test_a_gain_that_is_hardly_known_is_named(bench):
+    with bench(camera={"read_noise_e": 300.0}) as device:
+        result = photon_transfer(device, n_outputs=2048, n_repeats=4)
+    assert not result.quantities["relative_error"].passed
+    assert any("is known to" in finding for finding in result.findings), result.findings

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import opu
-from opu.calibration.linear import Repeats, judge_linearity, linear_mode, odd_projections
+from opu.calibration.linear import Repeats, judge_additivity, linear_mode, odd_projections
 from opu.device import Limits
 from opu.errors import ConfigError, UnsupportedError
 from opu.remote.server import OpuServer
@@ -46,7 +46,7 @@ def test_squares_without_noise():
 def test_noise_is_no_bias(bend):
     covered = 0
     for seed in range(40):
-        found = judge_linearity(projections(0.1, bend, seed))
+        found = judge_additivity(projections(0.1, bend, seed))
         truth = bend / np.sqrt(1 + bend**2)
         covered += abs(found.bias - truth) <= 1.96 * found.bias_error + 0.1 * bend  # the pairs are few
         assert found.single == pytest.approx(np.sqrt(truth**2 + 3 * 0.01 / 2), rel=0.1)
@@ -55,7 +55,7 @@ def test_noise_is_no_bias(bend):
 
 
 def test_constant_outputs_are_no_signal():
-    assert np.isnan(judge_linearity(np.zeros((8, 3, 2, 50))).bias)
+    assert np.isnan(judge_additivity(np.zeros((8, 3, 2, 50))).bias)
 
 
 def test_projections_of_something_else_are_found():

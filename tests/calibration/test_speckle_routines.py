@@ -15,8 +15,8 @@ from opu.calibration.speckle import (
     law_distance,
     pixel_shares,
     speckle_statistics,
-    standard_error,
 )
+from opu.calibration.uncertainty import standard_error
 from opu.device import Limits
 from opu.errors import ConfigError
 from opu.sim.device import SimulatedBench

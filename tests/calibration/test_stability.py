@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from opu.calibration.recorder import Recorder
 from opu.calibration.speckle import disjoint_patterns
 from opu.calibration.stability import (
     Jump,
@@ -162,7 +163,7 @@ def test_the_residual_of_a_correction_is_its_own_error():
     slow = 1 + 0.02 * np.sin(2 * np.pi * number / 1500)
     measured = slow * (1 + noise * generator.standard_normal(len(number)))
     found = estimate_power(measured, interval)
-    references = np.interp(number, number[::interval], measured[::interval])
+    references = np.interp(number, number[::interval], slow[::interval])
     true = np.sqrt(np.mean((slow / references - 1)[number % interval != 0] ** 2))
     assert found.residual == pytest.approx(true, abs=4 * found.residual_error)
     assert found.noise == pytest.approx(noise, rel=0.1)
@@ -259,6 +260,31 @@ def test_reference_frames_correct_the_power_and_a_fast_laser_is_named():
     with bench(laser=laser(rin=0.03)) as device:
         result = laser_power(device)
     assert any("from frame to frame" in finding for finding in result.findings)
+
+
+@pytest.mark.parametrize("n_references", [12, 40])
+def test_one_bad_reference_frame_is_named(monkeypatch, n_references):
+    take = Recorder.take
+
+    def take_with_a_flicker(recorder, config, patterns):
+        projection = take(recorder, config, patterns)
+        if len(projection.frames) > 500:
+            projection.frames[300] = projection.frames[300] // 2
+        return projection
+
+    monkeypatch.setattr(Recorder, "take", take_with_a_flicker)
+    with bench() as device:
+        result = laser_power(device, n_references=n_references)
+    assert result.limit == (None, 0.005)
+    assert result.value > 0.05
+    assert any("remain after a correction" in finding for finding in result.findings)
+
+
+def test_the_noise_of_every_frame_is_none_of_what_is_left():
+    generator = np.random.default_rng(4)
+    found = [estimate_power(1 + 0.003 * generator.standard_normal(601), 50).residual for _ in range(200)]
+    assert np.median(found) < 0.0013
+    assert max(found) < 0.004
 
 
 @pytest.mark.parametrize("routine", [stability, laser_power, repeatability])

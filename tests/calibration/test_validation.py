@@ -52,6 +52,16 @@ def test_disattenuation_takes_the_noise_away():
     assert found.disattenuated == pytest.approx(1, abs=5 * found.uncertainty)
 
 
+def test_counts_at_full_scale_are_no_measurement():
+    rng = np.random.default_rng(7)
+    true = rng.exponential(size=(2000, 50))
+    measured = np.minimum(true + 0.1 * rng.normal(size=(2, 2000, 50)), 4)
+    assert compare_intensities(true, measured).disattenuated < 0.99
+    found = compare_intensities(true, measured, 4)
+    assert found.disattenuated == pytest.approx(1, abs=5 * found.uncertainty)
+    assert found.uncertainty < 1e-3
+
+
 def test_uncertainties_cover_the_spread():
     rng = np.random.default_rng(6)
     found = []

@@ -104,7 +104,11 @@ class HeldOut:
     slope_uncertainty: float
 
 
-def compare_intensities(predicted: NDArray[np.floating[Any]], measured: NDArray[np.floating[Any]]) -> HeldOut:
+def compare_intensities(
+    predicted: NDArray[np.floating[Any]],
+    measured: NDArray[np.floating[Any]],
+    full_dn: float = math.inf,
+) -> HeldOut:
     """Compare predicted with measured intensities, and correct for the noise of the measurement.
 
     The correlations are over patterns, with the mean of each pixel removed, pooled over pixels. Noise lowers the
@@ -118,6 +122,9 @@ def compare_intensities(predicted: NDArray[np.floating[Any]], measured: NDArray[
         Intensities, in any unit.
     measured : ndarray, shape (2, n_patterns, n_outputs)
         Two measurements of each.
+    full_dn : float
+        Where counts end. Values that are there in either measurement are left out, as the fit of a matrix does: they
+        say only that the intensity is at least this.
 
     Returns
     -------
@@ -125,7 +132,8 @@ def compare_intensities(predicted: NDArray[np.floating[Any]], measured: NDArray[
         NaN where an intensity does not vary.
     """
     arrays = [np.asarray(array, np.float64) for array in (predicted, *measured)]
-    sums = np.stack([_sums_by_pattern(one, two) for one, two in _pairs(arrays)])
+    counted = np.asarray(np.asarray(measured).max(axis=0) < full_dn)
+    sums = np.stack([_sums_by_pattern(one, two) for one, two in _pairs(arrays, counted)])
     values = _correlations(sums.sum(axis=1))
     n = len(arrays[0])
     without = _correlations(sums.sum(axis=1, keepdims=True) - sums)
@@ -135,9 +143,14 @@ def compare_intensities(predicted: NDArray[np.floating[Any]], measured: NDArray[
     return HeldOut(pearson, repeatability, disattenuated, slope, error, pearson_error, repeatability_error, slope_error)
 
 
-def _pairs(arrays: list[NDArray[np.float64]]) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+def _pairs(
+    arrays: list[NDArray[np.float64]], counted: NDArray[np.bool_]
+) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Return the factors of the five moments: prediction and measurements with themselves and each other."""
-    predicted, first, second = (array - array.mean(axis=0) for array in arrays)
+    n = np.maximum(counted.sum(axis=0), 1)
+    predicted, first, second = (
+        np.where(counted, array - np.where(counted, array, 0.0).sum(axis=0) / n, 0.0) for array in arrays
+    )
     mean = (first + second) / 2
     return [(predicted, predicted), (predicted, mean), (first, first), (second, second), (first, second)]
 
@@ -203,7 +216,7 @@ def held_out(
     provenance = projection.provenance
     frames = projection.frames.reshape(2, n_patterns, -1)[..., matrix.kept].astype(np.float32)
     predicted = matrix.intensities(patterns)[:, matrix.kept]
-    found = compare_intensities(predicted, frames)
+    found = compare_intensities(predicted, frames, recorder.description.full_scale_dn)
     ratio = found.pearson / found.repeatability if found.repeatability > 0 else math.nan
     share = float(matrix.kept.mean())
     return recorder.result(
