@@ -191,8 +191,8 @@ class Calibration:
 
         Taken are the data `hot_pixels` and `stuck_pixels` (numbers of outputs) and `offset_map` of `dark_frames`, the
         value of `exposure` and its quantity `gain`, and the quantity `stride` of `grain`. Results that did not pass are
-        left out, but for dark frames with up to 5 % of bad pixels: see `left_out`. The region is the one in which
-        `dark_frames` has looked, so that sessions begin with pixels that are known.
+        left out, but for dark frames with up to 5 % of bad pixels: see `left_out`. The region has the rows at which
+        `dark_frames` has looked from end to end, so that sessions begin with pixels that are known.
 
         Parameters
         ----------
@@ -375,8 +375,20 @@ def _of_dark_frames(result: CalibrationResult | None) -> dict[str, Any]:
     offset = result.data.get("offset_map")
     if offset is not None and offset.size == config.n_outputs:
         found["dark_dn"], found["dark_config"] = offset.astype(np.float32).ravel(), config
-        found["region"] = config.region
+        found["region"] = _rows_seen(config)
     return found
+
+
+def _rows_seen(config: SessionConfig) -> Region | None:
+    """Return the part of a session's region that its outputs fill: whole rows, or what there is of the first one."""
+    region = config.region
+    if region is None:
+        return None
+    n_rows = config.n_outputs // -(-region.width // config.stride)
+    if n_rows == 0:
+        return Region(region.row, region.column, 1, (config.n_outputs - 1) * config.stride + 1)
+    height = min((n_rows - 1) * config.stride + 1, region.height)
+    return Region(region.row, region.column, height, region.width)
 
 
 def _of_exposure(result: CalibrationResult | None) -> dict[str, Any]:

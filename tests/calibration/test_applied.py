@@ -349,7 +349,7 @@ def test_a_calibration_is_made_of_results(device, small_preset):
     np.testing.assert_array_equal(calibration.hot_pixels, [[row, 0], [row, 7], [row, 9]])
     assert calibration.dark_config == results[0].provenance[0].config
     assert (calibration.exposure_us, calibration.gain_db, calibration.stride) == (480.0, 3.0, 3)
-    assert calibration.region == results[0].provenance[0].config.region
+    assert calibration.region == Region(row, 0, 1, 900)
     assert calibration.measured_unix_s == results[-1].provenance[0].finished_unix_s
     with apply(device, calibration).open_session(SessionConfig(n_features=32, n_outputs=10)) as session:
         assert session.config.stride == 3
@@ -411,7 +411,8 @@ def test_a_dead_laser_is_not_calibrated_for(small_preset):
         ]
     calibration = Calibration.from_results(results)
     assert (calibration.exposure_us, calibration.gain_db) == (None, 0.0)
-    assert (calibration.region, calibration.stride) == (results[0].provenance[0].config.region, 1)
+    region = results[0].provenance[0].config.region
+    assert (calibration.region, calibration.stride) == (Region(region.row, 0, 1, 900), 1)
     assert list(left_out(results)) == ["exposure", "grain"]
 
 
@@ -424,6 +425,19 @@ def test_sessions_have_pixels_that_were_looked_at(small_preset):
         with apply(bench, calibration).open_session(SessionConfig(n_features=32, n_outputs=2000)) as session:
             assert session.config.stride == 2
             assert np.isfinite(calibration.dark_levels(session.config)).all()
+
+
+@pytest.mark.parametrize("n_outputs", [1500, 4096, 6120])
+def test_the_region_has_no_pixel_that_nobody_looked_at(small_preset, n_outputs):
+    with SimulatedBench(small_preset("aurora"), seed=5) as bench:
+        calibration = Calibration.from_results([dark_frames(bench, n_outputs=n_outputs, n_frames=4)])
+        region = calibration.region
+        n_pixels = region.height * region.width
+        assert n_outputs - bench.describe().pixels[1] < n_pixels <= n_outputs
+        session = SessionConfig(n_features=32, n_outputs=n_pixels - len(calibration.hot_pixels))
+        config = apply(bench, calibration).open_session(session).config
+        assert config.region == region
+        assert np.isfinite(calibration.dark_levels(config)).all()
 
 
 def test_any_part_of_the_sensor_is_looked_at(small_preset):
