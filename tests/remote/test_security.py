@@ -765,7 +765,7 @@ def test_threads_share_the_lease_of_their_device(keys):
         for held in (first, second):
             threads.submit(held.__enter__).result(60)
         threads.submit(first.__exit__, None, None, None).result(60)
-        assert device.server_status().lease.note == "first"
+        assert device.server_status().lease.note == "second"
         threads.submit(second.__exit__, None, None, None).result(60)
         assert device.server_status().lease is None
 
