@@ -114,25 +114,30 @@ class _Link:
     ----------
     address : str
         `tcp://HOST:PORT`.
+    host_number : str
+        The number of the host, as it was looked up.
     timeout_s : float
         How long the server may give no sign of life.
     reconnect_s : float
         How long to try to come back.
-    keys : ClientKeys, optional
+    keys : ClientKeys or None
         Of the client.
-    role : str, optional
+    role : str or None
         What the client wants to be at most.
     """
 
     def __init__(
         self,
         address: str,
+        host_number: str,
         timeout_s: float,
         reconnect_s: float,
-        keys: ClientKeys | None = None,
-        role: protocol.Role | None = None,
+        *,
+        keys: ClientKeys | None,
+        role: protocol.Role | None,
     ) -> None:
         self.address = address
+        self._host_number = host_number
         self._keys = keys
         self._conversation = start_conversation(address, timeout_s, reconnect_s, role)
         self._ended = False
@@ -268,7 +273,7 @@ class _Link:
         """Make a connection, and use it until it ends."""
         first = self._conversation.is_greeting  # later, the conversation says when to try again
         with (
-            connect(context, self.address, self._keys, tries_by_itself=first) as (dealer, watch),
+            connect(context, self.address, self._host_number, self._keys, tries_by_itself=first) as (dealer, watch),
             self._watching(dealer, watch.receiver),
         ):
             send_message(dealer, self._conversation.connected())
@@ -822,8 +827,8 @@ async def _open(
     lookup = look_up(uri)
     with contextlib.suppress(OSError, UnicodeError):  # judged in the next line
         await asyncio.wait_for(asyncio.wrap_future(lookup), timeout_s)
-    judge_host(uri, lookup, timeout_s)
-    link = _Link(f"tcp:{uri.rest}", timeout_s, reconnect_s, keys, role)
+    host_number = judge_host(uri, lookup, timeout_s)
+    link = _Link(f"tcp:{uri.rest}", host_number, timeout_s, reconnect_s, keys=keys, role=role)
     try:
         await link.greet()
     except (Exception, asyncio.CancelledError):

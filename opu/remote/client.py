@@ -88,6 +88,7 @@ __all__ = ["RemoteDevice", "RemoteSession", "find_local", "open_remote"]
 
 _FIND_TIMEOUT_S = 0.25
 _LONGEST_WAIT_MS = 250
+_UNSETTLED = ("PENDING", "RUNNING")  # states of a future: without its lock nothing else tells
 
 ResultT = TypeVar("ResultT")
 
@@ -150,9 +151,11 @@ class _LinkFuture(Future[Any]):
 
         Another thread may have held its lock, and is not there to give it back; its callbacks are those of the parent.
         """
-        if self._ticket is not None:
+        if self._state in _UNSETTLED:
             super().__init__()
             self.set_exception(copy_error(error))
+        else:
+            self._condition = threading.Condition()
 
     def _part(self) -> None:
         self._ticket = None  # it knows this future: a cycle would keep the frames for long
@@ -169,25 +172,30 @@ class Link:
     ----------
     address : str
         `tcp://HOST:PORT`.
+    host_number : str
+        The number of the host, as it was looked up.
     timeout_s : float
         How long the server may give no sign of life.
     reconnect_s : float
         How long to try to come back.
-    keys : ClientKeys, optional
+    keys : ClientKeys or None
         Of the client.
-    role : str, optional
+    role : str or None
         What the client wants to be at most.
     """
 
     def __init__(
         self,
         address: str,
+        host_number: str,
         timeout_s: float,
         reconnect_s: float,
-        keys: ClientKeys | None = None,
-        role: protocol.Role | None = None,
+        *,
+        keys: ClientKeys | None,
+        role: protocol.Role | None,
     ) -> None:
         self.address = address
+        self._host_number = host_number
         self._keys = keys
         self._lock = threading.Lock()
         self._conversation = start_conversation(address, timeout_s, reconnect_s, role)
@@ -500,7 +508,7 @@ class Link:
     def _use_connection(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Make a connection, and use it until it ends."""
         first = self._conversation.is_greeting  # later, the conversation says when to try again
-        with connect(context, self.address, self._keys, tries_by_itself=first) as (dealer, watch):
+        with connect(context, self.address, self._host_number, self._keys, tries_by_itself=first) as (dealer, watch):
             try:
                 with self._lock:
                     send_message(dealer, self._conversation.connected())
@@ -919,7 +927,7 @@ def open_remote(
         The server does not admit the key, or is another one than `server_key` names.
     UnreachableError
         The host is unknown or cannot be looked up in that time, or nobody answers. Where nobody listens, that is known
-        after a second or so.
+        after some three seconds, however long `timeout_s` is: to wait for a server that starts later, open it again.
     VersionMismatchError
         The server speaks another version of the protocol.
     BusyError
@@ -930,8 +938,8 @@ def open_remote(
     keys = read_keys(uri, key, server_key)
     lookup = look_up(uri)
     futures.wait([lookup], timeout_s)
-    judge_host(uri, lookup, timeout_s)
-    link = Link(f"tcp:{uri.rest}", timeout_s, reconnect_s, keys, role)
+    host_number = judge_host(uri, lookup, timeout_s)
+    link = Link(f"tcp:{uri.rest}", host_number, timeout_s, reconnect_s, keys=keys, role=role)
     try:
         welcome = link.greet()
     except OpuError:
