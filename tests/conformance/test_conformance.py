@@ -19,6 +19,9 @@ SIMULATED = ["sim:?preset=aurora&seed=7", "sim:?preset=ideal&seed=7"]
 DEVICES = [(name, False) for name in PRESETS] + [("aurora", True), ("ideal", True), ("laboratory", True)]
 
 
+NEED_REPETITION = {"inputs_may_be_changed_after_submit", "frames_have_an_identity"}
+
+
 @pytest.fixture(scope="module", params=DEVICES, ids=str)
 def device(request, small_preset):
     name, served = request.param
@@ -31,9 +34,11 @@ def device(request, small_preset):
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_check_passes(device, name):
+def test_check_passes(device, name, request):
     reason = CHECKS[name](device)
-    if name == "device_settings_change" and device.describe().backend == "tcp":
+    if name in NEED_REPETITION and "laboratory" in request.node.name:  # whose medium decorrelates
+        assert reason == "the device does not repeat its noise"
+    elif name == "device_settings_change" and device.describe().backend == "tcp":
         assert "role 'user'" in reason  # without keys nobody is an operator
     else:
         assert reason is None
