@@ -36,7 +36,7 @@ def device(request, small_preset):
 @pytest.mark.parametrize("name", CHECKS)
 def test_check_passes(device, name, request):
     reason = CHECKS[name](device)
-    if name in NEED_REPETITION and "laboratory" in request.node.name:  # whose medium decorrelates
+    if name in NEED_REPETITION and "laboratory" in request.node.name:  # whose frames depend on the time
         assert reason == "the device does not repeat its noise"
     elif name == "device_settings_change" and device.describe().backend == "tcp":
         assert "role 'user'" in reason  # without keys nobody is an operator

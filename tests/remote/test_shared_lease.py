@@ -268,9 +268,8 @@ def test_a_change_that_was_interrupted_is_made_before_the_device_is_closed(serve
 def test_a_lease_that_nobody_waits_for_is_given_back(control, server, monkeypatch):
     with monkeypatch.context() as patch:
         interrupt(patch, opu.remote.protocol.TakeLease)
-        with pytest.raises(KeyboardInterrupt):
-            control.change(CHANGE)
-    control.settings()
+        with pytest.raises(KeyboardInterrupt), control.lease(ttl_s=600.0):
+            pass
     wait_until(lambda: lease_of(server) is None, 60)
 
 
