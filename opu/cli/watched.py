@@ -63,7 +63,10 @@ def with_default(uri: str, option: str, value: str) -> str:
     'tcp://127.0.0.1:5755?role=observer'
     >>> with_default("tcp://127.0.0.1:5755?role=user", "role", "observer")
     'tcp://127.0.0.1:5755?role=user'
+    >>> with_default("tcp://127.0.0.1:5755?", "role", "observer")
+    'tcp://127.0.0.1:5755?role=observer'
     """
-    if option in parse_uri(uri).options:
+    options = parse_uri(uri).options
+    if option in options:
         return uri
-    return f"{uri}{'&' if '?' in uri else '?'}{option}={value}"
+    return f"{uri}&{option}={value}" if options else f"{uri.removesuffix('?')}?{option}={value}"

@@ -52,9 +52,9 @@ from opu.remote.dealer import (
     start_conversation,
 )
 from opu.remote.handshake import ConnectionWatch
+from opu.remote.holding import LEASE_S, HeldLease, SharedLease, Terms
 from opu.remote.requests import (
     GONE,
-    LEASE_S,
     ask_for_settings,
     ask_for_status,
     ask_to_change,
@@ -114,25 +114,30 @@ class _Link:
     ----------
     address : str
         `tcp://HOST:PORT`.
+    host_number : str
+        The number of the host, as it was looked up.
     timeout_s : float
         How long the server may give no sign of life.
     reconnect_s : float
         How long to try to come back.
-    keys : ClientKeys, optional
+    keys : ClientKeys or None
         Of the client.
-    role : str, optional
+    role : str or None
         What the client wants to be at most.
     """
 
     def __init__(
         self,
         address: str,
+        host_number: str,
         timeout_s: float,
         reconnect_s: float,
-        keys: ClientKeys | None = None,
-        role: protocol.Role | None = None,
+        *,
+        keys: ClientKeys | None,
+        role: protocol.Role | None,
     ) -> None:
         self.address = address
+        self._host_number = host_number
         self._keys = keys
         self._conversation = start_conversation(address, timeout_s, reconnect_s, role)
         self._ended = False
@@ -268,7 +273,7 @@ class _Link:
         """Make a connection, and use it until it ends."""
         first = self._conversation.is_greeting  # later, the conversation says when to try again
         with (
-            connect(context, self.address, self._keys, tries_by_itself=first) as (dealer, watch),
+            connect(context, self.address, self._host_number, self._keys, tries_by_itself=first) as (dealer, watch),
             self._watching(dealer, watch.receiver),
         ):
             send_message(dealer, self._conversation.connected())
@@ -459,7 +464,8 @@ class AsyncControl:
 
     Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
     itself, for several that belong together there is `lease`. Tasks of one device share its lease. Whoever cancels a
-    change does not wait for it any more; the device is changed nevertheless.
+    change does not wait for it any more; the device is changed nevertheless, unless it is closed
+    before that was asked for.
 
     Parameters
     ----------
@@ -473,8 +479,8 @@ class AsyncControl:
         self._link = link
         self._note = note
         self._taking = asyncio.Lock()
-        self._held: int | None = None
-        self._holders = 0
+        self._shared = SharedLease()
+        self._changes: set[asyncio.Task[DeviceSettings]] = set()  # the loop itself does not keep them
 
     async def settings(self) -> DeviceSettings:
         """Return the settings as they are."""
@@ -492,10 +498,12 @@ class AsyncControl:
         ForbiddenError, LeaseError, ConfigError, DeviceError, ClosedError
             As `opu.remote.client.RemoteControl.change`.
         """
-        async with self.lease():
-            lease = self._number()
-            reply = await self._ask(ask_to_change(lease, change))
-        return reply.settings
+        # In a task of its own, so that the lease is not given back before a change that was cancelled is made.
+        task = asyncio.create_task(self._change(asyncio.current_task(), change))
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        task.add_done_callback(_look_at)
+        return await asyncio.shield(task)
 
     @contextlib.asynccontextmanager
     async def lease(self, ttl_s: float = LEASE_S, note: str = "", *, force: bool = False) -> AsyncIterator[Self]:
@@ -518,18 +526,8 @@ class AsyncControl:
         LeaseError
             Somebody else has the lease.
         """
-        async with self._taking:  # a second number would make the first one void
-            if self._held is None:
-                self._held = await self._take(ttl_s, note, force=force)
-            self._holders += 1
-        try:
+        async with self._hold(asyncio.current_task(), Terms(ttl_s, note, force)):
             yield self
-        finally:
-            self._holders -= 1
-            if not self._holders:
-                lease, self._held = self._number(), None
-                with contextlib.suppress(*GONE, LeaseError):  # it has ended by itself
-                    await self._return(lease)
 
     async def renew(self) -> None:
         """Have the lease that is held last its full time again.
@@ -539,28 +537,80 @@ class AsyncControl:
         LeaseError
             It has run out, was taken away, or none is held.
         """
-        lease = self._number()
-        await self._link.ask(ask_to_renew(lease), protocol.Lease)
-
-    def _number(self) -> int:
-        if self._held is None:
+        held = self._shared.find(asyncio.current_task())
+        if held is None:
             raise LeaseError("No lease is held.", "Take one: async with control.lease(): ...")
-        return self._held
+        await self._renew(held)
 
-    async def _take(self, ttl_s: float, note: str, *, force: bool) -> int:
-        answer = self._link.ask(ask_to_take(ttl_s, note, force=force), protocol.Lease)
+    async def _change(self, who: object, change: SettingsChange) -> DeviceSettings:
+        async with self._hold(who, None) as held:
+            while True:
+                number = held.number
+                try:
+                    return (await self._ask(ask_to_change(number, change))).settings
+                except LeaseError:
+                    async with self._taking:
+                        if self._shared.lose(held, number):
+                            raise  # it was not taken again meanwhile
+
+    @contextlib.asynccontextmanager
+    async def _hold(self, who: object, terms: Terms | None) -> AsyncIterator[HeldLease]:
+        """Hold the lease, on any terms if there are none."""
+        held = await self._enter(who, terms)
         try:
-            return (await asyncio.shield(answer)).lease
-        except asyncio.CancelledError:
-            answer.add_done_callback(self._give_back)
-            raise
+            yield held
+        finally:
+            if self._shared.leave(who, held):
+                with contextlib.suppress(*GONE, LeaseError):  # it has ended by itself
+                    await self._return(held.number)
 
-    def _give_back(self, answer: asyncio.Future[protocol.Lease]) -> None:
-        """Return a lease that was given to somebody who does not wait any more."""
-        if answer.cancelled() or answer.exception() is not None:
+    async def _enter(self, who: object, terms: Terms | None) -> HeldLease:
+        async with self._taking:  # a second number would make the first one void
+            while True:
+                held = self._shared.find(who)
+                if held is not None and self._shared.wants_renewal(who, held, terms):
+                    try:
+                        await self._renew(held)
+                    except LeaseError:
+                        if self._shared.is_inside(who):
+                            raise
+                        held = None
+                if held is None or not held.covers(terms):
+                    held = await self._take(held, terms or Terms())
+                if self._shared.enter(who, held):
+                    return held
+
+    async def _take(self, held: HeldLease | None, terms: Terms) -> HeldLease:
+        """Take the lease, or take it again."""
+        wanted = held.join(terms) if held is not None else terms
+        asked_s = self._shared.now_s()
+        answer = self._link.ask(ask_to_take(wanted), protocol.Lease)
+        try:
+            reply = await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            answer.add_done_callback(lambda taken: self._use_or_return(held, taken))
+            raise
+        return self._shared.taken(held, reply.lease, wanted, asked_s)
+
+    async def _renew(self, held: HeldLease) -> None:
+        asked_s = self._shared.now_s()
+        number = held.number
+        try:
+            await self._link.ask(ask_to_renew(number), protocol.Lease)
+        except LeaseError:
+            self._shared.lose(held, number)
+            raise
+        self._shared.renewed(held, asked_s)
+
+    def _use_or_return(self, held: HeldLease | None, taken: asyncio.Future[protocol.Lease]) -> None:
+        """Use a lease that was taken for somebody who does not wait any more if others hold it, or return it."""
+        if taken.cancelled() or taken.exception() is not None:
+            return
+        if held is not None and not held.has_ended:
+            held.number = taken.result().lease
             return
         with contextlib.suppress(OpuError):  # the link is over, and the lease with it
-            self._return(answer.result().lease).add_done_callback(_look_at)
+            self._return(taken.result().lease).add_done_callback(_look_at)
 
     def _return(self, lease: int) -> asyncio.Future[protocol.Done]:
         return self._link.ask(ask_to_return(lease), protocol.Done)
@@ -778,8 +828,8 @@ async def _open(
     lookup = look_up(uri)
     with contextlib.suppress(OSError, UnicodeError):  # judged in the next line
         await asyncio.wait_for(asyncio.wrap_future(lookup), timeout_s)
-    judge_host(uri, lookup, timeout_s)
-    link = _Link(f"tcp:{uri.rest}", timeout_s, reconnect_s, keys, role)
+    host_number = judge_host(uri, lookup, timeout_s)
+    link = _Link(f"tcp:{uri.rest}", host_number, timeout_s, reconnect_s, keys=keys, role=role)
     try:
         await link.greet()
     except (Exception, asyncio.CancelledError):

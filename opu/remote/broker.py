@@ -393,7 +393,7 @@ class Broker:
 
     def _admit(self, client: Client) -> None:
         """Let a new client in."""
-        self._check_place(client.peer)
+        self._check_place([*self._peers(), client.peer], client.peer)
         n_of_key = sum(1 for _ in self._clients.of_owner(client.owner))
         if n_of_key >= self._limits.max_clients_of_key:
             self._gate.turn_away("too_many_clients_of_key", client.peer, f"{n_of_key} clients have that key")
@@ -408,10 +408,13 @@ class Broker:
         self._turns.join(client)
         _log.info("client %s has come", client.label, extra={"client": client.client_id})
 
-    def _check_place(self, peer: Peer, n_places: int = 1) -> None:
-        """Check that there is a place for a client: the last ones are for those who only look."""
-        places = self._limits.max_clients + (self._limits.observer_places if peer.role == "observer" else 0)
-        if len(self._clients) + n_places > places:
+    def _peers(self) -> list[Peer]:
+        return [client.peer for client in self._clients.all()]
+
+    def _check_place(self, peers: list[Peer], peer: Peer) -> None:
+        """Check that there are places for some peers, one of them new: a few observers have places of their own."""
+        n_observers = sum(peer.role == "observer" for peer in peers)
+        if len(peers) - min(n_observers, self._limits.observer_places) > self._limits.max_clients:
             self._gate.turn_away("too_many_clients", peer, f"the server has {len(self._clients)} clients")
             raise BusyError(
                 f"The server has {len(self._clients)} clients, as many as it takes of the role {peer.role!r}.",
@@ -425,7 +428,8 @@ class Broker:
             self._gate.turn_away("token", peer, "its token is that of another key")
             raise ForbiddenError("The token belongs to a client with another key.", "Draw a token of your own.")
         if client.peer.role == "observer":
-            self._check_place(peer, 0)  # its place may be one that only observers have
+            others = [other for other in self._peers() if other is not client.peer]
+            self._check_place([*others, peer], peer)  # its place may be one that only observers have
         if client.route == message.route:
             return client  # it was not sure that its first hello had arrived
         left, descriptor = client.route, client.descriptor

@@ -54,9 +54,9 @@ from opu.remote.dealer import (
     start_conversation,
 )
 from opu.remote.handshake import ConnectionWatch
+from opu.remote.holding import LEASE_S, HeldLease, SharedLease, Terms
 from opu.remote.requests import (
     GONE,
-    LEASE_S,
     ask_for_settings,
     ask_for_status,
     ask_to_change,
@@ -88,6 +88,7 @@ __all__ = ["RemoteDevice", "RemoteSession", "find_local", "open_remote"]
 
 _FIND_TIMEOUT_S = 0.25
 _LONGEST_WAIT_MS = 250
+_UNSETTLED = ("PENDING", "RUNNING")  # states of a future: without its lock nothing else tells
 
 ResultT = TypeVar("ResultT")
 
@@ -150,9 +151,11 @@ class _LinkFuture(Future[Any]):
 
         Another thread may have held its lock, and is not there to give it back; its callbacks are those of the parent.
         """
-        if self._ticket is not None:
+        if self._state in _UNSETTLED:
             super().__init__()
             self.set_exception(copy_error(error))
+        else:
+            self._condition = threading.Condition()
 
     def _part(self) -> None:
         self._ticket = None  # it knows this future: a cycle would keep the frames for long
@@ -169,25 +172,30 @@ class Link:
     ----------
     address : str
         `tcp://HOST:PORT`.
+    host_number : str
+        The number of the host, as it was looked up.
     timeout_s : float
         How long the server may give no sign of life.
     reconnect_s : float
         How long to try to come back.
-    keys : ClientKeys, optional
+    keys : ClientKeys or None
         Of the client.
-    role : str, optional
+    role : str or None
         What the client wants to be at most.
     """
 
     def __init__(
         self,
         address: str,
+        host_number: str,
         timeout_s: float,
         reconnect_s: float,
-        keys: ClientKeys | None = None,
-        role: protocol.Role | None = None,
+        *,
+        keys: ClientKeys | None,
+        role: protocol.Role | None,
     ) -> None:
         self.address = address
+        self._host_number = host_number
         self._keys = keys
         self._lock = threading.Lock()
         self._conversation = start_conversation(address, timeout_s, reconnect_s, role)
@@ -235,6 +243,7 @@ class Link:
         reply_type: type[ResultT],
         session: SessionRecord | None = None,
         opens: SessionRecord | None = None,
+        interrupted: Callable[[Future[ResultT]], object] | None = None,
     ) -> ResultT:
         """Send a request and wait for its reply.
 
@@ -248,6 +257,8 @@ class Link:
             The session that must be open.
         opens : SessionRecord, optional
             The session that is open when the reply comes.
+        interrupted : callable, optional
+            Told of the future when the wait is interrupted and the server carries the request out nevertheless.
 
         Raises
         ------
@@ -262,8 +273,10 @@ class Link:
                 self.bring(ticket)
             return future.result()
         except KeyboardInterrupt:
-            if opens is not None:
-                future.add_done_callback(lambda _: self._close_unwanted(opens))
+            with undisturbed, self._lock:
+                is_sent = self._conversation.has_taken(ticket)
+            if interrupted is not None and is_sent:
+                interrupted(future)
             raise
 
     def request(self, ticket: Ticket) -> Future[Any]:
@@ -315,10 +328,20 @@ class Link:
         RefusedError
             It is the one that brings the replies, and runs a callback.
         """
-        if threading.get_ident() in {self._thread.ident, self._attendant}:
+        if self.is_in_callback:
             raise RefusedError(
                 "A callback of a future waits for the device whose link runs it.", "Wait in another thread."
             )
+
+    @property
+    def is_in_callback(self) -> bool:
+        """Whether this thread is the one that brings the replies."""
+        return threading.get_ident() in {self._thread.ident, self._attendant}
+
+    @property
+    def error(self) -> OpuError | None:
+        """Why the link is over."""
+        return self._conversation.error
 
     def _attend_no_more(self) -> None:
         with undisturbed:
@@ -364,14 +387,21 @@ class Link:
         while self._conversation.is_talking and not future.done():
             futures.wait([future], _LONGEST_WAIT_MS / 1000)
 
-    def _close_unwanted(self, record: SessionRecord) -> None:
+    def close_unwanted(self, record: SessionRecord) -> None:
         """Close a session that has been opened for somebody who does not wait any more."""
         if record.number is None:
             return  # it has not been opened, after all
-        closed: Future[protocol.Done] = Future()
+        closed = self.tell(ask_to_close(record), record)
         closed.add_done_callback(lambda _: self.forget(record))
-        with contextlib.suppress(OpuError):  # the link is over, and the session with it
-            self.send(Ticket(ask_to_close(record), protocol.Done, closed, reply_itself, session=record))
+
+    def tell(
+        self, make: Callable[[int], protocol.Request], session: SessionRecord | None = None
+    ) -> Future[protocol.Done]:
+        """Send a request that gives something back, for which nobody waits; in vain if the link is over."""
+        future: Future[protocol.Done] = Future()
+        with contextlib.suppress(OpuError):  # the link is over, and what was to be given back with it
+            self.send(Ticket(make, protocol.Done, future, reply_itself, session=session))
+        return future
 
     def forget(self, record: SessionRecord) -> None:
         """Note that a session is being closed."""
@@ -478,7 +508,7 @@ class Link:
     def _use_connection(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         """Make a connection, and use it until it ends."""
         first = self._conversation.is_greeting  # later, the conversation says when to try again
-        with connect(context, self.address, self._keys, tries_by_itself=first) as (dealer, watch):
+        with connect(context, self.address, self._host_number, self._keys, tries_by_itself=first) as (dealer, watch):
             try:
                 with self._lock:
                     send_message(dealer, self._conversation.connected())
@@ -616,7 +646,12 @@ class RemoteDevice(Device):
 
     def _open_session(self, config: SessionConfig) -> RemoteSession:
         record = SessionRecord(config)
-        opened = self._link.ask(ask_to_open(config), protocol.SessionOpened, opens=record)
+        opened = self._link.ask(
+            ask_to_open(config),
+            protocol.SessionOpened,
+            opens=record,
+            interrupted=lambda future: future.add_done_callback(lambda _: self._link.close_unwanted(record)),
+        )
         session = RemoteSession(self, self._link, record, opened.description)
         self._sessions.add(session)
         return session
@@ -641,7 +676,8 @@ class RemoteControl(DeviceControl):
     """The settings of a device behind a server.
 
     Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
-    itself, for several that belong together there is `lease`. Threads that use one device share its lease.
+    itself, for several that belong together there is `lease`. Threads that use one device share its lease. Whoever
+    interrupts a change does not wait for it any more; the device is changed nevertheless.
 
     Parameters
     ----------
@@ -654,9 +690,8 @@ class RemoteControl(DeviceControl):
     def __init__(self, link: Link, note: Callable[[DeviceSettings], None]) -> None:
         self._link = link
         self._note = note
-        self._taking = threading.Lock()
-        self._held: int | None = None
-        self._holders = 0
+        self._taking = threading.Lock()  # held over what is asked of the server, by whoever may wait
+        self._shared = SharedLease()
 
     def settings(self) -> DeviceSettings:
         """Return the settings as they are."""
@@ -678,17 +713,28 @@ class RemoteControl(DeviceControl):
         ConfigError, DeviceError, ClosedError
             As in process.
         """
-        with self.lease():
-            return self._ask(ask_to_change(self._number(), change)).settings
+        with self._hold(None) as held:
+            while True:
+                number = held.number
+                try:
+                    return self._ask(
+                        ask_to_change(number, change), lambda future: self._hold_until_done(held, future)
+                    ).settings
+                except LeaseError:
+                    if not self._is_replaced(held, number):
+                        raise
 
     @contextlib.contextmanager
     def lease(self, ttl_s: float = LEASE_S, note: str = "", *, force: bool = False) -> Iterator[RemoteControl]:
         """Hold the lease of the device, so that nobody else changes it meanwhile. Within itself it is the same lease.
 
+        Where another thread holds it for less time or with another note, or `force` is given, it is taken again for all
+        of them. When it is lost, whoever is inside gets `LeaseError` for each change until the block is left.
+
         Parameters
         ----------
         ttl_s : float
-            How long it lasts unless `renew` is called, in seconds.
+            How long it lasts at least unless `renew` is called, in seconds.
         note : str
             What for, for others to see.
         force : bool
@@ -706,20 +752,8 @@ class RemoteControl(DeviceControl):
         LeaseError
             Somebody else has the lease.
         """
-        self._link.check_waiter()  # whoever takes it may wait for this thread
-        with self._taking:  # a second number would make the first one void
-            if self._held is None:
-                self._held = self._link.ask(ask_to_take(ttl_s, note, force=force), protocol.Lease).lease
-            self._holders += 1
-        try:
+        with self._hold(Terms(ttl_s, note, force)):
             yield self
-        finally:
-            with self._taking:
-                self._holders -= 1
-                if not self._holders:
-                    lease, self._held = self._number(), None
-                    with contextlib.suppress(*GONE, LeaseError):  # it has ended by itself
-                        self._link.ask(ask_to_return(lease), protocol.Done)
 
     def renew(self) -> None:
         """Have the lease that is held last its full time again.
@@ -729,16 +763,95 @@ class RemoteControl(DeviceControl):
         LeaseError
             It has run out, was taken away, or none is held.
         """
-        self._link.ask(ask_to_renew(self._number()), protocol.Lease)
-
-    def _number(self) -> int:
-        lease = self._held
-        if lease is None:
+        held = self._shared.find(threading.get_ident())
+        if held is None:
             raise LeaseError("No lease is held.", "Take one: with control.lease(): ...")
-        return lease
+        self._renew(held)
 
-    def _ask(self, make: Callable[[int], protocol.Request]) -> protocol.SettingsReply:
-        reply = self._link.ask(make, protocol.SettingsReply)
+    @contextlib.contextmanager
+    def _hold(self, terms: Terms | None) -> Iterator[HeldLease]:
+        """Hold the lease, on any terms if there are none."""
+        if self._link.error is not None:
+            raise copy_error(self._link.error)  # also in a forked process, where nobody gives the locks back
+        self._link.check_waiter()  # whoever takes it may wait for this thread
+        who = threading.get_ident()
+        held = self._enter(who, terms)
+        try:
+            yield held
+        finally:
+            self._leave(who, held)
+
+    def _enter(self, who: int, terms: Terms | None) -> HeldLease:
+        with self._taking:  # a second number would make the first one void
+            while True:
+                held = self._shared.find(who)
+                if held is not None and self._shared.wants_renewal(who, held, terms):
+                    try:
+                        self._renew(held)
+                    except LeaseError:
+                        if self._shared.is_inside(who):
+                            raise
+                        held = None
+                if held is None or not held.covers(terms):
+                    held = self._take(held, terms or Terms())
+                if self._shared.enter(who, held):
+                    return held
+
+    def _take(self, held: HeldLease | None, terms: Terms) -> HeldLease:
+        """Take the lease, or take it again."""
+        wanted = held.join(terms) if held is not None else terms
+        asked_s = self._shared.now_s()
+        reply = self._link.ask(
+            ask_to_take(wanted),
+            protocol.Lease,
+            interrupted=lambda future: future.add_done_callback(lambda taken: self._use_or_return(held, taken)),
+        )
+        return self._shared.taken(held, reply.lease, wanted, asked_s)
+
+    def _use_or_return(self, held: HeldLease | None, taken: Future[protocol.Lease]) -> None:
+        """Use a lease that was taken for somebody who does not wait any more if others hold it, or return it."""
+        if taken.exception() is not None:
+            return
+        if held is not None and not held.has_ended:
+            held.number = taken.result().lease
+        else:
+            self._link.tell(ask_to_return(taken.result().lease))
+
+    def _renew(self, held: HeldLease) -> None:
+        asked_s = self._shared.now_s()
+        number = held.number
+        try:
+            self._link.ask(ask_to_renew(number), protocol.Lease)
+        except LeaseError:
+            self._shared.lose(held, number)
+            raise
+        self._shared.renewed(held, asked_s)
+
+    def _leave(self, who: object, held: HeldLease) -> None:
+        if self._link.error is not None or not self._shared.leave(who, held):
+            return
+        if self._link.is_in_callback:
+            self._link.tell(ask_to_return(held.number))
+            return
+        with contextlib.suppress(*GONE, LeaseError):  # it has ended by itself
+            self._link.ask(ask_to_return(held.number), protocol.Done)
+
+    def _hold_until_done(self, held: HeldLease, future: Future[Any]) -> None:
+        """Have a request hold the lease whose caller does not wait any more: without it the server would refuse it."""
+        if self._shared.enter(future, held):
+            future.add_done_callback(lambda _: self._leave(future, held))
+
+    def _is_replaced(self, held: HeldLease, number: int) -> bool:
+        """Return whether a lease that does not hold any more was taken again meanwhile; otherwise it is lost."""
+        with self._taking:
+            return not self._shared.lose(held, number)
+
+    def _ask(
+        self,
+        make: Callable[[int], protocol.Request],
+        interrupted: Callable[[Future[protocol.SettingsReply]], object] | None = None,
+    ) -> protocol.SettingsReply:
+        reply = self._link.ask(make, protocol.SettingsReply, interrupted=interrupted)
         self._note(reply.settings)
         return reply
 
@@ -814,7 +927,7 @@ def open_remote(
         The server does not admit the key, or is another one than `server_key` names.
     UnreachableError
         The host is unknown or cannot be looked up in that time, or nobody answers. Where nobody listens, that is known
-        after a second or so.
+        after some three seconds, however long `timeout_s` is: to wait for a server that starts later, open it again.
     VersionMismatchError
         The server speaks another version of the protocol.
     BusyError
@@ -825,8 +938,8 @@ def open_remote(
     keys = read_keys(uri, key, server_key)
     lookup = look_up(uri)
     futures.wait([lookup], timeout_s)
-    judge_host(uri, lookup, timeout_s)
-    link = Link(f"tcp:{uri.rest}", timeout_s, reconnect_s, keys, role)
+    host_number = judge_host(uri, lookup, timeout_s)
+    link = Link(f"tcp:{uri.rest}", host_number, timeout_s, reconnect_s, keys=keys, role=role)
     try:
         welcome = link.greet()
     except OpuError:

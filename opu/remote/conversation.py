@@ -241,6 +241,10 @@ class Conversation:
             raise copy_error(error)
         self._outgoing.append(ticket)
 
+    def has_taken(self, ticket: Ticket) -> bool:
+        """Return whether a ticket has been added, so that its future is told of an outcome."""
+        return ticket.request_id is not None or ticket in self._outgoing
+
     def cancel(self, ticket: Ticket) -> bool:
         """Do without the answer to a request.
 

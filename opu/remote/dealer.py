@@ -70,7 +70,12 @@ def start_conversation(
 
 @contextlib.contextmanager
 def connect(
-    context: zmq.Context[zmq.Socket[bytes]], address: str, keys: ClientKeys | None, *, tries_by_itself: bool
+    context: zmq.Context[zmq.Socket[bytes]],
+    address: str,
+    host_number: str,
+    keys: ClientKeys | None,
+    *,
+    tries_by_itself: bool,
 ) -> Iterator[tuple[zmq.Socket[bytes], ConnectionWatch]]:
     """Begin a connection, and close it in the end.
 
@@ -80,6 +85,8 @@ def connect(
         Where the sockets are made. They belong to this thread.
     address : str
         `tcp://HOST:PORT`.
+    host_number : str
+        The number of the host, as `judge_host` has returned it.
     keys : ClientKeys or None
         Of the client.
     tries_by_itself : bool
@@ -92,7 +99,7 @@ def connect(
     """
     dealer = context.socket(zmq.DEALER)
     try:
-        watch = ConnectionWatch(dealer, *parse_host_port(parse_uri(address)), keys is not None)
+        watch = ConnectionWatch(dealer, *parse_host_port(parse_uri(address)), host_number, keys is not None)
         try:
             dealer.linger = 0
             dealer.ipv6 = "[" in address
@@ -142,7 +149,7 @@ def heed(
     """
     if failure is not None:
         conversation.fail(failure)
-    elif is_refused:
+    elif is_refused and conversation.is_greeting and not has_input(dealer):  # or the server has answered meanwhile
         conversation.refused(REFUSED_S)
     elif conversation.is_greeting and watch.n_dropped > n_dropped:
         send_message(dealer, conversation.connected())  # ZeroMQ connects again, and our greeting may have been lost
@@ -208,8 +215,8 @@ def look_up(uri: Uri) -> Future[Any]:
     return lookup
 
 
-def judge_host(uri: Uri, lookup: Future[Any], timeout_s: float) -> None:
-    """Tell a host that is unknown from one where nobody answers.
+def judge_host(uri: Uri, lookup: Future[Any], timeout_s: float) -> str:
+    """Return the number of a host, which tells one that is unknown from one where nobody answers.
 
     Parameters
     ----------
@@ -219,6 +226,11 @@ def judge_host(uri: Uri, lookup: Future[Any], timeout_s: float) -> None:
         As `look_up` has returned it.
     timeout_s : float
         How long it was waited for.
+
+    Returns
+    -------
+    str
+        The first one that was found.
 
     Raises
     ------
@@ -236,6 +248,8 @@ def judge_host(uri: Uri, lookup: Future[Any], timeout_s: float) -> None:
             f"The host {parse_host_port(uri)[0]!r} of {uri.text!r} cannot be found: {reason}.",
             "Check its name, or write its number.",
         ) from error
+    number: str = lookup.result()[0][4][0]
+    return number
 
 
 def _no_lookup(uri: Uri, reason: str) -> UnreachableError:

@@ -51,13 +51,16 @@ class ConnectionWatch:
         The socket.
     host, port : str, int
         Where it will connect.
+    host_number : str
+        The number of the host, for looks that must not wait until a name is looked up.
     has_keys : bool
         Whether it uses keys.
     """
 
-    def __init__(self, dealer: zmq.Socket[Any], host: str, port: int, has_keys: bool) -> None:
+    def __init__(self, dealer: zmq.Socket[Any], host: str, port: int, host_number: str, has_keys: bool) -> None:
         self._dealer = dealer
         self._host, self._port = host, port
+        self._host_number = host_number
         self._has_keys = has_keys
         self._failures = 0
         self._looks_left = _LOOKS
@@ -144,11 +147,11 @@ class ConnectionWatch:
 
     def is_refused(self) -> bool:
         """Return whether nobody has listened for a while, which may take a look, within a second."""
-        return self._fails_for_long() and _refuses(self._host, self._port)
+        return self._fails_for_long() and _refuses(self._host_number, self._port)
 
     async def is_refused_async(self) -> bool:
         """Do as `is_refused`, and leave the event loop to others during the look."""
-        return self._fails_for_long() and await _refuses_async(self._host, self._port)
+        return self._fails_for_long() and await _refuses_async(self._host_number, self._port)
 
     def _fails_for_long(self) -> bool:
         """Return, once in a while, whether no attempt to connect has succeeded meanwhile."""
@@ -235,33 +238,27 @@ async def read_mechanism_async(host: str, port: int) -> str | None:
             writer.transport.abort()
 
 
-def _refuses(host: str, port: int) -> bool:
+def _refuses(host_number: str, port: int) -> bool:
     """Return whether a host says that nobody listens at a port."""
-    with socket.socket(_family_of(host)) as probe:
-        probe.settimeout(_LOOK_S)
-        try:
-            probe.connect((host, port))
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False  # ZeroMQ goes on trying
-    return False
+    try:
+        with socket.create_connection((host_number, port), timeout=_LOOK_S):
+            return False
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False  # ZeroMQ goes on trying
 
 
-async def _refuses_async(host: str, port: int) -> bool:
+async def _refuses_async(host_number: str, port: int) -> bool:
     try:
         async with asyncio.timeout(_LOOK_S):
-            _, writer = await asyncio.open_connection(host, port, family=_family_of(host))
+            _, writer = await asyncio.open_connection(host_number, port)
     except ConnectionRefusedError:
         return True
     except OSError:
         return False
     writer.transport.abort()
     return False
-
-
-def _family_of(host: str) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET  # as ZeroMQ looks the host up
 
 
 def _mechanism_of(greeting: bytes) -> str | None:

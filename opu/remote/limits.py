@@ -18,9 +18,9 @@ class ServerLimits:
     Parameters
     ----------
     max_clients : int
-        Clients at a time.
+        Clients at a time, but for `observer_places`.
     observer_places : int
-        How many observers more there may be than that, so that one can look at a server that is full.
+        How many observers do not count as such, so that one can look at a server that is full.
     max_clients_of_key : int
         Those of them with one key.
     max_sessions : int

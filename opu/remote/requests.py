@@ -24,6 +24,7 @@ from opu.device import (
 from opu.errors import ClosedError, LinkError, MediumChangedError, ProtocolError, UriError
 from opu.remote import protocol
 from opu.remote.conversation import Promise, SessionRecord, Ticket
+from opu.remote.holding import Terms
 from opu.remote.security import ClientKeys
 from opu.uri import Uri
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GONE",
-    "LEASE_S",
     "ask_for_settings",
     "ask_for_status",
     "ask_to_change",
@@ -52,9 +52,6 @@ __all__ = [
 
 GONE = (LinkError, ClosedError, MediumChangedError)
 """What a request ends with when the server that it was for is not there any more."""
-
-LEASE_S = 30.0
-"""How long a lease lasts unless its holder says otherwise or renews it."""
 
 _LINKED_CAPABILITIES = ("repeatable_noise", DeviceControl.name)
 _COPY_BYTES = 2**16
@@ -151,9 +148,9 @@ def ask_to_return(lease: int) -> Callable[[int], protocol.ReturnLease]:
     return lambda number: protocol.ReturnLease(request_id=number, lease=lease)
 
 
-def ask_to_take(ttl_s: float, note: str, *, force: bool) -> Callable[[int], protocol.TakeLease]:
+def ask_to_take(terms: Terms) -> Callable[[int], protocol.TakeLease]:
     """Return what makes the request for the lease of the device."""
-    return lambda number: protocol.TakeLease(request_id=number, ttl_s=ttl_s, note=note, force=force)
+    return lambda number: protocol.TakeLease(request_id=number, ttl_s=terms.ttl_s, note=terms.note, force=terms.force)
 
 
 def ask_to_close(record: SessionRecord) -> Callable[[int], protocol.CloseSession]:

@@ -19,6 +19,9 @@ SIMULATED = ["sim:?preset=aurora&seed=7", "sim:?preset=ideal&seed=7"]
 DEVICES = [(name, False) for name in PRESETS] + [("aurora", True), ("ideal", True), ("laboratory", True)]
 
 
+NEED_REPETITION = {"inputs_may_be_changed_after_submit", "frames_have_an_identity"}
+
+
 @pytest.fixture(scope="module", params=DEVICES, ids=str)
 def device(request, small_preset):
     name, served = request.param
@@ -31,8 +34,14 @@ def device(request, small_preset):
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_check_passes(device, name):
-    CHECKS[name](device)
+def test_check_passes(device, name, request):
+    reason = CHECKS[name](device)
+    if name in NEED_REPETITION and "laboratory" in request.node.name:  # whose frames depend on the time
+        assert reason == "the device does not repeat its noise"
+    elif name == "device_settings_change" and device.describe().backend == "tcp":
+        assert "role 'user'" in reason  # without keys nobody is an operator
+    else:
+        assert reason is None
 
 
 @pytest.mark.parametrize("uri", SIMULATED)
@@ -161,7 +170,7 @@ def test_the_suite_leaves_the_settings_as_they_were():
     with opu.open(SIMULATED[0]) as device:
         control = device.capability(opu.DeviceControl)
         before = control.change(SettingsChange(laser_power_mw=7.5, max_exposure_us=1234))
-        CHECKS["device_settings_change"](device)
+        assert CHECKS["device_settings_change"](device) is None
         assert msgspec.structs.replace(control.settings(), revision=before.revision) == before
 
 

@@ -39,7 +39,7 @@ def faultless():
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_without_faults_it_conforms(faultless, name):
-    CHECKS[name](faultless)
+    assert CHECKS[name](faultless) is None
 
 
 def test_without_faults_frames_are_those_of_the_device(faultless):
@@ -55,7 +55,10 @@ ABOUT_LIGHT = {"light_and_exposure_work", "linear_projections_are_linear", "devi
 def test_with_faults_it_keeps_the_contract(name):
     faults = Faults(late_frames=1, dropped_fraction=0.01, swapped_fraction=0.05, saturated_fraction=0.001)
     with FaultyDevice(opu.open(URI), faults, seed=3) as device:
-        CHECKS[name](device)
+        reason = CHECKS[name](device)
+    # A device that moves frames does not promise to repeat them.
+    repeated = {"inputs_may_be_changed_after_submit", "frames_have_an_identity"}
+    assert reason == ("the device does not repeat its noise" if name in repeated else None)
 
 
 @pytest.mark.parametrize("n_late", [1, 7, 32])

@@ -1,6 +1,7 @@
 """What a client does when the other side is absent, dies, or talks nonsense."""
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -27,10 +28,10 @@ from opu.errors import (
     UriError,
     VersionMismatchError,
 )
-from opu.remote import BACKEND, aio, client, protocol
+from opu.remote import BACKEND, aio, client, handshake, protocol
 from opu.remote.conversation import Conversation
-from opu.remote.dealer import how_to_reach
-from opu.remote.handshake import REFUSED_S
+from opu.remote.dealer import has_input, how_to_reach
+from opu.remote.handshake import REFUSED_S, ConnectionWatch
 from opu.remote.server import parse_bind
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
@@ -544,3 +545,85 @@ with opu.open(sys.argv[1]) as device, device.open_session(opu.SessionConfig(n_fe
         finally:
             process.kill()
     assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize("opener", [opu.open, aio.open], ids=["blocking", "asyncio"])
+def test_a_look_that_comes_late_harms_no_link_that_was_greeted(opener, serve, monkeypatch):
+    """The server may have started, and answered, while one looked whether anybody listens."""
+
+    def look_late(watch):
+        wait_until(lambda: has_input(watch._dealer), 60)
+        return True
+
+    async def look_late_async(watch):
+        return look_late(watch)
+
+    monkeypatch.setattr(ConnectionWatch, "is_refused", look_late)
+    monkeypatch.setattr(ConnectionWatch, "is_refused_async", look_late_async)
+    uri = serve().uri
+
+    async def look():
+        async with await aio.open(uri) as device:
+            return await device.server_status()
+
+    if opener is aio.open:
+        assert asyncio.run(look()).clients
+        return
+    with opu.open(uri) as device:
+        assert device.server_status().clients
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "too many files"), OSError(errno.EAFNOSUPPORT, "no IPv6")])
+def test_a_look_that_fails_tells_nothing(error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(handshake.socket, "socket", fail)
+    assert not handshake._refuses("::1", 1)
+
+
+def test_looks_do_not_look_up_a_name(monkeypatch):
+    """The system may take longer for that than a look may."""
+    hosts = []
+    refuses = handshake._refuses
+
+    def note(host, port):
+        hosts.append(host)
+        return refuses(host, port)
+
+    monkeypatch.setattr(handshake, "_refuses", note)
+    with pytest.raises(UnreachableError, match="Nobody listens at tcp://localhost"):
+        opu.open(f"tcp://localhost:{free_port()}?timeout_s=100")
+    assert hosts == ["127.0.0.1"]
+
+
+def test_what_was_settled_before_a_fork_stays_so_in_the_child(serve):
+    """Also in a callback, which is called before the link lets go of the future."""
+    script = """
+import os, signal, sys, threading
+import opu
+with opu.open(sys.argv[1]) as device, device.open_session(opu.SessionConfig(n_features=10, n_outputs=5)) as session:
+    statuses, forked = [], threading.Event()
+
+    def fork(future):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            os._exit(7 if future.result().frames.shape == (1, 5) else 8)
+        statuses.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        forked.set()
+
+    session.submit([[1] * 10]).add_done_callback(fork)
+    forked.wait(60)
+    sys.exit(0 if statuses == [7] else 9)
+"""
+    command = [sys.executable, "-c", script, serve().uri]
+    ended = subprocess.run(command, check=False, timeout=120, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_who_disowns_a_future_that_was_cancelled_leaves_it_so():
+    future = client._LinkFuture(link=None, ticket="waits")
+    Future.cancel(future)
+    future.disown(ClosedError("The link is closed.", "Open it after forking."))
+    assert future.cancelled()

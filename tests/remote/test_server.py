@@ -325,6 +325,16 @@ def test_observers_leave_their_places_to_users_who_come_back(serve, raw):
     assert isinstance(hello(raw(server.uri), "user", token), protocol.Welcome)
 
 
+def test_observers_do_not_take_the_places_of_users(serve, raw):
+    """Whoever comes first: only those observers count that are more than have places of their own."""
+    server = serve(max_clients=2, observer_places=2)
+    for _ in range(3):
+        assert isinstance(hello(raw(server.uri), "observer"), protocol.Welcome)
+    assert isinstance(hello(raw(server.uri), "user"), protocol.Welcome)
+    assert "role 'user'" in error_of(hello(raw(server.uri), "user"), "busy")
+    assert "role 'observer'" in error_of(hello(raw(server.uri), "observer"), "busy")
+
+
 def test_the_compiled_memory_of_a_client_is_bounded(serve, toy, raw):
     server = serve(max_compiled_bytes=5 * 2**20)
     toy.compiled_bytes = 2 * 2**20
