@@ -159,8 +159,8 @@ def feedback(
     odd = sum(int((~(each >= _ODD_COSINE)).sum()) for each in found.values())
     value, error_of_value = _mean_and_error(found["ternary"])
     quantities = {
-        "binary_cosine": _cosine(found["binary"], "of optical and digital feedback of binary errors", _LIMIT),
-        "repeat_cosine": _cosine(found["repeat"], "of two answers to one ternary error", None),
+        "binary_cosine": _cosine(found["binary"], "cosine of optical and digital feedback of binary errors", _LIMIT),
+        "repeat_cosine": _cosine(found["repeat"], "cosine of two answers to one ternary error", None),
         "odd_share": Quantity(
             value=odd / (3 * n_errors),
             unit="1",

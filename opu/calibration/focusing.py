@@ -192,8 +192,12 @@ def focusing(
         ratio * math.hypot(relative, uncertain),
         limit=(1 - TOLERANCE, 1 + TOLERANCE),
         quantities={
-            "enhancement": _quantity(enhancement, enhancement * relative, "over the mean of random half-on patterns"),
-            "enhancement_over_all_on": _quantity(over_all_on, math.nan, "over the mean of the all-on pattern"),
+            "enhancement": _quantity(
+                enhancement, enhancement * relative, "enhancement over the mean of random half-on patterns"
+            ),
+            "enhancement_over_all_on": _quantity(
+                over_all_on, math.nan, "enhancement over the mean of the all-on pattern"
+            ),
             "expected": _quantity(expected, math.nan, "1 + (N / 2 - 1) / pi with all factors"),
             "fidelity": _quantity(fidelity, fidelity * uncertain, "squared correlation of the matrix with the medium"),
             "illumination": _quantity(losses.illumination, math.nan, "factor of uneven illumination"),

@@ -353,7 +353,10 @@ def linear_mode(
             additivity.single, additivity.single_error, (None, _SINGLE_LIMIT), "additivity error of single projections"
         ),
         "pearson": _quantity(
-            additivity.pearson, additivity.pearson_error, (_PEARSON_LIMIT, None), "of a projection with its own mean"
+            additivity.pearson,
+            additivity.pearson_error,
+            (_PEARSON_LIMIT, None),
+            "correlation of a projection with its own mean",
         ),
         "odd_share": _share_of(len(odd), n_repeats * 3 * n_pairs, "projections that are unlike their repeats"),
         "memory": _quantity(
@@ -404,7 +407,10 @@ def _light_quantities(
     quantities = {
         "saturated_share": _quantity(saturated, 0.0, (None, None), "pixel values at full scale"),
         "power_noise": _quantity(
-            noise, noise / math.sqrt(2 * power[..., 0].size), (None, None), "of the light between frames side by side"
+            noise,
+            noise / math.sqrt(2 * power[..., 0].size),
+            (None, None),
+            "noise of the light between frames side by side",
         ),
     }
     if linear_map.method == ANCHOR:
@@ -426,7 +432,7 @@ def _power_change(outputs: NDArray[np.float64], linear_map: LinearMap) -> dict[s
     change, error = float(changes.mean()), float(changes.std(ddof=1)) / math.sqrt(len(changes))
     bias = abs(change) * math.sqrt(float((offset**2).mean()) / float((outputs[:, 2].mean(axis=0) ** 2).mean()))
     return {
-        "power_change": _quantity(change, error, (None, None), "of the light since the fit, from the anchor"),
+        "power_change": _quantity(change, error, (None, None), "change of the light since the fit, from the anchor"),
         "power_bias": _quantity(
             bias, bias * error / abs(change), (None, None), "what that adds to the additivity error"
         ),

@@ -122,7 +122,7 @@ def calibrate(
     Raises
     ------
     ConfigError
-        A name is unknown; the message lists the known ones.
+        A name is unknown, and the message lists the known ones; or the names are no list.
     UnsupportedError
         A named routine does not apply to the device.
     UnreachableError, ClosedError
@@ -141,6 +141,8 @@ def calibrate(
     >>> dark.passed, dark.unit
     (True, 'DN')
     """
+    if isinstance(names, str):
+        raise ConfigError(f"The names are {names!r}, one text.", f"Use a list: [{names!r}].")
     for name in names or ():
         if name not in ROUTINES:
             raise ConfigError(f"Unknown calibration routine {name!r}.", f"Routines: {', '.join(ROUTINES)}.")

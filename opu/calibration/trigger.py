@@ -135,7 +135,9 @@ def _spread_pixels(recorder: Recorder, n_features: int, n_outputs: int) -> Sessi
 
 
 def _correlation_quantity(value: float) -> Quantity:
-    return Quantity(value=value, unit="1", uncertainty=math.nan, summary="of frame means with the brightness sent")
+    return Quantity(
+        value=value, unit="1", uncertainty=math.nan, summary="correlation of frame means with the brightness sent"
+    )
 
 
 def _share(count: int, places: int, summary: str) -> Quantity:
@@ -521,7 +523,7 @@ def _measure_lost(cycle: _Cycle, n_repeats: int) -> tuple[Quantity, dict[str, ND
         )
         light_dn[i], errors_dn[i] = lit_dn - dark_dn, math.hypot(lit_error, dark_error)
     lost_us, error_us = _line_zero(exposures_us, light_dn, np.maximum(errors_dn, _ROUNDING_DN))
-    quantity = Quantity(value=lost_us, unit="us", uncertainty=error_us, summary="of an exposure without light")
+    quantity = Quantity(value=lost_us, unit="us", uncertainty=error_us, summary="part of an exposure without light")
     return quantity, {"exposures_us": exposures_us, "light_dn": light_dn}
 
 

@@ -56,6 +56,11 @@ def test_what_the_device_fails_is_a_finding():
         assert result.findings == ("The camera does not answer. Look at its cable.",)
 
 
+def test_names_are_a_list():
+    with opu.open("sim:") as device, pytest.raises(ConfigError, match="'latency', one text"):
+        calibrate(device, "latency")
+
+
 def test_unknown_routine_lists_the_known_ones():
     with opu.open("sim:") as device, pytest.raises(ConfigError, match=r"tea.*dark_frames") as caught:
         calibrate(device, ["tea"])
