@@ -136,7 +136,7 @@ def test_what_was_written_can_be_compared_with(report_of, tmp_path):
     report = report_of(result())
     report.save(tmp_path)
     earlier = read_report(tmp_path)
-    assert report.save(tmp_path, earlier=earlier) == []
+    assert report.save(tmp_path, earlier=earlier) == tmp_path
     assert "Nothing beyond four standard errors" in (tmp_path / "index.html").read_text()
 
 
@@ -326,6 +326,47 @@ def test_a_replacement_that_is_interrupted_can_be_repeated(report_of, tmp_path, 
     new.save(tmp_path)
     names = ["dark.npz", "data", "gain.npz", "index.html", "report.json"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == names
+
+
+def test_an_interrupted_report_does_not_replace_one_with_more_routines(report_of, tmp_path):
+    data = {"x": np.zeros(2)}
+    whole = report_of(result(data=data), result("dark", data=data))
+    assert whole.save(tmp_path) == tmp_path
+    before = content(tmp_path)
+    for value in (1.1, 1.2):
+        part = msgspec.structs.replace(report_of(result(value=value, data=data)), interrupted="It was stopped by hand.")
+        check_folder(tmp_path)
+        assert part.save(tmp_path) == tmp_path / "interrupted"
+        assert before.items() <= content(tmp_path).items()
+        assert read_report(tmp_path / "interrupted")["calibration"]["gain"]["value"] == value
+    assert msgspec.structs.replace(whole, interrupted="The server is gone.").save(tmp_path) == tmp_path
+    assert read_report(tmp_path)["interrupted"] == "The server is gone."
+
+
+def foreign_folder(path):
+    path.mkdir()
+    (path / "index.html").write_text("My home page")
+
+
+def foreign_file(path):
+    path.write_text("mine")
+
+
+def foreign_link(path):
+    path.with_name("elsewhere").mkdir()
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("make", [foreign_folder, foreign_file, foreign_link])
+def test_an_interrupted_report_takes_the_place_of_nothing_else(report_of, tmp_path, make):
+    report_of(result(), result("dark")).save(tmp_path)
+    make(tmp_path / "interrupted")
+    before = content(tmp_path)
+    part = msgspec.structs.replace(report_of(result()), interrupted="It was stopped by hand.")
+    for use in (check_folder, part.save):
+        with pytest.raises(DataFileError, match="interrupted"):
+            use(tmp_path)
+    assert content(tmp_path) == before
 
 
 def test_threads_save_reports_at_once(report_of, tmp_path):
