@@ -169,6 +169,35 @@ def test_two_runs_of_one_device_do_not_differ():
     assert compare(saved(first), saved(second)) == []
 
 
+@pytest.mark.parametrize(("before", "after", "n_changes"), [(0.0, 12.0, 1), (2.0, 3.0, 1), (553.1, 550.0, 0)])
+def test_a_setting_has_changed_where_it_differs(report_of, before, after, n_changes):
+    reports = [
+        saved(
+            report_of(
+                result(
+                    quantities={
+                        "gain": Quantity(
+                            value=value, unit="dB", uncertainty=math.nan, summary="gain setting", is_setting=True
+                        )
+                    }
+                )
+            )
+        )
+        for value in (before, after)
+    ]
+    texts = [change.text for change in compare(*reports)]
+    assert texts == [f"gain setting: {before:g} before, {after:g} dB now."] * n_changes
+
+
+def test_routines_say_what_was_set():
+    with opu.open("sim:?preset=aurora&seed=7") as device:
+        report = check_health(device, ["exposure", "ones_range", "grain"], quick=True)
+    settings = {
+        (each.name, name) for each in report.results for name, number in each.quantities.items() if number.is_setting
+    }
+    assert settings == {("exposure", "gain"), ("ones_range", "exposure"), ("ones_range", "gain"), ("grain", "stride")}
+
+
 def test_a_bound_has_not_changed():
     before, after = (
         {"value": value, "uncertainty": None, "unit": "s", "passed": True, "summary": "at least this"}
