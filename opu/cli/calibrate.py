@@ -163,8 +163,8 @@ def _tell(report: Report, health: HealthReport, files: _Files, changes: list[Cha
         show(table(f"Calibration of {health.uri}", COLUMNS, calibration_rows(report.fields["calibration"])))
     for name, reason in health.skipped.items():
         show(f"[dim]left out: {plain(name)}: {plain(reason)}[/]")
-    for text in health.findings:
-        show(f"[bold red]Fault:[/] {plain(text)}")
+    for text, names in health.faults.items():
+        show(f"[bold red]Fault:[/] {plain(text)} [dim]({plain(', '.join(names))})[/]")
     if changes is not None:
         rows = [(change.routine or "device", change.text) for change in changes]
         show(table("What has changed", ("Routine", "What"), rows or [("", "nothing beyond four standard errors")]))
@@ -336,13 +336,13 @@ def _check_without_calibration(device: opu.Device) -> None:
 
 def calibration_rows(calibration: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the cells of the calibration table, from the fields of the JSON."""
-    from opu.calibration.report.page import limit_text, number_text
+    from opu.calibration.report.page import NO_LIMIT, limit_text, number_text
 
     return [
         (
             name,
             number_text(_number(result["value"]), _number(result["uncertainty"]), result["unit"]),
-            limit_text(result["limit"], result["unit"]),
+            limit_text(result["limit"], result["unit"]) or NO_LIMIT,
             "passed" if result["passed"] else "MISSED",
             str(result["frames"]),
             f"{result['seconds']:.2f}",

@@ -17,6 +17,7 @@ from opu.calibration.report.figures import FIGURES
 from opu.calibration.report.health import check_folder
 from opu.calibration.suite import ROUTINES
 from opu.calibration.watch import MediumWatch
+from opu.cli.calibrate import calibration_rows
 from opu.errors import DataFileError, DeviceError, UnreachableError
 from opu.sim.device import SimulatedBench
 from opu.sim.models import preset
@@ -70,6 +71,31 @@ def test_a_finding_outweighs_a_good_value(report_of):
     report = report_of(good, bad)
     assert not report.passed
     assert report.findings == ("The camera is dark.",)
+
+
+def test_faults_that_differ_in_numbers_alone_are_told_once(report_of, tmp_path):
+    report = report_of(
+        result("exposure", findings=("All 32 frames read 0 DN.", "A share of 1.5e-05 is hot.")),
+        result("grain", findings=("All 8 frames read 0 DN.",)),
+        result("linearity", findings=("A share of 2 is hot.", "All 8 frames read 0 DN.", "It bends.")),
+    )
+    assert report.faults == {
+        "All 32 frames read 0 DN.": ("exposure", "grain", "linearity"),
+        "A share of 1.5e-05 is hot.": ("exposure", "linearity"),
+        "It bends.": ("linearity",),
+    }
+    assert len(report.findings) == 5
+    report.save(tmp_path)
+    summary = (tmp_path / "index.html").read_text().split("All routines")[0]
+    assert summary.count("frames read 0 DN.") == 1
+    assert "(exposure, grain, linearity)" in summary
+
+
+def test_a_routine_without_a_limit_says_what_it_is_judged_by(report_of, tmp_path):
+    watch = result("medium_watch", limit=(None, None))
+    report_of(watch).save(tmp_path)
+    assert "<td>no fault</td>" in (tmp_path / "index.html").read_text()
+    assert calibration_rows({"medium_watch": watch.as_json()})[0][2:4] == ("no fault", "passed")
 
 
 def test_a_further_number_beyond_its_limit_counts():

@@ -36,6 +36,7 @@ PAGE_NAME, REPORT_NAME, DATA_FOLDER = "index.html", "report.json", "data"
 INTERRUPTED_FOLDER = "interrupted"
 _DATA_NAME = re.compile(rf"{DATA_FOLDER}/[a-z][a-z0-9_]*\.npz")
 _ASIDE = (".report-", ".part")
+_NUMBER = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")
 
 
 class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +80,15 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
     def findings(self) -> tuple[str, ...]:
         """All faults in words, each once."""
         return tuple(dict.fromkeys(text for result in self.results for text in result.findings))
+
+    @property
+    def faults(self) -> dict[str, tuple[str, ...]]:
+        """The faults, and for each the routines that found it; of sentences that differ in numbers alone, the first."""
+        alike: dict[str, dict[str, str]] = {}
+        for result in self.results:
+            for text in result.findings:
+                alike.setdefault(_NUMBER.sub("#", text), {}).setdefault(result.name, text)
+        return {next(iter(found.values())): tuple(found) for found in alike.values()}
 
     @property
     def frames(self) -> int:
