@@ -599,7 +599,7 @@ def grain(
         "fwhm_rows": quantity(found.fwhm_px[0], found.fwhm_error_px[0], "px", f"width along a column{bound}"),
         "fwhm_columns": quantity(found.fwhm_px[1], found.fwhm_error_px[1], "px", f"width along a row{bound}"),
         "stride": Quantity(
-            value=found.stride_px if is_sound else math.nan,
+            value=float(found.stride_px) if is_sound else math.nan,
             unit="px",
             uncertainty=math.nan,
             summary="distance from which on pixels are independent",
