@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,19 @@ def aside(target: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, too: those of files that were written and renamed."""
+    """Have the names in a folder on the disk, too, where it can be: those of files that were written and renamed.
+
+    No error is raised: the files are there. Only a loss of power could still undo their names, on a file system that
+    does not synchronise folders, or in a folder that may not be read.
+    """
     if os.name != "posix":
         return  # elsewhere folders cannot be opened
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def read_arrays(content: bytes) -> dict[str, NDArray[Any]]:

@@ -199,7 +199,7 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
         best_error_us,
         limit=(limits.minimum, limits.maximum),
         quantities={
-            "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=math.nan, summary="gain setting"),
+            "gain": _setting(config.gain_db, "dB", "gain setting"),
             "mean_fraction": Quantity(
                 value=fraction,
                 unit="1",
@@ -224,6 +224,10 @@ def exposure(device: Device, *, noise_key: int = 0, n_outputs: int = 16384, n_pa
         else faults or _exposure_findings(found, range_dn, used_us, where, description),
         data={"histogram": counts, "edges_dn": edges},
     )
+
+
+def _setting(value: float, unit: str, summary: str) -> Quantity:
+    return Quantity(value=value, unit=unit, uncertainty=math.nan, summary=summary, is_setting=True)
 
 
 def _exposure_findings(
@@ -488,13 +492,10 @@ def ones_range(
                 uncertainty=found.contrast_error,
                 summary="standard deviation over mean of the speckle, without noise",
             ),
-            "exposure": Quantity(
-                value=config.exposure_us or description.exposure_us.default,
-                unit="us",
-                uncertainty=math.nan,
-                summary="exposure at which this holds",
+            "exposure": _setting(
+                config.exposure_us or description.exposure_us.default, "us", "exposure at which this holds"
             ),
-            "gain": Quantity(value=config.gain_db, unit="dB", uncertainty=math.nan, summary="gain at which this holds"),
+            "gain": _setting(config.gain_db, "dB", "gain at which this holds"),
         },
         findings=faults or ([] if is_within(largest, limit) else _ones_findings(found, n_features)),
         data={

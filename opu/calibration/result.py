@@ -39,6 +39,8 @@ class Quantity(msgspec.Struct, frozen=True, kw_only=True):
         The range in which the value passes; None on either side is no limit.
     summary : str
         What it is, in a few words.
+    is_setting : bool
+        Whether it was set and not measured, as a gain: it has no standard error, and reports tell when it changes.
     """
 
     value: float
@@ -46,6 +48,7 @@ class Quantity(msgspec.Struct, frozen=True, kw_only=True):
     uncertainty: float
     limit: Limit = (None, None)
     summary: str
+    is_setting: bool = False
 
     @property
     def passed(self) -> bool:
@@ -61,7 +64,14 @@ class Quantity(msgspec.Struct, frozen=True, kw_only=True):
     def as_json(self) -> dict[str, object]:
         """Return the fields and `passed`, as reports carry them. JSON knows no NaN: such a number is null."""
         numbers = {name: _json_number(getattr(self, name)) for name in ("value", "uncertainty")}
-        return {**numbers, "unit": self.unit, "limit": self.limit, "passed": self.passed, "summary": self.summary}
+        return {
+            **numbers,
+            "unit": self.unit,
+            "limit": self.limit,
+            "passed": self.passed,
+            "summary": self.summary,
+            "is_setting": self.is_setting,
+        }
 
 
 class CalibrationResult(Quantity, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ import numpy as np
 
 from opu.calibration.light import FEWEST_LIT, PROBE_FEATURES, judge_light, probe_size, require_dark
 from opu.calibration.recorder import Recorder
+from opu.calibration.result import Quantity
 from opu.calibration.saturation import SATURATED_SPECKLE
 from opu.calibration.uncertainty import jackknife_error, quantity, standard_error, student_factor
 from opu.device import Region
@@ -597,8 +598,12 @@ def grain(
     quantities = {
         "fwhm_rows": quantity(found.fwhm_px[0], found.fwhm_error_px[0], "px", f"width along a column{bound}"),
         "fwhm_columns": quantity(found.fwhm_px[1], found.fwhm_error_px[1], "px", f"width along a row{bound}"),
-        "stride": quantity(
-            found.stride_px if is_sound else math.nan, math.nan, "px", "distance from which on pixels are independent"
+        "stride": Quantity(
+            value=float(found.stride_px) if is_sound else math.nan,
+            unit="px",
+            uncertainty=math.nan,
+            summary="distance from which on pixels are independent",
+            is_setting=True,
         ),
         "neighbour_correlation": quantity(
             found.neighbour_correlation, found.neighbour_error, "1", "correlation of pixels at that distance"

@@ -57,7 +57,8 @@ def calibrate(
     Each routine measures one thing, compares it with its limit, and names the faults that it finds. The exit status is
     1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page with figures),
     report.json and data/ROUTINE.npz. A report that is there already is compared with before it is replaced; a directory
-    with files of something else is refused.
+    with files of something else is refused. A run that was interrupted replaces no report with more routines: it goes
+    to the directory "interrupted" beside it.
 
     With --save the hot pixels and dark levels in the middle of the sensor (dark_frames), the exposure and the stride
     between independent pixels (grain) go to a file for opu serve --calibration. Results that did not pass are left out
@@ -97,17 +98,17 @@ def calibrate(
                 _check_without_calibration(device)
             tell = None if routines else report.console.print
             health, failure = _run(device, routines, files, bars, tell, quick=quick, noise_key=noise_key)
-        files.save_calibration(health)
+        files.save(health, report_to, earlier)
         report.fields = {**health.as_json(), "saved": files.saved, "left_out": files.left_out}
         report.ok = health.passed and files.are_complete
         changes = [] if earlier is None else compare(earlier, report.fields)
         report.fields["changes"] = [change.text for change in changes]
-        if report_to is not None and (health.results or health.interrupted is None):
-            health.save(report_to, earlier=earlier)
-            files.saved_report = report_to / "index.html"
         _tell(report, health, files, None if earlier is None else changes)
-        if isinstance(failure, OpuError):
-            raise failure
+        errors = [error for error in (failure, *files.failures) if isinstance(error, OpuError)]
+        for error in errors[1:]:
+            report.console.print(f"[bold red]Not saved:[/] {plain(error.problem)}", highlight=False)
+        if errors:
+            raise errors[0]
 
 
 def _run(
@@ -162,13 +163,15 @@ def _tell(report: Report, health: HealthReport, files: _Files, changes: list[Cha
         show(table(f"Calibration of {health.uri}", COLUMNS, calibration_rows(report.fields["calibration"])))
     for name, reason in health.skipped.items():
         show(f"[dim]left out: {plain(name)}: {plain(reason)}[/]")
-    for text in health.findings:
-        show(f"[bold red]Fault:[/] {plain(text)}")
+    for text, names in health.faults.items():
+        show(f"[bold red]Fault:[/] {plain(text)} [dim]({plain(', '.join(names))})[/]")
     if changes is not None:
         rows = [(change.routine or "device", change.text) for change in changes]
         show(table("What has changed", ("Routine", "What"), rows or [("", "nothing beyond four standard errors")]))
     if files.saved_report is not None:
         show(f"\nThe report: {plain(files.saved_report)}")
+        if files.kept_report is not None:
+            show(f"The earlier report stays, as it has more routines: {plain(files.kept_report)}")
     for what, path in files.saved.items():
         show(f"The {what}: {plain(path)}")
     for name, reason in files.left_out.items():
@@ -227,6 +230,8 @@ class _Files:
         self._results_left_out: dict[str, str] = {}
         self.saved: dict[str, str] = {}
         self.saved_report: Path | None = None
+        self.kept_report: Path | None = None
+        self.failures: list[OpuError] = []
 
     @property
     def unfinished(self) -> Path | None:
@@ -257,7 +262,27 @@ class _Files:
         self._matrix_left_out = None
         self.saved["matrix"] = str(self._save_matrix_to)
 
-    def save_calibration(self, health: HealthReport) -> None:
+    def save(self, health: HealthReport, report_to: Path | None, earlier: dict[str, Any] | None) -> None:
+        """Save the calibration and the report: one that fails does not cost the other."""
+        try:
+            self._save_calibration(health)
+        except OpuError as error:
+            self.failures.append(error)
+        if report_to is None or (health.interrupted is not None and not health.results):
+            return
+        try:
+            self._save_report(health, report_to, earlier)
+        except OpuError as error:
+            self.failures.append(error)
+
+    def _save_report(self, health: HealthReport, report_to: Path, earlier: dict[str, Any] | None) -> None:
+        from opu.calibration.report.health import PAGE_NAME
+
+        folder = health.save(report_to, earlier=earlier)
+        self.saved_report = folder / PAGE_NAME
+        self.kept_report = None if folder == report_to else report_to / PAGE_NAME
+
+    def _save_calibration(self, health: HealthReport) -> None:
         """Save what passed."""
         from opu.calibration import Calibration
         from opu.calibration.applied import APPLIED, left_out
@@ -311,13 +336,13 @@ def _check_without_calibration(device: opu.Device) -> None:
 
 def calibration_rows(calibration: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the cells of the calibration table, from the fields of the JSON."""
-    from opu.calibration.report.page import limit_text, number_text
+    from opu.calibration.report.page import NO_LIMIT, limit_text, number_text
 
     return [
         (
             name,
             number_text(_number(result["value"]), _number(result["uncertainty"]), result["unit"]),
-            limit_text(result["limit"], result["unit"]),
+            limit_text(result["limit"], result["unit"]) or NO_LIMIT,
             "passed" if result["passed"] else "MISSED",
             str(result["frames"]),
             f"{result['seconds']:.2f}",

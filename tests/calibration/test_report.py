@@ -17,6 +17,7 @@ from opu.calibration.report.figures import FIGURES
 from opu.calibration.report.health import check_folder
 from opu.calibration.suite import ROUTINES
 from opu.calibration.watch import MediumWatch
+from opu.cli.calibrate import calibration_rows
 from opu.errors import DataFileError, DeviceError, UnreachableError
 from opu.sim.device import SimulatedBench
 from opu.sim.models import preset
@@ -70,6 +71,31 @@ def test_a_finding_outweighs_a_good_value(report_of):
     report = report_of(good, bad)
     assert not report.passed
     assert report.findings == ("The camera is dark.",)
+
+
+def test_faults_that_differ_in_numbers_alone_are_told_once(report_of, tmp_path):
+    report = report_of(
+        result("exposure", findings=("All 32 frames read 0 DN.", "A share of 1.5e-05 is hot.")),
+        result("grain", findings=("All 8 frames read 0 DN.",)),
+        result("linearity", findings=("A share of 2 is hot.", "All 8 frames read 0 DN.", "It bends.")),
+    )
+    assert report.faults == {
+        "All 32 frames read 0 DN.": ("exposure", "grain", "linearity"),
+        "A share of 1.5e-05 is hot.": ("exposure", "linearity"),
+        "It bends.": ("linearity",),
+    }
+    assert len(report.findings) == 5
+    report.save(tmp_path)
+    summary = (tmp_path / "index.html").read_text().split("All routines")[0]
+    assert summary.count("frames read 0 DN.") == 1
+    assert "(exposure, grain, linearity)" in summary
+
+
+def test_a_routine_without_a_limit_says_what_it_is_judged_by(report_of, tmp_path):
+    watch = result("medium_watch", limit=(None, None))
+    report_of(watch).save(tmp_path)
+    assert "<td>no fault</td>" in (tmp_path / "index.html").read_text()
+    assert calibration_rows({"medium_watch": watch.as_json()})[0][2:4] == ("no fault", "passed")
 
 
 def test_a_further_number_beyond_its_limit_counts():
@@ -136,7 +162,7 @@ def test_what_was_written_can_be_compared_with(report_of, tmp_path):
     report = report_of(result())
     report.save(tmp_path)
     earlier = read_report(tmp_path)
-    assert report.save(tmp_path, earlier=earlier) == []
+    assert report.save(tmp_path, earlier=earlier) == tmp_path
     assert "Nothing beyond four standard errors" in (tmp_path / "index.html").read_text()
 
 
@@ -167,6 +193,35 @@ def test_two_runs_of_one_device_do_not_differ():
         names = [name for name in ROUTINES if name not in slow]
         first, second = (check_health(device, names, quick=True, noise_key=key) for key in (1, 2))
     assert compare(saved(first), saved(second)) == []
+
+
+@pytest.mark.parametrize(("before", "after", "n_changes"), [(0.0, 12.0, 1), (2.0, 3.0, 1), (553.1, 550.0, 0)])
+def test_a_setting_has_changed_where_it_differs(report_of, before, after, n_changes):
+    reports = [
+        saved(
+            report_of(
+                result(
+                    quantities={
+                        "gain": Quantity(
+                            value=value, unit="dB", uncertainty=math.nan, summary="gain setting", is_setting=True
+                        )
+                    }
+                )
+            )
+        )
+        for value in (before, after)
+    ]
+    texts = [change.text for change in compare(*reports)]
+    assert texts == [f"gain setting: {before:g} before, {after:g} dB now."] * n_changes
+
+
+def test_routines_say_what_was_set():
+    with opu.open("sim:?preset=aurora&seed=7") as device:
+        report = check_health(device, ["exposure", "ones_range", "grain"], quick=True)
+    settings = {
+        (each.name, name) for each in report.results for name, number in each.quantities.items() if number.is_setting
+    }
+    assert settings == {("exposure", "gain"), ("ones_range", "exposure"), ("ones_range", "gain"), ("grain", "stride")}
 
 
 def test_a_bound_has_not_changed():
@@ -326,6 +381,47 @@ def test_a_replacement_that_is_interrupted_can_be_repeated(report_of, tmp_path, 
     new.save(tmp_path)
     names = ["dark.npz", "data", "gain.npz", "index.html", "report.json"]
     assert sorted(path.name for path in tmp_path.rglob("*")) == names
+
+
+def test_an_interrupted_report_does_not_replace_one_with_more_routines(report_of, tmp_path):
+    data = {"x": np.zeros(2)}
+    whole = report_of(result(data=data), result("dark", data=data))
+    assert whole.save(tmp_path) == tmp_path
+    before = content(tmp_path)
+    for value in (1.1, 1.2):
+        part = msgspec.structs.replace(report_of(result(value=value, data=data)), interrupted="It was stopped by hand.")
+        check_folder(tmp_path)
+        assert part.save(tmp_path) == tmp_path / "interrupted"
+        assert before.items() <= content(tmp_path).items()
+        assert read_report(tmp_path / "interrupted")["calibration"]["gain"]["value"] == value
+    assert msgspec.structs.replace(whole, interrupted="The server is gone.").save(tmp_path) == tmp_path
+    assert read_report(tmp_path)["interrupted"] == "The server is gone."
+
+
+def foreign_folder(path):
+    path.mkdir()
+    (path / "index.html").write_text("My home page")
+
+
+def foreign_file(path):
+    path.write_text("mine")
+
+
+def foreign_link(path):
+    path.with_name("elsewhere").mkdir()
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize("make", [foreign_folder, foreign_file, foreign_link])
+def test_an_interrupted_report_takes_the_place_of_nothing_else(report_of, tmp_path, make):
+    report_of(result(), result("dark")).save(tmp_path)
+    make(tmp_path / "interrupted")
+    before = content(tmp_path)
+    part = msgspec.structs.replace(report_of(result()), interrupted="It was stopped by hand.")
+    for use in (check_folder, part.save):
+        with pytest.raises(DataFileError, match="interrupted"):
+            use(tmp_path)
+    assert content(tmp_path) == before
 
 
 def test_threads_save_reports_at_once(report_of, tmp_path):

@@ -87,6 +87,15 @@ def test_an_interrupted_save_leaves_the_old_file(matrix, saved, monkeypatch):
     assert len(list(saved.parent.iterdir())) == 1
 
 
+def test_a_folder_that_cannot_be_synchronised_does_not_hide_that_a_file_is_saved(matrix, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("opu.files.os.open", refuse)
+    save(matrix, tmp_path / "matrix.h5")
+    assert load(tmp_path / "matrix.h5").n_frames == matrix.n_frames
+
+
 def test_threads_that_save_at_once_do_not_disturb_each_other(matrix, tmp_path):
     path = tmp_path / "matrix.h5"
     changed = [dataclasses.replace(matrix, n_frames=number) for number in range(8)]

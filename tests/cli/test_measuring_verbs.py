@@ -230,18 +230,40 @@ def test_an_interrupted_run_replaces_no_whole_calibration(tmp_path, monkeypatch)
     target, folder = tmp_path / "calibration.h5", tmp_path / "health"
     arguments = ("calibrate", "sim:?seed=7", *APPLIED, "--quick", "--save", str(target), "--report", str(folder))
     assert run(*arguments)[0] == 0
-    before = target.read_bytes()
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def stop(device, **_):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(ROUTINES, "grain", stop)
-    assert run(*arguments)[0] == 1
-    assert target.read_bytes() == before
+    status, result = run(*arguments)
+    assert status == 1
+    assert {path: path.read_bytes() for path in files} == files
+    assert "The earlier report stays" in result.output
+    part = folder / "interrupted" / "report.json"
+    assert list(json.loads(part.read_text())["calibration"]) == ["dark_frames", "exposure"]
     monkeypatch.setitem(ROUTINES, "dark_frames", stop)
-    report = (folder / "report.json").read_bytes()
+    before = part.read_bytes()
     assert run(*arguments)[0] == 1
-    assert (folder / "report.json").read_bytes() == report
+    assert {path: path.read_bytes() for path in files} == files
+    assert part.read_bytes() == before
+
+
+def test_a_calibration_that_cannot_be_saved_costs_no_report(tmp_path, monkeypatch):
+    def full(*_):
+        raise DataFileError("No space left.", "Make some.")
+
+    monkeypatch.setattr(Calibration, "save", full)
+    target, folder = tmp_path / "calibration.h5", tmp_path / "health"
+    status, result = run(
+        "calibrate", "sim:?seed=7", "exposure", "--quick", "--save", str(target), "--report", str(folder), "--json"
+    )
+    document = json.loads(result.stdout)
+    assert status == 2, result.output
+    assert (document["ok"], document["error"]["message"], document["saved"]) == (False, "No space left.", {})
+    assert "exposure" in document["calibration"]
+    assert "No space left." in result.stderr
+    assert list(json.loads((folder / "report.json").read_text())["calibration"]) == ["exposure"]
 
 
 def test_a_full_disk_is_no_fault_of_the_device(tmp_path, monkeypatch, small_matrix):

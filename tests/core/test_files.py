@@ -1,8 +1,10 @@
+import os
+
 import numpy as np
 import pytest
 
 from opu.errors import DataFileError
-from opu.files import check_writable, read_arrays
+from opu.files import check_writable, read_arrays, sync_folder
 
 
 def test_a_file_that_can_be_written_is_left_as_it_is(tmp_path):
@@ -47,3 +49,14 @@ def test_nobody_is_told_to_load_a_pickle(tmp_path, save):
     with pytest.raises(ValueError, match=r"no \.npz archive|Python objects") as caught:
         read_arrays(path.read_bytes())
     assert "allow_pickle" not in str(caught.value)
+
+
+def test_a_folder_that_cannot_be_synchronised_is_no_failure_of_its_files(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "file").write_text("whole")
+    for name in ("open", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, refuse)
+            sync_folder(tmp_path)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Change", "compare", "read_report"]
 
 _STANDARD_ERRORS = 4.0
+_CHANGED_SETTING = 0.05  # the exposure that a search finds varies by less than 1 %
 _MOST_BYTES = 2**26
 
 
@@ -110,8 +111,9 @@ def compare(earlier: dict[str, Any], later: dict[str, Any]) -> list[Change]:
     """Say what has changed from one report to another.
 
     A number has changed where the difference is more than four standard errors of the difference: with some eighty
-    numbers in a report, one in 200 comparisons of an unchanged device then says so without cause. Of a number whose
-    uncertainty is unknown (a bound, for example) only that it passes, or does not, can change.
+    numbers in a report, one in 200 comparisons of an unchanged device then says so without cause. A setting (gain,
+    exposure, stride) has changed where it differs by more than 5 %. Of another number whose uncertainty is unknown (a
+    bound, for example) only that it passes, or does not, can change.
 
     Parameters
     ----------
@@ -183,12 +185,23 @@ def _number_change(name: str, old: dict[str, Any], new: dict[str, Any]) -> Chang
             return None
         state = "could not be measured before" if old["value"] is None else "cannot be measured any more"
         return Change(routine=name, text=f"{what}: {state}.{verdict}")
-    known = old["uncertainty"] is not None and new["uncertainty"] is not None
-    errors = math.hypot(old["uncertainty"], new["uncertainty"]) if known else math.inf
-    difference = abs(new["value"] - old["value"])
-    ratio = difference / errors if errors > 0 else (math.inf if difference else 0.0)
-    if ratio <= _STANDARD_ERRORS and not verdict:
+    ratio = _standard_errors(old, new)
+    has_changed = _setting_has_changed(old, new) if new.get("is_setting", False) else ratio > _STANDARD_ERRORS
+    if not has_changed and not verdict:
         return None
     unit = "" if new["unit"] == "1" else f" {new['unit']}"
     text = f"{what}: {old['value']:.5g} before, {new['value']:.5g}{unit} now.{verdict}"
-    return Change(routine=name, text=text, standard_errors=ratio if known and math.isfinite(ratio) else None)
+    return Change(routine=name, text=text, standard_errors=ratio if 0 < ratio < math.inf else None)
+
+
+def _standard_errors(old: dict[str, Any], new: dict[str, Any]) -> float:
+    """Return by how many standard errors two numbers differ; 0 where these are unknown."""
+    if old["uncertainty"] is None or new["uncertainty"] is None:
+        return 0.0
+    errors = math.hypot(old["uncertainty"], new["uncertainty"])
+    difference = abs(float(new["value"]) - float(old["value"]))
+    return difference / errors if errors > 0 else (math.inf if difference else 0.0)
+
+
+def _setting_has_changed(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    return not math.isclose(old["value"], new["value"], rel_tol=_CHANGED_SETTING)

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from opu.calibration.report.comparison import Change, compare, read_report
+from opu.calibration.report.comparison import compare, read_report
 from opu.calibration.result import CalibrationResult
 from opu.calibration.suite import calibrate
 from opu.calibration.watch import MediumWatch
@@ -33,8 +33,10 @@ __all__ = ["SCHEMA", "HealthReport", "check_folder", "check_health"]
 
 SCHEMA = "openopu.calibrate/1"
 PAGE_NAME, REPORT_NAME, DATA_FOLDER = "index.html", "report.json", "data"
+INTERRUPTED_FOLDER = "interrupted"
 _DATA_NAME = re.compile(rf"{DATA_FOLDER}/[a-z][a-z0-9_]*\.npz")
 _ASIDE = (".report-", ".part")
+_NUMBER = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")
 
 
 class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +82,15 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(dict.fromkeys(text for result in self.results for text in result.findings))
 
     @property
+    def faults(self) -> dict[str, tuple[str, ...]]:
+        """The faults, and for each the routines that found it; of sentences that differ in numbers alone, the first."""
+        alike: dict[str, dict[str, str]] = {}
+        for result in self.results:
+            for text in result.findings:
+                alike.setdefault(_NUMBER.sub("#", text), {}).setdefault(result.name, text)
+        return {next(iter(found.values())): tuple(found) for found in alike.values()}
+
+    @property
     def frames(self) -> int:
         """The frames that it cost."""
         return sum(result.frames for result in self.results)
@@ -101,7 +112,7 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
             "interrupted": self.interrupted,
         }
 
-    def save(self, folder: str | os.PathLike[str], *, earlier: dict[str, Any] | None = None) -> list[Change]:
+    def save(self, folder: str | os.PathLike[str], *, earlier: dict[str, Any] | None = None) -> Path:
         """Write the page, the numbers and the data.
 
         Parameters
@@ -109,14 +120,15 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         folder : str or path
             Made if it does not exist. `index.html` needs nothing else; `report.json` holds the numbers, and
             `data/ROUTINE.npz` what they were computed from. An earlier report there is replaced: the files that it
-            lists, and no others.
+            lists, and no others. Where this report was interrupted, and the earlier one has routines that this one
+            lacks, the earlier one stays, and this one goes to the folder `interrupted` in it.
         earlier : dict, optional
             An earlier report, from `read_report`, to compare with.
 
         Returns
         -------
-        list of Change
-            What has changed since.
+        Path
+            The folder where the report is.
 
         Raises
         ------
@@ -134,12 +146,32 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         target = Path(folder)
         try:
             target.mkdir(parents=True, exist_ok=True)
+            if self.interrupted is not None and self._lacks_some_of(target):
+                target = _checked_interrupted_folder(target)
+                target.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=_ASIDE[0], suffix=_ASIDE[1], dir=target) as aside:
                 _write(Path(aside), document, page, {result.name: result.data for result in self.results})
                 _replace(target, Path(aside), document["files"])
         except OSError as error:
             raise unwritable(error.filename or target, error) from error
-        return changes
+        return target
+
+    def _lacks_some_of(self, folder: Path) -> bool:
+        """Whether the report in a folder has routines that this one lacks."""
+        if not (folder / REPORT_NAME).exists():
+            return False
+        return not set(read_report(folder)["calibration"]) <= {result.name for result in self.results}
+
+
+def _checked_interrupted_folder(folder: Path) -> Path:
+    """Return where an interrupted report goes beside a whole one; raise DataFileError where that is no folder."""
+    path = folder / INTERRUPTED_FOLDER
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise DataFileError(
+            f"{str(path)!r} is no folder, and interrupted reports go there.",
+            "Name another folder for the report, or move it away.",
+        )
+    return path
 
 
 def _write(aside: Path, document: dict[str, Any], page: str, data: dict[str, dict[str, NDArray[Any]]]) -> None:
@@ -226,18 +258,25 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     ------
     DataFileError
         It cannot be made, is no folder, or has files other than those of an earlier report in the places of those of
-        the new one.
+        the new one, or of an interrupted one.
     """
     target = Path(folder)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        names = (PAGE_NAME, *(f"{DATA_FOLDER}/{path.name}" for path in (target / DATA_FOLDER).glob("*.npz")))
-        _check_foreign(target, _listed(target), names)
-        check_writable(target / REPORT_NAME)
+        _check_places(target)
+        if _checked_interrupted_folder(target).exists():
+            _check_places(target / INTERRUPTED_FOLDER)
     except OSError as error:
         raise DataFileError(
             f"The folder {str(folder)!r} cannot be made: {error.strerror or error}.", "Name another folder."
         ) from error
+
+
+def _check_places(folder: Path) -> None:
+    """Check that nothing foreign is where files of a report would go."""
+    names = (PAGE_NAME, *(f"{DATA_FOLDER}/{path.name}" for path in (folder / DATA_FOLDER).glob("*.npz")))
+    _check_foreign(folder, _listed(folder), names)
+    check_writable(folder / REPORT_NAME)
 
 
 def check_health(

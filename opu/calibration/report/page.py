@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from opu.calibration.report.health import HealthReport
     from opu.calibration.result import CalibrationResult, Limit, Quantity
 
-__all__ = ["limit_text", "number_text", "page_of"]
+__all__ = ["NO_LIMIT", "limit_text", "number_text", "page_of"]
+
+NO_LIMIT = "no fault"
+"""What a routine without a limit is judged by."""
 
 _MOST_DECIMALS = 6
 
@@ -82,7 +85,7 @@ def page_of(report: HealthReport, changes: list[Change], *, compared: bool) -> s
     n_passed = sum(result.passed for result in report.results)
     numbers = {
         "routines passed": f"{n_passed} of {len(report.results)}",
-        "faults found": str(len(report.findings)),
+        "faults found": str(len(report.faults)),
         "frames": f"{report.frames:,}",
         "device time": f"{sum(result.device_s for result in report.results):,.1f} s",
         "at the bench": f"{sum(result.seconds for result in report.results):,.1f} s",
@@ -117,9 +120,12 @@ def _interruption(report: HealthReport) -> str:
 
 
 def _findings(report: HealthReport) -> str:
-    if not report.findings:
+    if not report.faults:
         return "<p>No fault was found.</p>"
-    return "<h2>What is wrong</h2>" + "".join(f'<p class="finding">{escape(text)}</p>' for text in report.findings)
+    return "<h2>What is wrong</h2>" + "".join(
+        f'<p class="finding">{escape(text)} <small>({escape(", ".join(names))})</small></p>'
+        for text, names in report.faults.items()
+    )
 
 
 def _changes(changes: list[Change]) -> str:
@@ -141,7 +147,7 @@ def _row(result: CalibrationResult) -> tuple[str, ...]:
         result.name,
         result.summary,
         number_text(result.value, result.uncertainty, result.unit),
-        limit_text(result.limit, result.unit),
+        limit_text(result.limit, result.unit) or NO_LIMIT,
         "passed" if result.passed else "MISSED",
         f"{result.frames:,}",
         f"{result.seconds:.1f}",
