@@ -371,6 +371,44 @@ def test_a_row_that_saturates_keeps_to_what_is_likely():
     assert as_counts[0] < 0.99
 
 
+@pytest.mark.parametrize(("method", "least_share"), [("three_step", 0.99), ("four_step", 1.0)])
+def test_good_rows_of_stepped_phases_are_kept(method, least_share):
+    with bench("interferometer", seed=7) as device:
+        found = measure_transmission_matrix(device, n_features=128, n_outputs=256, method=method)
+        truth = device.capability(opu.GroundTruth).transmission_matrix(found.config)
+    assert found.kept.mean() >= least_share
+    assert row_correlations(found.matrix, truth)[found.kept].min() > 0.995
+
+
+def stepped_intensities(matrix, plan, arm=6.0):
+    phases = np.exp(2j * np.pi * np.arange(plan.n_steps) / plan.n_steps)
+    fields = plan.patterns @ matrix.T
+    return np.abs(fields + arm * np.tile(phases, len(fields) // plan.n_steps)[:, np.newaxis]) ** 2
+
+
+@pytest.mark.parametrize("n_steps", [3, 4])
+def test_stepped_rows_whose_frames_are_in_disorder_are_not_kept(n_steps):
+    plan = SteppingPlan(64, n_steps)
+    intensities = np.random.default_rng(1).poisson(39 * stepped_intensities(gaussian_matrix(n_features=64), plan)) / 39
+    # The frames of the last patterns of five rows, one late.
+    late = slice(len(plan.patterns) // 2, None)
+    intensities[late, :5] = np.roll(intensities[late, :5], 1, axis=0)
+    kept = plan.recover(intensities).kept
+    assert not kept[:5].any()
+    assert kept[5:].all()
+
+
+def test_three_steps_that_saturate_prove_nothing():
+    matrix, plan = gaussian_matrix(n_features=64), SteppingPlan(64, 3)
+    matrix[0] *= 2
+    intensities = np.minimum(stepped_intensities(matrix, plan), 300)
+    saturated = (intensities.reshape(-1, 3, len(matrix)) == 300).any(axis=1).mean(axis=0)
+    kept = plan.recover(intensities, saturation=300).kept
+    assert saturated[0] > 0.1
+    assert not kept[saturated > 0.1].any()
+    assert kept[saturated < 0.03].all()
+
+
 def test_steps_without_any_light():
     plan = SteppingPlan(N, 4)
     found = plan.recover(np.zeros((len(plan.patterns), 5), np.float32))
