@@ -229,15 +229,43 @@ def test_without_a_file_nothing_is_written(tmp_path, monkeypatch):
         measured(AURORA, unfinished=tmp_path / "unfinished")
 
 
-def test_a_medium_that_changed_in_between_is_found(tmp_path):
+def drift_on(device):
+    config = opu.SessionConfig(n_features=24, n_outputs=10, exposure_us=10_000.0)
+    with device.open_session(config) as session:
+        session.project(np.zeros((1000, 24), bool))
+
+
+def test_a_medium_that_drifted_in_between_is_refused(tmp_path):
     path = tmp_path / "unfinished"
-    aurora = preset("aurora")
-    drifting = dataclasses.replace(aurora, drift=DriftModel(correlation_time_s=0.2))
-    with SimulatedBench(aurora, seed=7) as device, pytest.raises(KeyboardInterrupt):
-        measure_transmission_matrix(device, **SIZES, unfinished=path, on_progress=stop_at("frames", 40))
-    with SimulatedBench(drifting, seed=7) as device:
-        result = transmission_matrix(device, **SIZES, unfinished=path)
-    assert any("The medium changed during the measurement" in finding for finding in result.findings)
+    model = dataclasses.replace(preset("aurora"), drift=DriftModel(correlation_time_s=300.0))
+    with SimulatedBench(model, seed=7) as device:
+        for pause in (lambda _device: None, drift_on):
+            with pytest.raises(KeyboardInterrupt):
+                measure_transmission_matrix(device, **SIZES, unfinished=path, on_progress=stop_at("frames", 40))
+            before = path.read_bytes()
+            pause(device)
+            if pause is drift_on:
+                with pytest.raises(MediumChangedError, match=r"same patterns correlate by 0\.[0-9]+ of"):
+                    measure_transmission_matrix(device, **SIZES, unfinished=path)
+                assert path.read_bytes() == before
+            else:
+                measure_transmission_matrix(device, **SIZES, unfinished=path)
+
+
+def test_a_medium_that_jumps_when_the_work_goes_on_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "unfinished"
+    interrupted(path)
+    take = measure.Recorder.take_from
+
+    def take_later(*arguments):
+        projection = take(*arguments)
+        return dataclasses.replace(
+            projection, provenance=msgspec.structs.replace(projection.provenance, medium_epoch=1)
+        )
+
+    monkeypatch.setattr(measure.Recorder, "take_from", take_later)
+    with pytest.raises(MediumChangedError, match=r"epoch 0, and it is .* epoch 1, now"):
+        measured(AURORA, unfinished=path)
 
 
 def test_a_file_that_takes_long_to_write_is_written_seldom(tmp_path, monkeypatch):
