@@ -122,6 +122,70 @@ def test_a_lost_device_and_a_failed_save_lose_no_frames(tmp_path):
     assert_same(found[0], measured(AURORA))
 
 
+def test_a_file_of_somebody_else_is_neither_replaced_nor_deleted(tmp_path):
+    path = tmp_path / "unfinished"
+
+    def put_another(what, done, total, error=None):
+        if what == "frames" and done == 64:
+            path.unlink()
+            path.write_text("precious")
+        elif error is not None and what == "frames" and done == 96:
+            raise error
+
+    found = measured(AURORA, put_another, unfinished=path)
+    assert path.read_text() == "precious"
+    path.unlink()
+    assert_same(found, measured(AURORA))
+    lost = UnreachableError("The server is gone.", "Start it again.")
+    with pytest.raises(DataFileError, match="Something else has written") as caught:
+        measured(AURORA, lambda *now: put_another(*now, lost), unfinished=path)
+    assert caught.value.__context__ is lost
+    assert path.read_text() == "precious"
+
+
+def test_two_measurements_with_one_file_do_not_delete_each_others_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "_WORK_PER_SAVE", 0.0)
+    path = tmp_path / "unfinished"
+
+    def measure_too(what, done, total):
+        if what == "frames" and done == 32:
+            with pytest.raises(KeyboardInterrupt):
+                measured(AURORA, stop_at("frames", 96), unfinished=path)
+
+    whole = measured(AURORA, measure_too, unfinished=path)
+    with h5py.File(path) as file:
+        assert len(file["frames"]) == 96
+    assert_same(measured(AURORA, unfinished=path), whole)
+    assert not path.exists()
+
+
+def test_writing_that_fails_meanwhile_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "_WORK_PER_SAVE", 0.0)
+    path, tried = tmp_path / "unfinished", []
+    write = unfinished.write_sealed
+
+    def full_at_times(*arguments):
+        tried.append(arguments)
+        if len(tried) in (2, 3):
+            raise DataFileError("No space left.", "Make some.")
+        write(*arguments)
+
+    monkeypatch.setattr(unfinished, "write_sealed", full_at_times)
+    interrupted(path, number=64)
+    assert len(tried) == 4
+    with h5py.File(path) as file:
+        assert len(file["frames"]) == 64
+    monkeypatch.setattr(unfinished, "write_sealed", write)
+    assert_same(measured(AURORA, unfinished=path), measured(AURORA))
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_patterns(tmp_path):
+    told = []
+    with pytest.raises(DataFileError, match="cannot be written"):
+        measured(AURORA, lambda *now: told.append(now), unfinished=tmp_path / "none" / "unfinished")
+    assert told == []
+
+
 def test_the_costs_are_those_of_the_whole(tmp_path):
     path = tmp_path / "unfinished"
     interrupted(path)
