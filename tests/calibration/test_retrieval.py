@@ -387,6 +387,13 @@ def stepped_intensities(matrix, plan, arm=6.0):
 
 
 @pytest.mark.parametrize("n_steps", [3, 4])
+def test_stepped_rows_have_their_size(n_steps):
+    matrix, plan = gaussian_matrix(n_features=64), SteppingPlan(64, n_steps)
+    found = plan.recover(stepped_intensities(matrix, plan)).matrix
+    assert np.linalg.norm(found) / np.linalg.norm(matrix) == pytest.approx(1, abs=4e-4)
+
+
+@pytest.mark.parametrize("n_steps", [3, 4])
 def test_stepped_rows_whose_frames_are_in_disorder_are_not_kept(n_steps):
     plan = SteppingPlan(64, n_steps)
     intensities = np.random.default_rng(1).poisson(39 * stepped_intensities(gaussian_matrix(n_features=64), plan)) / 39
