@@ -12,7 +12,7 @@ from opu.calibration.focusing import focusing
 from opu.calibration.matrix import projections
 from opu.calibration.matrix.anchors import LEAST_SPREAD, AnchorPlan
 from opu.calibration.matrix.comparison import row_correlations
-from opu.calibration.matrix.hadamard import ScrambledHadamard, walsh_hadamard
+from opu.calibration.matrix.hadamard import ScrambledHadamard
 from opu.calibration.matrix.measure import measure_transmission_matrix, transmission_matrix
 from opu.calibration.matrix.retrieval import (
     PhaseRetrieval,
@@ -271,16 +271,6 @@ def test_no_hadamard_pattern_has_all_features_on():
         patterns = ScrambledHadamard(n_features).patterns
         assert patterns.mean(axis=1).max() < 0.9
         assert np.linalg.matrix_rank(patterns.astype(float)) == n_features
-
-
-@pytest.mark.parametrize("order", [1, 2, 64])
-def test_the_fast_transform_is_the_product_with_the_matrix(order):
-    index = np.arange(order)
-    matrix = 1.0 - 2 * (np.bitwise_count(index[:, np.newaxis] & index) % 2)
-    values = np.random.default_rng(0).standard_normal((3, order))
-    before = values.copy()
-    np.testing.assert_allclose(walsh_hadamard(values), values @ matrix, atol=1e-12)
-    np.testing.assert_array_equal(values, before)
 
 
 @pytest.mark.parametrize("n_features", [2, 3, 31, 32, 33])

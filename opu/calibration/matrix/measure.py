@@ -37,6 +37,11 @@ METHODS = ("retrieval", "anchors", "three_step", "four_step")
 
 OnProgress = Callable[[str, int, int], object]
 
+
+def _no_progress(_what: str, _done: int, _all: int) -> None:
+    """Tell nobody."""
+
+
 _OVERSAMPLING = 6.0
 _N_ANCHORS = 3
 _MAX_BYTES = 2**29
@@ -79,7 +84,7 @@ def measure_transmission_matrix(
     noise_key: int = 0,
     max_bytes: int = _MAX_BYTES,
     unfinished: str | os.PathLike[str] | None = None,
-    on_progress: OnProgress = lambda _what, _done, _all: None,
+    on_progress: OnProgress = _no_progress,
 ) -> TransmissionMatrix:
     """Measure the transmission matrix of a session.
 
@@ -137,19 +142,18 @@ def measure_transmission_matrix(
     >>> found.matrix.shape, found.method, bool(found.kept.mean() > 0.9)
     ((64, 32), 'retrieval', True)
     """
-    recorder = Recorder(device, noise_key=noise_key)
     plan = _Plan(
-        recorder,
-        n_features,
-        n_outputs,
-        method,
-        oversampling,
-        n_anchors,
-        region,
-        stride,
-        noise_key,
-        max_bytes,
-        on_progress,
+        recorder=Recorder(device, noise_key=noise_key),
+        n_features=n_features,
+        n_outputs=n_outputs,
+        method=method,
+        oversampling=oversampling,
+        n_anchors=n_anchors,
+        region=region,
+        stride=stride,
+        noise_key=noise_key,
+        max_bytes=max_bytes,
+        on_progress=on_progress,
     )
     with UnfinishedMatrix.open(unfinished, plan.settings) as kept:
         return _take(plan, kept).matrix
@@ -168,7 +172,7 @@ def transmission_matrix(
     noise_key: int = 0,
     max_bytes: int = _MAX_BYTES,
     unfinished: str | os.PathLike[str] | None = None,
-    on_progress: OnProgress = lambda _what, _done, _all: None,
+    on_progress: OnProgress = _no_progress,
     on_matrix: Callable[[TransmissionMatrix], object] = lambda _matrix: None,
 ) -> CalibrationResult:
     """Measure a transmission matrix and how well it predicts frames that it was not made from.
@@ -200,17 +204,17 @@ def transmission_matrix(
     recorder = Recorder(device, noise_key=noise_key)
     n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
     plan = _Plan(
-        recorder,
-        n_features,
-        n_outputs,
-        method,
-        oversampling,
-        n_anchors,
-        region,
-        stride,
-        noise_key,
-        max_bytes,
-        on_progress,
+        recorder=recorder,
+        n_features=n_features,
+        n_outputs=n_outputs,
+        method=method,
+        oversampling=oversampling,
+        n_anchors=n_anchors,
+        region=region,
+        stride=stride,
+        noise_key=noise_key,
+        max_bytes=max_bytes,
+        on_progress=on_progress,
     )
     with UnfinishedMatrix.open(unfinished, plan.settings) as kept:
         taken = _take(plan, kept)
@@ -237,37 +241,25 @@ def check_unfinished(
     """
     recorder = Recorder(device, noise_key=noise_key)
     n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
-    plan = _Plan(
-        recorder,
-        n_features,
-        n_outputs,
-        "auto",
-        _OVERSAMPLING,
-        _N_ANCHORS,
-        None,
-        1,
-        noise_key,
-        _MAX_BYTES,
-        lambda *_: None,
-    )
+    plan = _Plan(recorder=recorder, n_features=n_features, n_outputs=n_outputs, noise_key=noise_key)
     UnfinishedMatrix.open(path, plan.settings)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Plan:
-    """What was asked for, and the recorder of the frames."""
+    """What was asked for, and the recorder of the frames. The defaults are those of the measurements."""
 
     recorder: Recorder
     n_features: int
     n_outputs: int
-    method: str
-    oversampling: float
-    n_anchors: int
-    region: Region | None
-    stride: int
-    noise_key: int
-    max_bytes: int
-    on_progress: OnProgress
+    method: str = "auto"
+    oversampling: float = _OVERSAMPLING
+    n_anchors: int = _N_ANCHORS
+    region: Region | None = None
+    stride: int = 1
+    noise_key: int = 0
+    max_bytes: int = _MAX_BYTES
+    on_progress: OnProgress = _no_progress
 
     def __post_init__(self) -> None:
         check_whole("n_features", self.n_features, 2, 2**31)

@@ -29,7 +29,7 @@ _DARKEST_REFERENCE = 0.1
 _PATTERNS_AT_ONCE = 64
 _REFINEMENTS = 8
 _TIE = 3e-3
-"""Noise of an amplitude over the variance of the fields. From 1e-3 to 1e-2 the rows correlate as well with the truth, at
+"""Noise of an amplitude over the variance of the fields. From 1e-3 to 1e-2 rows correlate as well with the truth, at
 10,000 electrons. What it takes of their size, 0.2 % here, is given back."""
 _COMPLETE_VISIBILITY = 0.97
 _DIM_SHARE = 0.1
@@ -199,7 +199,9 @@ class _Fit:
             fields = fields + 2 * (trace * slope - skew * slope.conj()) / (trace**2 - np.abs(skew) ** 2)
         # On average a sample shows half of the plane: a field of weights `w` keeps `1 / (1 + 2 _TIE / sum(w))` of it.
         strength = np.maximum(weights.sum(axis=1).mean(axis=0), _TINY)
-        given_back: NDArray[np.complex128] = fields + np.where(self._lit, 2 * _TIE / strength, 0) * (fields - self._mean)
+        given_back: NDArray[np.complex128] = fields + np.where(self._lit, 2 * _TIE / strength, 0) * (
+            fields - self._mean
+        )
         return given_back
 
 
