@@ -6,7 +6,9 @@ operators", NeurIPS 2019, and "Fast optical system identification by numerical i
 Anchors are patterns that contain all probes, so that anchor minus probe is a pattern too, and its intensity the squared
 distance of two points in the complex plane: the fields of the anchor and of the probe. Anchors are nested, for the
 distances between them. The positions of the anchors follow from these by multidimensional scaling, with the origin as
-one more point, the fields of the probes by multilateration, and the matrix from those by the inverse of the probes.
+one more point, the fields of the probes by multilateration, and the matrix from those by the inverse of the probes. The
+authors can refine the positions by gradient descent, without distances that a coarse camera shows as 0; that is left
+out.
 """
 
 from __future__ import annotations
