@@ -94,12 +94,15 @@ def c15(seed, n=SIZE, most_seconds=30):
 
 def c16(seed):
     checks = {}
-    for method, steps in (("three_step", 3), ("four_step", 4)):
+    for method, steps, least_kept in (("three_step", 3, 0.985), ("four_step", 4, 0.995)):
         with bench(seed, name="interferometer") as device:
-            _, result, found, _ = measured(device, SIZE, method)
+            matrix, result, found, _ = measured(device, SIZE, method)
         frames = result.quantities["frames_per_feature"].value
         checks[f"mean_{steps}"] = Check(float(found.mean()), (0.999, None), f"{steps} steps: mean row correlation")
-        checks[f"frames_{steps}"] = Check(frames, (None, steps + 0.5), f"{steps} steps: frames a feature, all included")
+        kept, name = matrix.kept, f"{steps} steps"
+        checks[f"kept_{steps}"] = Check(float(kept.mean()), (least_kept, None), f"{name}: share of rows kept")
+        checks[f"worst_{steps}"] = Check(float(found[kept].min()), (0.99, None), f"{name}: worst row that is kept")
+        checks[f"frames_{steps}"] = Check(frames, (None, steps + 0.5), f"{name}: frames a feature, all included")
     return checks
 
 

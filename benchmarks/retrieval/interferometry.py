@@ -6,7 +6,9 @@ operators", NeurIPS 2019, and "Fast optical system identification by numerical i
 Anchors are patterns that contain all probes, so that anchor minus probe is a pattern too, and its intensity the squared
 distance of two points in the complex plane: the fields of the anchor and of the probe. Anchors are nested, for the
 distances between them. The positions of the anchors follow from these by multidimensional scaling, with the origin as
-one more point, the fields of the probes by multilateration, and the matrix from those by the inverse of the probes.
+one more point, the fields of the probes by multilateration, and the matrix from those by the inverse of the probes. The
+authors can refine the positions by gradient descent, without distances that a coarse camera shows as 0; that is left
+out.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ from opu.calibration.matrix.hadamard import ScrambledHadamard
 __all__ = ["Design", "equal_frames", "measured", "published"]
 
 EXPOSURE_PATTERNS = 32
+SINGLES = 8
+"""How often the first feature is shown alone, too: with as many probes as features its column of the inverse holds a
+fifth of the noise of a row otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +100,10 @@ def equal_frames(n_features, n_frames):
     """Return a design for a number of frames: well-conditioned probes, and as many anchors as there are frames for.
 
     What is left goes into the distances between the anchors, whose errors are those of whole rows. Hadamard patterns
-    are the best conditioned of all binary ones; on circulant ones, which the authors take, an inverse is quick.
+    are the best conditioned of all binary ones; on circulant ones, which the authors take, an inverse is quick. Where
+    there are as many of them as features, the first feature is shown alone, too.
     """
-    probes = ScrambledHadamard(n_features).patterns
+    probes = ScrambledHadamard(n_features, n_singles=SINGLES).patterns
 
     def left(n_anchors):
         return n_frames - (n_anchors + 1) * len(probes), n_anchors * (n_anchors + 1) // 2

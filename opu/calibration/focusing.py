@@ -34,7 +34,12 @@ import numpy as np
 
 from opu.calibration.frames import available_size
 from opu.calibration.matrix.given import given_or_measured
-from opu.calibration.matrix.validation import HeldOut, compare_intensities, faults_of_matrix
+from opu.calibration.matrix.validation import (
+    LARGEST_SATURATED_SHARE,
+    HeldOut,
+    compare_intensities,
+    faults_of_matrix,
+)
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import Quantity
 from opu.calibration.saturation import saturation_finding
@@ -60,7 +65,6 @@ _FOCUS_FRACTION = 1 / 3
 _NOISE = 2**60
 _PATTERN_SEED = 0x464F4355
 _LEAST_FIDELITY = 0.5
-_LARGEST_SATURATED_SHARE = 0.02
 
 
 def expected_enhancement(n_features: float) -> float:
@@ -263,7 +267,7 @@ class _Bench:
         dark_dn = self._dark_dn(self._config)[matrix.kept]
         self._range_dn = self._recorder.description.full_scale_dn - float(np.median(dark_dn))
         self._saturation = saturation_finding(
-            frames[0] - dark_dn, self._range_dn, largest_share=_LARGEST_SATURATED_SHARE
+            frames[0] - dark_dn, self._range_dn, largest_share=LARGEST_SATURATED_SHARE
         )
         above_dn = float(frames.mean() - dark_dn.mean())
         return found, above_dn, float(predicted.mean(dtype=np.float64))

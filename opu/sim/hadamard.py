@@ -37,6 +37,7 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
+from opu.hadamard import walsh_hadamard
 from opu.sim.light import BLIND, Sight, put_electrons
 from opu.sim.memory import aligned_empty
 from opu.sim.mirrors import STUCK_ON
@@ -53,7 +54,6 @@ __all__ = [
     "Readout",
     "Scratch",
     "Source",
-    "hadamard_with_numpy",
     "swap_digits",
 ]
 
@@ -950,13 +950,13 @@ class Cascade:
         swapped = swap_digits(np.arange(self.size))
         turns_2, turns_3, turns_4 = self.turns()
         gains = np.abs(self.gains)[swapped].astype(np.float32) * self.scale
-        first = hadamard_with_numpy(inputs, descending=False).astype(np.float32)
+        first = walsh_hadamard(inputs, descending=False).astype(np.float32)
         real, imag = _turn_with_numpy(first, np.zeros_like(first), turns_2)
-        real, imag = (hadamard_with_numpy(part, descending=True) * gains for part in (real, imag))
+        real, imag = (walsh_hadamard(part, descending=True) * gains for part in (real, imag))
         real, imag = _turn_with_numpy(real, imag, turns_3)
-        real, imag = (hadamard_with_numpy(part, descending=False) for part in (real, imag))
+        real, imag = (walsh_hadamard(part, descending=False) for part in (real, imag))
         real, imag = _turn_with_numpy(real, imag, turns_4)
-        real, imag = (hadamard_with_numpy(part, descending=True)[:, swapped] for part in (real, imag))
+        real, imag = (walsh_hadamard(part, descending=True)[:, swapped] for part in (real, imag))
         return real, imag
 
 
@@ -1010,32 +1010,3 @@ def _turn_with_numpy(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     first, second = np.where(turns & 1, imag, real), np.where(turns & 1, real, imag)
     return np.where((turns == 1) | (turns == 2), -first, first), np.where(turns >= 2, -second, second)
-
-
-def hadamard_with_numpy(values: NDArray[Any], *, descending: bool) -> NDArray[Any]:
-    """Transform the rows of an array, stage by stage: the order of additions of the compiled kernels.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n, size)
-        The size a power of two.
-    descending : bool
-        Whether the first stage is that of the largest stride.
-
-    Returns
-    -------
-    ndarray of the same shape and dtype
-        `values @ H`, with `H[i, j] = (-1)**popcount(i & j)`.
-
-    Examples
-    --------
-    >>> hadamard_with_numpy(np.array([[1, 2, 3, 4]]), descending=True)
-    array([[10, -2, -4,  0]])
-    """
-    shape = values.shape
-    strides = [2**stage for stage in range(shape[1].bit_length() - 1)]
-    for stride in reversed(strides) if descending else strides:
-        pairs = values.reshape(shape[0], -1, 2, stride)
-        first, second = pairs[:, :, 0], pairs[:, :, 1]
-        values = np.stack([first + second, first - second], axis=2).reshape(shape)
-    return values

@@ -12,7 +12,7 @@ from opu.calibration.focusing import focusing
 from opu.calibration.matrix import projections
 from opu.calibration.matrix.anchors import LEAST_SPREAD, AnchorPlan
 from opu.calibration.matrix.comparison import row_correlations
-from opu.calibration.matrix.hadamard import ScrambledHadamard, walsh_hadamard
+from opu.calibration.matrix.hadamard import ScrambledHadamard
 from opu.calibration.matrix.measure import measure_transmission_matrix, transmission_matrix
 from opu.calibration.matrix.retrieval import (
     PhaseRetrieval,
@@ -149,15 +149,16 @@ def test_rows_of_another_saturation_or_start_are_not_gone_on_with(data, fitted):
             )
 
 
-def test_rows_are_lost_below_four_frames_a_feature():
-    matrix = gaussian_matrix(n_features=64)
+@pytest.mark.parametrize("n_features", [64, 256])
+def test_rows_are_lost_below_four_frames_a_feature(n_features):
+    matrix = gaussian_matrix(n_features=n_features)
     found = {}
     for frames in (4, 3, 2.5):
-        patterns = retrieval_patterns(int(frames * 64), 64)
+        patterns = retrieval_patterns(int(frames * n_features), n_features)
         fitted = PhaseRetrieval().fit(patterns, counts_of(matrix, patterns), saturation=255)
         found[frames] = (row_correlations(fitted.matrix_, matrix) > 0.99).mean()
     assert found[4] == 1
-    assert 0.8 < found[3] < 1
+    assert 0.7 < found[3] < 1
     assert found[2.5] < 0.5
 
 
@@ -273,16 +274,6 @@ def test_no_hadamard_pattern_has_all_features_on():
         assert np.linalg.matrix_rank(patterns.astype(float)) == n_features
 
 
-@pytest.mark.parametrize("order", [1, 2, 64])
-def test_the_fast_transform_is_the_product_with_the_matrix(order):
-    index = np.arange(order)
-    matrix = 1.0 - 2 * (np.bitwise_count(index[:, np.newaxis] & index) % 2)
-    values = np.random.default_rng(0).standard_normal((3, order))
-    before = values.copy()
-    np.testing.assert_allclose(walsh_hadamard(values), values @ matrix, atol=1e-12)
-    np.testing.assert_array_equal(values, before)
-
-
 @pytest.mark.parametrize("n_features", [2, 3, 31, 32, 33])
 @pytest.mark.parametrize("n_singles", [0, 4])
 def test_hadamard_patterns_have_an_inverse(n_features, n_singles):
@@ -369,6 +360,51 @@ def test_a_row_that_saturates_keeps_to_what_is_likely():
     as_counts = row_correlations(plan.recover(intensities).matrix, matrix)
     assert as_bounds[0] > 0.999
     assert as_counts[0] < 0.99
+
+
+@pytest.mark.parametrize(("method", "least_share"), [("three_step", 0.99), ("four_step", 1.0)])
+def test_good_rows_of_stepped_phases_are_kept(method, least_share):
+    with bench("interferometer", seed=7) as device:
+        found = measure_transmission_matrix(device, n_features=128, n_outputs=256, method=method)
+        truth = device.capability(opu.GroundTruth).transmission_matrix(found.config)
+    assert found.kept.mean() >= least_share
+    assert row_correlations(found.matrix, truth)[found.kept].min() > 0.995
+
+
+def stepped_intensities(matrix, plan, arm=6.0):
+    phases = np.exp(2j * np.pi * np.arange(plan.n_steps) / plan.n_steps)
+    fields = plan.patterns @ matrix.T
+    return np.abs(fields + arm * np.tile(phases, len(fields) // plan.n_steps)[:, np.newaxis]) ** 2
+
+
+@pytest.mark.parametrize("n_steps", [3, 4])
+def test_stepped_rows_have_their_size(n_steps):
+    matrix, plan = gaussian_matrix(n_features=64), SteppingPlan(64, n_steps)
+    found = plan.recover(stepped_intensities(matrix, plan)).matrix
+    assert np.linalg.norm(found) / np.linalg.norm(matrix) == pytest.approx(1, abs=4e-4)
+
+
+@pytest.mark.parametrize("n_steps", [3, 4])
+def test_stepped_rows_whose_frames_are_in_disorder_are_not_kept(n_steps):
+    plan = SteppingPlan(64, n_steps)
+    intensities = np.random.default_rng(1).poisson(39 * stepped_intensities(gaussian_matrix(n_features=64), plan)) / 39
+    # The frames of the last patterns of five rows, one late.
+    late = slice(len(plan.patterns) // 2, None)
+    intensities[late, :5] = np.roll(intensities[late, :5], 1, axis=0)
+    kept = plan.recover(intensities).kept
+    assert not kept[:5].any()
+    assert kept[5:].all()
+
+
+def test_three_steps_that_saturate_prove_nothing():
+    matrix, plan = gaussian_matrix(n_features=64), SteppingPlan(64, 3)
+    matrix[0] *= 2
+    intensities = np.minimum(stepped_intensities(matrix, plan), 300)
+    saturated = (intensities.reshape(-1, 3, len(matrix)) == 300).any(axis=1).mean(axis=0)
+    kept = plan.recover(intensities, saturation=300).kept
+    assert saturated[0] > 0.1
+    assert not kept[saturated > 0.1].any()
+    assert kept[saturated < 0.03].all()
 
 
 def test_steps_without_any_light():

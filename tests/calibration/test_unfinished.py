@@ -122,6 +122,70 @@ def test_a_lost_device_and_a_failed_save_lose_no_frames(tmp_path):
     assert_same(found[0], measured(AURORA))
 
 
+def test_a_file_of_somebody_else_is_neither_replaced_nor_deleted(tmp_path):
+    path = tmp_path / "unfinished"
+
+    def put_another(what, done, total, error=None):
+        if what == "frames" and done == 64:
+            path.unlink()
+            path.write_text("precious")
+        elif error is not None and what == "frames" and done == 96:
+            raise error
+
+    found = measured(AURORA, put_another, unfinished=path)
+    assert path.read_text() == "precious"
+    path.unlink()
+    assert_same(found, measured(AURORA))
+    lost = UnreachableError("The server is gone.", "Start it again.")
+    with pytest.raises(DataFileError, match="Something else has written") as caught:
+        measured(AURORA, lambda *now: put_another(*now, lost), unfinished=path)
+    assert caught.value.__context__ is lost
+    assert path.read_text() == "precious"
+
+
+def test_two_measurements_with_one_file_do_not_delete_each_others_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "_WORK_PER_SAVE", 0.0)
+    path = tmp_path / "unfinished"
+
+    def measure_too(what, done, total):
+        if what == "frames" and done == 32:
+            with pytest.raises(KeyboardInterrupt):
+                measured(AURORA, stop_at("frames", 96), unfinished=path)
+
+    whole = measured(AURORA, measure_too, unfinished=path)
+    with h5py.File(path) as file:
+        assert len(file["frames"]) == 96
+    assert_same(measured(AURORA, unfinished=path), whole)
+    assert not path.exists()
+
+
+def test_writing_that_fails_meanwhile_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished, "_WORK_PER_SAVE", 0.0)
+    path, tried = tmp_path / "unfinished", []
+    write = unfinished.write_sealed
+
+    def full_at_times(*arguments):
+        tried.append(arguments)
+        if len(tried) in (2, 3):
+            raise DataFileError("No space left.", "Make some.")
+        write(*arguments)
+
+    monkeypatch.setattr(unfinished, "write_sealed", full_at_times)
+    interrupted(path, number=64)
+    assert len(tried) == 4
+    with h5py.File(path) as file:
+        assert len(file["frames"]) == 64
+    monkeypatch.setattr(unfinished, "write_sealed", write)
+    assert_same(measured(AURORA, unfinished=path), measured(AURORA))
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_patterns(tmp_path):
+    told = []
+    with pytest.raises(DataFileError, match="cannot be written"):
+        measured(AURORA, lambda *now: told.append(now), unfinished=tmp_path / "none" / "unfinished")
+    assert told == []
+
+
 def test_the_costs_are_those_of_the_whole(tmp_path):
     path = tmp_path / "unfinished"
     interrupted(path)
@@ -229,15 +293,43 @@ def test_without_a_file_nothing_is_written(tmp_path, monkeypatch):
         measured(AURORA, unfinished=tmp_path / "unfinished")
 
 
-def test_a_medium_that_changed_in_between_is_found(tmp_path):
+def drift_on(device):
+    config = opu.SessionConfig(n_features=24, n_outputs=10, exposure_us=10_000.0)
+    with device.open_session(config) as session:
+        session.project(np.zeros((1000, 24), bool))
+
+
+def test_a_medium_that_drifted_in_between_is_refused(tmp_path):
     path = tmp_path / "unfinished"
-    aurora = preset("aurora")
-    drifting = dataclasses.replace(aurora, drift=DriftModel(correlation_time_s=0.2))
-    with SimulatedBench(aurora, seed=7) as device, pytest.raises(KeyboardInterrupt):
-        measure_transmission_matrix(device, **SIZES, unfinished=path, on_progress=stop_at("frames", 40))
-    with SimulatedBench(drifting, seed=7) as device:
-        result = transmission_matrix(device, **SIZES, unfinished=path)
-    assert any("The medium changed during the measurement" in finding for finding in result.findings)
+    model = dataclasses.replace(preset("aurora"), drift=DriftModel(correlation_time_s=300.0))
+    with SimulatedBench(model, seed=7) as device:
+        for pause in (lambda _device: None, drift_on):
+            with pytest.raises(KeyboardInterrupt):
+                measure_transmission_matrix(device, **SIZES, unfinished=path, on_progress=stop_at("frames", 40))
+            before = path.read_bytes()
+            pause(device)
+            if pause is drift_on:
+                with pytest.raises(MediumChangedError, match=r"same patterns correlate by 0\.[0-9]+ of"):
+                    measure_transmission_matrix(device, **SIZES, unfinished=path)
+                assert path.read_bytes() == before
+            else:
+                measure_transmission_matrix(device, **SIZES, unfinished=path)
+
+
+def test_a_medium_that_jumps_when_the_work_goes_on_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "unfinished"
+    interrupted(path)
+    take = measure.Recorder.take_from
+
+    def take_later(*arguments):
+        projection = take(*arguments)
+        return dataclasses.replace(
+            projection, provenance=msgspec.structs.replace(projection.provenance, medium_epoch=1)
+        )
+
+    monkeypatch.setattr(measure.Recorder, "take_from", take_later)
+    with pytest.raises(MediumChangedError, match=r"epoch 0, and it is .* epoch 1, now"):
+        measured(AURORA, unfinished=path)
 
 
 def test_a_file_that_takes_long_to_write_is_written_seldom(tmp_path, monkeypatch):

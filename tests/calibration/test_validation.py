@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import numpy as np
 import pytest
 from matrix_helpers import exposed, true_matrix
@@ -60,6 +61,24 @@ def test_counts_at_full_scale_are_no_measurement():
     found = compare_intensities(true, measured, 4)
     assert found.disattenuated == pytest.approx(1, abs=5 * found.uncertainty)
     assert found.uncertainty < 1e-3
+    assert found.left_out_share == pytest.approx((measured >= 4).any(axis=0).mean())
+
+
+@pytest.mark.parametrize("factor", [3, 10])
+def test_overexposed_frames_are_named(bench, factor):
+    device, config = bench
+    matrix = true_matrix(device, config)
+    brighter = dataclasses.replace(
+        matrix,
+        matrix=matrix.matrix * np.float32(factor**0.5),
+        background=matrix.background * np.float32(factor**0.5),
+        config=msgspec.structs.replace(config, exposure_us=factor * config.exposure_us),
+    )
+    result = held_out(device, matrix=brighter)
+    assert not result.passed
+    assert "saturated" in result.findings[0]
+    assert result.quantities["left_out_share"].value > 0.03
+    assert not result.quantities["left_out_share"].passed
 
 
 def test_uncertainties_cover_the_spread():
@@ -85,6 +104,7 @@ def test_a_right_matrix_passes(bench):
     assert result.passed, result.findings
     assert result.value == pytest.approx(1, abs=0.002)
     assert result.quantities["pearson"].value > 0.995
+    assert 0 < result.quantities["left_out_share"].value < 0.005
     assert result.quantities["pearson_over_repeatability"].value >= result.value
     assert result.frames == 100
     assert result.data["predicted_dn"].shape == result.data["measured_dn"].shape == (50, 64)

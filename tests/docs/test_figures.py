@@ -1,6 +1,7 @@
 """The figures of the documentation: pages and files agree, and the scripts that make them work."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -60,7 +61,10 @@ def test_every_picture_is_made_by_a_script_named_by_a_page_and_small(script, cal
 
 def test_pages_say_how_the_figures_are_made():
     page = (DOCS / "calibration/transmission_matrix.md").read_text(encoding="utf-8")
-    assert "python -m benchmarks.retrieval --figure docs/figures/calibration/retrieval.svg`" in page
+    seeds = json.loads((DOCS / "results/retrieval.json").read_text(encoding="utf-8"))["seeds"]
+    command = f"python -m benchmarks.retrieval --seeds {len(seeds)} --first-seed {seeds[0]}"
+    assert f"`{command} --json`" in page
+    assert f"`{command} --figure docs/figures/calibration/retrieval.svg`" in page
     assert "python docs/figures/make.py" in (DOCS / "physics.md").read_text(encoding="utf-8")
     assert "python docs/figures/make_calibration.py`" in (DOCS / "calibration/index.md").read_text(encoding="utf-8")
 

@@ -4,6 +4,7 @@ import numba
 import numpy as np
 import pytest
 
+from opu.hadamard import walsh_hadamard
 from opu.parts import UNUSED_MIRROR
 from opu.sim.hadamard import (
     LARGEST_INPUT,
@@ -13,7 +14,6 @@ from opu.sim.hadamard import (
     Scratch,
     Source,
     aligned_empty,
-    hadamard_with_numpy,
     swap_digits,
 )
 from opu.sim.mirrors import STUCK_ON
@@ -105,20 +105,6 @@ def test_the_twin_is_the_product_of_its_factors():
     np.testing.assert_allclose(inputs @ row, field[:, order[1234]], rtol=0, atol=5e-6 * scale)
 
 
-def test_transform_in_numpy_is_the_matrix_of_parities():
-    size = 64
-    matrix = 1 - 2 * (np.bitwise_count(np.arange(size)[:, np.newaxis] & np.arange(size)) & 1).astype(np.int64)
-    for descending in (False, True):
-        np.testing.assert_array_equal(hadamard_with_numpy(np.eye(size, dtype=np.int64), descending=descending), matrix)
-
-
-def test_order_of_stages_shows_in_the_last_bits():
-    """Otherwise equal bits would say nothing about the order of additions."""
-    values = np.random.default_rng(0).standard_normal((1, 4096)).astype(np.float32)
-    up, down = (hadamard_with_numpy(values, descending=descending) for descending in (False, True))
-    assert 0 < np.abs(up - down).max() < 1e-4
-
-
 @pytest.mark.parametrize("n_threads", [1, 2, 4])
 def test_bytes_do_not_depend_on_threads_or_batches(n_threads):
     size = 2 * ROW
@@ -145,7 +131,7 @@ def test_bytes_do_not_depend_on_threads_or_batches(n_threads):
 def test_sums_stay_in_range_with_all_inputs_as_large_as_they_may_be():
     size = ROW
     cascade = make_cascade(size)
-    corner = hadamard_with_numpy(np.eye(size, dtype=np.int64)[[0, 1, 2047, 4095]], descending=False)
+    corner = walsh_hadamard(np.eye(size, dtype=np.int64)[[0, 1, 2047, 4095]], descending=False)
     for signs in corner:
         for amplitude in (LARGEST_INPUT, -LARGEST_INPUT):
             inputs = (amplitude * signs).astype(np.int8)[np.newaxis]

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from opu.hadamard import walsh_hadamard
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ScrambledHadamard", "walsh_hadamard"]
+__all__ = ["ScrambledHadamard"]
 
 _BYTES_AT_ONCE = 2**24
 
@@ -88,35 +90,6 @@ class ScrambledHadamard:
             found[:, 0] += fields[:, : self._n_singles].sum(axis=1)
             found[:, 0] /= 1 + self._n_singles
         return found
-
-
-def walsh_hadamard(values: NDArray[Any]) -> NDArray[Any]:
-    """Return the products of rows and the Hadamard matrix of Sylvester, by `n log2 n` additions a row.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n_rows, n)
-        `n` a power of two.
-
-    Returns
-    -------
-    ndarray, of the same shape and dtype
-
-    Examples
-    --------
-    >>> walsh_hadamard(np.array([[1, 2, 3, 4]]))
-    array([[10, -2, -4,  0]])
-    """
-    n_rows, n = values.shape
-    found = np.array(values, order="C")
-    width = n // 2
-    while width:
-        pairs = found.reshape(n_rows, -1, 2, width)
-        sums = pairs[:, :, 0] + pairs[:, :, 1]
-        np.subtract(pairs[:, :, 0], pairs[:, :, 1], out=pairs[:, :, 1])
-        pairs[:, :, 0] = sums
-        width //= 2
-    return found
 
 
 def _hadamard(order: int) -> NDArray[np.bool_]:

@@ -37,6 +37,11 @@ METHODS = ("retrieval", "anchors", "three_step", "four_step")
 
 OnProgress = Callable[[str, int, int], object]
 
+
+def _no_progress(_what: str, _done: int, _all: int) -> None:
+    """Tell nobody."""
+
+
 _OVERSAMPLING = 6.0
 _N_ANCHORS = 3
 _MAX_BYTES = 2**29
@@ -53,12 +58,15 @@ _STEPPED_FRACTION = 1 / 6
 _SIGNIFICANT = 5.0
 _HELD_OUT_SEED = 1
 _PROBE_SEED = 2
+_BEGIN_ANEW = "Delete the unfinished file to begin anew."
 _HOT_DN = 3.0
 _LARGEST_HOT_SHARE = 0.01
 _LARGEST_SATURATED_SHARE = 0.005
 _LARGEST_LOST_SHARE = 0.1
 _LARGEST_LOST_SHARE_OF_ANCHORS = 0.25
 _LEAST_STABILITY = 0.98
+# Not the noise of the frames of the measurement.
+_RESUMED_NOISE = 2**61
 _LIMIT = 0.99
 _DIMMEST_DN = 0.5
 
@@ -76,7 +84,7 @@ def measure_transmission_matrix(
     noise_key: int = 0,
     max_bytes: int = _MAX_BYTES,
     unfinished: str | os.PathLike[str] | None = None,
-    on_progress: OnProgress = lambda _what, _done, _all: None,
+    on_progress: OnProgress = _no_progress,
 ) -> TransmissionMatrix:
     """Measure the transmission matrix of a session.
 
@@ -101,7 +109,8 @@ def measure_transmission_matrix(
         Memory for the retrieval. Beside it there are 4 bytes for each of `frames x (2 n_features + n_outputs)`.
     unfinished : str or path, optional
         A file for the frames taken and the rows finished, written meanwhile and when the work is interrupted, by
-        whatever. If it is there at the beginning, the work goes on where it stopped; at the end it is deleted.
+        whatever. If it is there at the beginning, the work goes on where it stopped, after 32 frames that tell whether
+        the medium stood still, and are not counted; at the end it is deleted.
     on_progress : callable, optional
         Called with ("frames" or "rows", how many are done, all).
 
@@ -115,7 +124,8 @@ def measure_transmission_matrix(
     ConfigError
         The method or a size is not possible, or the unfinished frames were taken for others.
     MediumChangedError
-        The unfinished frames are those of another device or medium, of an earlier epoch, or of another laser power.
+        The unfinished frames are those of another device or medium, of an earlier epoch, or of another laser power,
+        or patterns that were shown before them look different now. Also where that power changes between the frames.
     UnsupportedError
         The method needs a reference arm and the device has none, or its light stays on.
     DataFileError
@@ -132,19 +142,18 @@ def measure_transmission_matrix(
     >>> found.matrix.shape, found.method, bool(found.kept.mean() > 0.9)
     ((64, 32), 'retrieval', True)
     """
-    recorder = Recorder(device, noise_key=noise_key)
     plan = _Plan(
-        recorder,
-        n_features,
-        n_outputs,
-        method,
-        oversampling,
-        n_anchors,
-        region,
-        stride,
-        noise_key,
-        max_bytes,
-        on_progress,
+        recorder=Recorder(device, noise_key=noise_key),
+        n_features=n_features,
+        n_outputs=n_outputs,
+        method=method,
+        oversampling=oversampling,
+        n_anchors=n_anchors,
+        region=region,
+        stride=stride,
+        noise_key=noise_key,
+        max_bytes=max_bytes,
+        on_progress=on_progress,
     )
     with UnfinishedMatrix.open(unfinished, plan.settings) as kept:
         return _take(plan, kept).matrix
@@ -163,7 +172,7 @@ def transmission_matrix(
     noise_key: int = 0,
     max_bytes: int = _MAX_BYTES,
     unfinished: str | os.PathLike[str] | None = None,
-    on_progress: OnProgress = lambda _what, _done, _all: None,
+    on_progress: OnProgress = _no_progress,
     on_matrix: Callable[[TransmissionMatrix], object] = lambda _matrix: None,
 ) -> CalibrationResult:
     """Measure a transmission matrix and how well it predicts frames that it was not made from.
@@ -195,17 +204,17 @@ def transmission_matrix(
     recorder = Recorder(device, noise_key=noise_key)
     n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
     plan = _Plan(
-        recorder,
-        n_features,
-        n_outputs,
-        method,
-        oversampling,
-        n_anchors,
-        region,
-        stride,
-        noise_key,
-        max_bytes,
-        on_progress,
+        recorder=recorder,
+        n_features=n_features,
+        n_outputs=n_outputs,
+        method=method,
+        oversampling=oversampling,
+        n_anchors=n_anchors,
+        region=region,
+        stride=stride,
+        noise_key=noise_key,
+        max_bytes=max_bytes,
+        on_progress=on_progress,
     )
     with UnfinishedMatrix.open(unfinished, plan.settings) as kept:
         taken = _take(plan, kept)
@@ -232,37 +241,25 @@ def check_unfinished(
     """
     recorder = Recorder(device, noise_key=noise_key)
     n_features, n_outputs = available_size(recorder.description, n_features, n_outputs)
-    plan = _Plan(
-        recorder,
-        n_features,
-        n_outputs,
-        "auto",
-        _OVERSAMPLING,
-        _N_ANCHORS,
-        None,
-        1,
-        noise_key,
-        _MAX_BYTES,
-        lambda *_: None,
-    )
+    plan = _Plan(recorder=recorder, n_features=n_features, n_outputs=n_outputs, noise_key=noise_key)
     UnfinishedMatrix.open(path, plan.settings)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Plan:
-    """What was asked for, and the recorder of the frames."""
+    """What was asked for, and the recorder of the frames. The defaults are those of the measurements."""
 
     recorder: Recorder
     n_features: int
     n_outputs: int
-    method: str
-    oversampling: float
-    n_anchors: int
-    region: Region | None
-    stride: int
-    noise_key: int
-    max_bytes: int
-    on_progress: OnProgress
+    method: str = "auto"
+    oversampling: float = _OVERSAMPLING
+    n_anchors: int = _N_ANCHORS
+    region: Region | None = None
+    stride: int = 1
+    noise_key: int = 0
+    max_bytes: int = _MAX_BYTES
+    on_progress: OnProgress = _no_progress
 
     def __post_init__(self) -> None:
         check_whole("n_features", self.n_features, 2, 2**31)
@@ -342,7 +339,7 @@ def _take(plan: _Plan, kept: UnfinishedMatrix) -> _Taken:
     """Take the frames that are not kept yet, and recover the matrix."""
     recorder, method = plan.recorder, plan.chosen_method
     steps = REFERENCE_STEPS.get(method, 1)
-    start = kept.start
+    start, is_resumed = kept.start, kept.start is not None
     if start is None:
         start = _start(plan)
         kept.begin(start, recorder.costs)
@@ -354,6 +351,8 @@ def _take(plan: _Plan, kept: UnfinishedMatrix) -> _Taken:
     share, has_background = _background(off, dark - dark_dn, before)
     patterns, solve = _method(plan, method, has_background)
     kept.check_patterns(patterns)
+    if is_resumed and len(kept.frames) < len(patterns):
+        _check_stillness(plan, start, before, dark_dn)
     frames = _take_in_parts(plan, start, patterns, steps, kept)
     full_scale = recorder.description.full_scale_dn
     # In place of the counts: a second array of this size would be the largest of all.
@@ -514,6 +513,37 @@ def _check_power(now: Provenance, first: Provenance) -> None:
         )
 
 
+def _check_stillness(plan: _Plan, start: Start, before: NDArray[np.float32], dark_dn: NDArray[np.float32]) -> None:
+    """Check by frames of patterns that were shown before that an interrupted measurement can go on.
+
+    They are not in its books: the frames that are missing have the numbers that they would have had.
+    """
+    probes = _probe_patterns(plan)
+    config = msgspec.structs.replace(start.config, noise_key=plan.noise_key ^ _RESUMED_NOISE)
+    projection = Recorder(plan.recorder.device).take(config, np.concatenate([probes, probes]))
+    present, first = projection.provenance, start.provenance
+    _check_power(present, first)
+    if (present.medium_id, present.medium_epoch) != (first.medium_id, first.medium_epoch):
+        raise MediumChangedError(
+            f"The first frames were taken through the medium {first.medium_id}, epoch {first.medium_epoch}, and it is "
+            f"{present.medium_id}, epoch {present.medium_epoch}, now.",
+            _BEGIN_ANEW,
+        )
+    now, again = np.split(projection.frames.astype(np.float32) - dark_dn, 2)
+    stability = _stability(before, now, again)
+    if stability < _LEAST_STABILITY:
+        raise MediumChangedError(
+            "The medium changed since the first frames were taken: the same patterns correlate by "
+            f"{stability:.3f} of their repeatability.",
+            _BEGIN_ANEW,
+        )
+
+
+def _stability(before: NDArray[np.float32], after: NDArray[np.float32], after_again: NDArray[np.float32]) -> float:
+    """Return the correlation of frames before and after relative to that of repeats."""
+    return _ratio(float(frame_correlations(before, after).mean()), float(frame_correlations(after, after_again).mean()))
+
+
 def _hot(dark_dn: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Tell which pixels are far above the dark level of the others."""
     middle = float(np.median(dark_dn))
@@ -537,9 +567,7 @@ def _judge(plan: _Plan, taken: _Taken) -> CalibrationResult:
     correlations = frame_correlations(predicted, once[:, kept]) / 2 + frame_correlations(predicted, again[:, kept]) / 2
     repeatability, reached = float(repeats.mean()), float(correlations.mean())
     ceiling = math.sqrt(repeatability) if repeatability > 0 else math.nan
-    stability = _ratio(
-        float(frame_correlations(taken.before, after).mean()), float(frame_correlations(after, after_again).mean())
-    )
+    stability = _stability(taken.before, after, after_again)
     error = float(correlations.std(ddof=1)) / math.sqrt(len(correlations))
     quantities = _quantities(taken, correlations, repeats, stability, frames_per_feature)
     return recorder.result(

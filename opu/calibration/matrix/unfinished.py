@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["MatrixSettings", "Start", "UnfinishedMatrix"]
+
+_Identity = tuple[int, int, int]
 
 _FORMAT = "openopu.unfinished_matrix/1"
 _DTYPES = {
@@ -97,7 +100,9 @@ class Start:
 class UnfinishedMatrix:
     """The frames taken and the rows finished so far, kept in a file if one is named.
 
-    A context: whatever ends it early, all is saved; at its end the file is deleted.
+    A context: whatever ends it early, all is saved; at its end the file is deleted. A file that something else has put
+    in its place, such as another measurement with the same file, is neither replaced nor deleted. Writing that fails
+    meanwhile is tried again later.
 
     Parameters
     ----------
@@ -128,6 +133,7 @@ class UnfinishedMatrix:
         self._patterns_crc32 = 0
         self._is_saved = True
         self._due_s = 0.0
+        self._written: _Identity | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | None, settings: MatrixSettings) -> Self:
@@ -150,9 +156,16 @@ class UnfinishedMatrix:
         return unfinished
 
     def begin(self, start: Start, costs: Costs) -> None:
-        """Keep what was measured before the patterns."""
+        """Keep what was measured before the patterns.
+
+        Raises
+        ------
+        DataFileError
+            The file cannot be written, or there is another one by now.
+        """
         self.start, self.costs = start, costs
-        self._note()
+        self._is_saved = False
+        self.save()
 
     def check_patterns(self, patterns: NDArray[np.bool_]) -> None:
         """Check that the frames in the file are those of these patterns.
@@ -186,16 +199,50 @@ class UnfinishedMatrix:
         Raises
         ------
         DataFileError
-            It cannot be written.
+            It cannot be written, or there is another one by now.
         """
         if self.path is None or self.start is None or self.costs is None or self._is_saved:
             return
         started_s = time.monotonic()
-        start, rows = self.start, self.rows
+        try:
+            self._write(self.path, self.start, self.costs)
+        finally:
+            now_s = time.monotonic()
+            self._due_s = now_s + _WORK_PER_SAVE * (now_s - started_s)
+        self._is_saved = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            self.save()
+        elif self.path is not None and self._written is not None and _identity(self.path) == self._written:
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def _remedy(self) -> str:
+        return f"Measure as before to go on, or delete {str(self.path)!r} to begin anew."
+
+    def _note(self) -> None:
+        self._is_saved = False
+        if time.monotonic() >= self._due_s:
+            # What is lost by that is told where it is lost: at an early end.
+            with suppress(DataFileError):
+                self.save()
+
+    def _write(self, path: Path, start: Start, costs: Costs) -> None:
+        present = _identity(path)
+        if present is not None and present != self._written:
+            raise DataFileError(
+                f"Something else has written {str(path)!r} during this measurement.",
+                "Name a file for each measurement.",
+            )
+        rows = self.rows
         meta = _Meta(
             settings=self.settings,
             start=_StartMeta(exposed=start.exposed, config=start.config, provenance=start.provenance),
-            costs=self.costs,
+            costs=costs,
             patterns_crc32=self._patterns_crc32,
             rows_fingerprint=0 if rows is None else rows.fingerprint,
         )
@@ -208,31 +255,12 @@ class UnfinishedMatrix:
             "residuals": np.zeros(0) if rows is None else rows.residuals,
         }
         write_sealed(
-            self.path, _FORMAT, meta, {name: array.astype(_DTYPES[name], copy=False) for name, array in arrays.items()}
+            path, _FORMAT, meta, {name: array.astype(_DTYPES[name], copy=False) for name, array in arrays.items()}
         )
-        self._is_saved = True
-        now_s = time.monotonic()
-        self._due_s = now_s + _WORK_PER_SAVE * (now_s - started_s)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is not None:
-            self.save()
-        elif self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    @property
-    def _remedy(self) -> str:
-        return f"Measure as before to go on, or delete {str(self.path)!r} to begin anew."
-
-    def _note(self) -> None:
-        self._is_saved = False
-        if time.monotonic() >= self._due_s:
-            self.save()
+        self._written = _identity(path)
 
     def _read(self, path: Path) -> None:
+        self._written = _identity(path)
         meta, arrays = read_sealed(path, _FORMAT, _Meta, _DTYPES, "The unfinished matrix")
         self._check_settings(meta.settings)
         if wrong := _inconsistent(meta, arrays):
@@ -261,6 +289,15 @@ class UnfinishedMatrix:
         problem = f"The frames in {str(self.path)!r} belong to another measurement: {text}."
         is_elsewhere = any(name in ("device_id", "medium_id", "medium_epoch") for name, *_ in differing)
         raise (MediumChangedError if is_elsewhere else ConfigError)(problem, self._remedy)
+
+
+def _identity(path: Path) -> _Identity | None:
+    """Return what tells a file from another of its name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _inconsistent(meta: _Meta, arrays: dict[str, NDArray[Any]]) -> list[str]:

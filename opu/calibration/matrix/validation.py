@@ -19,6 +19,7 @@ from opu.calibration.matrix.comparison import row_correlations
 from opu.calibration.matrix.given import given_or_measured
 from opu.calibration.recorder import Recorder, random_halves
 from opu.calibration.result import Quantity
+from opu.calibration.saturation import saturation_finding
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,9 +28,19 @@ if TYPE_CHECKING:
     from opu.calibration.result import CalibrationResult
     from opu.device import Device, Provenance
 
-__all__ = ["HeldOut", "compare_intensities", "faults_of_matrix", "held_out", "normalised_error", "row_correlations"]
+__all__ = [
+    "LARGEST_SATURATED_SHARE",
+    "HeldOut",
+    "compare_intensities",
+    "faults_of_matrix",
+    "held_out",
+    "normalised_error",
+    "row_correlations",
+]
 
 LOWEST_CORRELATION = 0.99
+LARGEST_SATURATED_SHARE = 0.02
+"""Of the values of random halves. Those that are left out are the brightest, about which nothing is said then."""
 # Pixels that see more than one field, as of grains smaller than a pixel, do not agree better than that with any row.
 _FAULTY_CORRELATION = 0.95
 _LEAST_REPEATABILITY = 0.5
@@ -90,7 +101,9 @@ class HeldOut:
         `pearson / sqrt(repeatability)`: what a camera without noise would have seen.
     slope : float
         Of measured over predicted intensities, with the mean of each pixel removed: noise does not change it.
-    uncertainty, pearson_uncertainty, repeatability_uncertainty, slope_uncertainty : float
+    left_out_share : float
+        Share of the values that were left out because they are at full scale.
+    uncertainty, pearson_uncertainty, repeatability_uncertainty, slope_uncertainty, left_out_uncertainty : float
         Standard errors of `disattenuated` and of the others.
     """
 
@@ -98,10 +111,12 @@ class HeldOut:
     repeatability: float
     disattenuated: float
     slope: float
+    left_out_share: float
     uncertainty: float
     pearson_uncertainty: float
     repeatability_uncertainty: float
     slope_uncertainty: float
+    left_out_uncertainty: float
 
 
 def compare_intensities(
@@ -124,7 +139,7 @@ def compare_intensities(
         Two measurements of each.
     full_dn : float
         Where counts end. Values that are there in either measurement are left out, as the fit of a matrix does: they
-        say only that the intensity is at least this.
+        say only that the intensity is at least this. They are counted in `left_out_share`.
 
     Returns
     -------
@@ -140,7 +155,19 @@ def compare_intensities(
     errors = np.sqrt((n - 1) / n * np.square(without - without.mean(axis=1, keepdims=True)).sum(axis=1))
     pearson, repeatability, disattenuated, slope = (float(value) for value in values)
     pearson_error, repeatability_error, error, slope_error = (float(value) for value in errors)
-    return HeldOut(pearson, repeatability, disattenuated, slope, error, pearson_error, repeatability_error, slope_error)
+    left_out = 1 - counted.sum(axis=1) / max(1, counted.shape[1])
+    return HeldOut(
+        pearson=pearson,
+        repeatability=repeatability,
+        disattenuated=disattenuated,
+        slope=slope,
+        left_out_share=float(left_out.mean()),
+        uncertainty=error,
+        pearson_uncertainty=pearson_error,
+        repeatability_uncertainty=repeatability_error,
+        slope_uncertainty=slope_error,
+        left_out_uncertainty=float(left_out.std()) / math.sqrt(n),
+    )
 
 
 def _pairs(
@@ -191,6 +218,8 @@ def held_out(
     flatters the matrix; it is the quantity `pearson_over_repeatability`.) For a field correlation `c` of the matrix
     with the medium as it is, the value is `c ** 2`.
 
+    Values at full scale are no measurement and are left out. Their share has a limit of 2 %.
+
     Parameters
     ----------
     device : Device
@@ -205,8 +234,8 @@ def held_out(
     Returns
     -------
     CalibrationResult
-        Quantities: `pearson`, `repeatability`, `pearson_over_repeatability`, `kept`. Data: `predicted_dn` and
-        `measured_dn`, shape (n_patterns, up to 64 rows), in DN above the dark level.
+        Quantities: `pearson`, `repeatability`, `pearson_over_repeatability`, `kept`, `left_out_share`. Data:
+        `predicted_dn` and `measured_dn`, shape (n_patterns, up to 64 rows), in DN above the dark level.
     """
     recorder = Recorder(device, noise_key=noise_key)
     matrix = given_or_measured(matrix, recorder, noise_key, *available_size(recorder.description, _FEATURES, _OUTPUTS))
@@ -216,7 +245,9 @@ def held_out(
     provenance = projection.provenance
     frames = projection.frames.reshape(2, n_patterns, -1)[..., matrix.kept].astype(np.float32)
     predicted = matrix.intensities(patterns)[:, matrix.kept]
-    found = compare_intensities(predicted, frames, recorder.description.full_scale_dn)
+    full_dn = recorder.description.full_scale_dn
+    found = compare_intensities(predicted, frames, full_dn)
+    light_dn = frames - matrix.dark_dn[matrix.kept]
     ratio = found.pearson / found.repeatability if found.repeatability > 0 else math.nan
     share = float(matrix.kept.mean())
     return recorder.result(
@@ -233,14 +264,24 @@ def held_out(
             ),
             "pearson_over_repeatability": _plain_quantity(ratio, math.nan, "the two divided"),
             "kept": _plain_quantity(share, 0.0, "share of the rows to be believed"),
+            "left_out_share": Quantity(
+                value=found.left_out_share,
+                unit="1",
+                uncertainty=found.left_out_uncertainty,
+                limit=(None, LARGEST_SATURATED_SHARE),
+                summary="share of the values at full scale, which are left out",
+            ),
         },
         findings=[
             *faults_of_matrix(matrix, provenance.medium_id, provenance.medium_epoch),
+            *saturation_finding(
+                light_dn[0], full_dn - float(np.median(matrix.dark_dn)), largest_share=LARGEST_SATURATED_SHARE
+            ),
             *_faults_of_agreement(found, matrix, provenance),
         ],
         data={
             "predicted_dn": predicted[:, :_ROWS_OF_FIGURE],
-            "measured_dn": (frames.mean(axis=0) - matrix.dark_dn[matrix.kept])[:, :_ROWS_OF_FIGURE],
+            "measured_dn": light_dn.mean(axis=0)[:, :_ROWS_OF_FIGURE],
         },
     )
 
