@@ -55,9 +55,9 @@ def calibrate(
     """Calibrate a device, and say whether to believe it.
 
     Each routine measures one thing, compares it with its limit, and names the faults that it finds. The exit status is
-    1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page with figures),
-    report.json and data/ROUTINE.npz. A report that is there already is compared with before it is replaced; a directory
-    with files of something else is refused. A run that was interrupted replaces no report with more routines: it goes
+    1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page; its figures need the
+    extra "plots"), report.json and data/ROUTINE.npz. A report that is there already is compared with before it is
+    replaced; a directory with files of something else is refused. A run that was interrupted replaces no report with more routines: it goes
     to the directory "interrupted" beside it.
 
     With --save the hot pixels and dark levels in the middle of the sensor (dark_frames), the exposure and the stride
@@ -83,12 +83,15 @@ def calibrate(
     with reporting("calibrate", json_to) as report:
         from opu.calibration import ROUTINES, compare, read_report
         from opu.calibration.report.health import REPORT_NAME, check_folder
+        from opu.page import NO_FIGURES, can_draw
 
         earlier = None if compare_with is None else read_report(compare_with)
         if report_to is not None:
             check_folder(report_to)
             if earlier is None and (report_to / REPORT_NAME).exists():
                 earlier = read_report(report_to)
+            if not can_draw():
+                report.console.print(f"The report will be without figures. {plain(NO_FIGURES)}", highlight=False)
         _check_files(routines, save_to, save_matrix_to)
         files = _Files(save_to, save_matrix_to)
         if files.unfinished is not None and files.unfinished.exists():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -486,3 +487,16 @@ def test_a_device_that_fails_is_a_finding_of_the_watch():
         result = watch.result()
     assert result.findings == ("The camera does not answer. Look at its cable.",)
     assert not result.passed
+
+
+def test_a_page_without_matplotlib_says_why_it_has_no_figures(report_of, tmp_path, monkeypatch):
+    data = {"time_s": np.arange(3.0), "power": np.ones(3), "corrected": np.ones(3)}
+    report = report_of(result("laser_power", data=data))
+    with_figures = (report.save(tmp_path / "with") / "index.html").read_text()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    without = (report.save(tmp_path / "without") / "index.html").read_text()
+    assert "<svg" in with_figures
+    assert "openopu[plots]" not in with_figures
+    assert "<svg" not in without
+    assert "openopu[plots]" in without
+    assert "could not be measured" not in without

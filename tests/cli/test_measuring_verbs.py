@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from importlib import import_module
 
 import msgspec
@@ -87,6 +88,13 @@ def test_calibrate_reports_and_compares(tmp_path):
     assert document["changes"][0] == "The device was sim-aurora-7 and is sim-aurora-8."
     saved = json.loads((folder / "report.json").read_text())
     assert saved["device_id"] == "sim-aurora-8"
+
+
+def test_calibrate_says_beforehand_that_figures_need_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, result = run("calibrate", "sim:?seed=7", "latency", "--quick", "--report", str(tmp_path / "health"))
+    assert status == 0, result.output
+    assert result.output.index("openopu[plots]") < result.output.index("Calibration of")
 
 
 def test_calibrate_refuses_a_report_that_it_cannot_write(tmp_path):

@@ -118,8 +118,8 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         Parameters
         ----------
         folder : str or path
-            Made if it does not exist. `index.html` needs nothing else; `report.json` holds the numbers, and
-            `data/ROUTINE.npz` what they were computed from. An earlier report there is replaced: the files that it
+            Made if it does not exist. `index.html` needs nothing else; its figures are drawn with the extra `plots`.
+            `report.json` holds the numbers, and `data/ROUTINE.npz` what they were computed from. An earlier report there is replaced: the files that it
             lists, and no others. Where this report was interrupted, and the earlier one has routines that this one
             lacks, the earlier one stays, and this one goes to the folder `interrupted` in it.
         earlier : dict, optional
@@ -134,8 +134,6 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         ------
         DataFileError
             A file cannot be written, or the folder holds other files than those of a report.
-        MissingExtraError
-            Matplotlib is missing.
         """
         from opu.calibration.report.page import page_of
 

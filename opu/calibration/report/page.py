@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from opu.calibration.report.figures import FIGURES
-from opu.page import html_page, html_table, svg
+from opu.page import NO_FIGURES, can_draw, html_page, html_table, svg
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,10 +77,10 @@ def page_of(report: HealthReport, changes: list[Change], *, compared: bool) -> s
     compared : bool
         Whether there was one.
 
-    Raises
-    ------
-    MissingExtraError
-        Matplotlib is missing.
+    Returns
+    -------
+    str
+        HTML; without Matplotlib it has no figures, and says so.
     """
     n_passed = sum(result.passed for result in report.results)
     numbers = {
@@ -94,6 +94,8 @@ def page_of(report: HealthReport, changes: list[Change], *, compared: bool) -> s
     sections = [f'<div class="numbers">{boxes}</div>', _interruption(report), _findings(report)]
     if compared:
         sections.append(_changes(changes))
+    if not can_draw():
+        sections.append(f"<p>{escape(NO_FIGURES)}</p>")
     sections += [
         "<h2>All routines</h2>",
         html_table(_COLUMNS, [_row(result) for result in report.results]),
@@ -182,7 +184,7 @@ def _quantity_rows(quantities: Iterable[Quantity]) -> list[tuple[str, ...]]:
 
 def _figure(result: CalibrationResult) -> str:
     draw = FIGURES.get(result.name)
-    if draw is None or not result.data:
+    if draw is None or not result.data or not can_draw():
         return ""
     try:
         return svg(draw(result), result.name)
