@@ -57,12 +57,13 @@ def calibrate(
     Each routine measures one thing, compares it with its limit, and names the faults that it finds. The exit status is
     1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page; its figures need the
     extra "plots"), report.json and data/ROUTINE.npz. A report that is there already is compared with before it is
-    replaced; a directory with files of something else is refused. A run that was interrupted replaces no report with more routines: it goes
-    to the directory "interrupted" beside it.
+    replaced; a directory with files of something else is refused. A run that was interrupted replaces no report with
+    more routines: it goes to the directory "interrupted" beside it.
 
     With --save the hot pixels and dark levels in the middle of the sensor (dark_frames), the exposure and the stride
     between independent pixels (grain) go to a file for opu serve --calibration. Results that did not pass are left out
-    of it, and named. A matrix goes to its file whether or not it passed: it holds which of its rows to believe.
+    of it, and named. Files of something else are not replaced, but refused before the work. A matrix goes to its file
+    whether or not it passed: it holds which of its rows to believe.
 
     Ctrl-C, or a device that is lost, loses nothing that is finished: it is reported and saved, and the exit status is
     not 0. The frames and rows of an unfinished matrix are kept beside its file, in FILE.part: the same command goes on
@@ -85,6 +86,7 @@ def calibrate(
         from opu.calibration.report.health import REPORT_NAME, check_folder
         from opu.page import NO_FIGURES, can_draw
 
+        _check_files(routines, save_to, save_matrix_to)
         earlier = None if compare_with is None else read_report(compare_with)
         if report_to is not None:
             check_folder(report_to)
@@ -92,10 +94,9 @@ def calibrate(
                 earlier = read_report(report_to)
             if not can_draw():
                 report.console.print(f"The report will be without figures. {plain(NO_FIGURES)}", highlight=False)
-        _check_files(routines, save_to, save_matrix_to)
         files = _Files(save_to, save_matrix_to)
         if files.unfinished is not None and files.unfinished.exists():
-            report.console.print(f"Going on with the unfinished matrix {plain(files.unfinished)}", highlight=False)
+            report.console.print(f"There is an unfinished matrix: {plain(files.unfinished)}", highlight=False)
         with opu.open(uri) as device, _bars(report.console, routines or list(ROUTINES), json_to) as bars:
             if save_to is not None:
                 _check_without_calibration(device)
@@ -307,21 +308,24 @@ def _unfinished(target: Path) -> Path:
 
 def _check_files(routines: list[str] | None, save_to: Path | None, save_matrix_to: Path | None) -> None:
     """Check before the work that the files can be written, and that there will be something to write."""
-    from opu.calibration.applied import APPLIED
+    from opu.calibration import applied
     from opu.calibration.hdf5 import check_target
+    from opu.calibration.matrix import storage, unfinished
 
-    for option, path, sources in (
-        ("--save", save_to, APPLIED),
-        ("--save-matrix", save_matrix_to, ("transmission_matrix",)),
+    for option, path, sources, form, what in (
+        ("--save", save_to, applied.APPLIED, applied.FORMAT, "calibration"),
+        ("--save-matrix", save_matrix_to, ("transmission_matrix",), storage.FORMAT, "transmission matrix"),
     ):
         if path is None:
             continue
-        check_target(path)
+        check_target(path, form, what)
         if routines and not set(routines) & set(sources):
             raise ConfigError(
                 f"The routines {', '.join(routines)} measure nothing that {option} could save.",
                 f"Name {' and '.join(sources)} as well, or no routines.",
             )
+    if save_matrix_to is not None:
+        check_target(_unfinished(save_matrix_to), unfinished.FORMAT, "unfinished matrix")
     if save_to is not None and save_matrix_to is not None:
         taken = (save_matrix_to, _unfinished(save_matrix_to))
         if save_to.resolve() in [path.resolve() for path in taken]:

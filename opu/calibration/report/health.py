@@ -7,6 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -119,9 +120,10 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         ----------
         folder : str or path
             Made if it does not exist. `index.html` needs nothing else; its figures are drawn with the extra `plots`.
-            `report.json` holds the numbers, and `data/ROUTINE.npz` what they were computed from. An earlier report there is replaced: the files that it
-            lists, and no others. Where this report was interrupted, and the earlier one has routines that this one
-            lacks, the earlier one stays, and this one goes to the folder `interrupted` in it.
+            `report.json` holds the numbers, and `data/ROUTINE.npz` what they were computed from. An earlier report
+            there is replaced: the files that it lists, and no others. Where this report was interrupted, and the
+            earlier one has routines that this one lacks, the earlier one stays, and this one goes to the folder
+            `interrupted` in it.
         earlier : dict, optional
             An earlier report, from `read_report`, to compare with.
 
@@ -250,7 +252,7 @@ def _check_foreign(folder: Path, listed: list[str], names: Iterable[str]) -> Non
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Make the folder of a report, and check it, before the work whose result it gets.
+    """Check the folder of a report before the work whose result it gets, and leave everything as it is.
 
     Raises
     ------
@@ -259,6 +261,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
         the new one, or of an interrupted one.
     """
     target = Path(folder)
+    new = [path for path in (target, *target.parents) if not path.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
         _check_places(target)
@@ -268,6 +271,10 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
         raise DataFileError(
             f"The folder {str(folder)!r} cannot be made: {error.strerror or error}.", "Name another folder."
         ) from error
+    finally:
+        with suppress(OSError):  # the first that was not made, or in which somebody else has begun
+            for path in new:
+                path.rmdir()
 
 
 def _check_places(folder: Path) -> None:
