@@ -343,7 +343,8 @@ def _check_without_calibration(device: opu.Device) -> None:
 
 def calibration_rows(calibration: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the cells of the calibration table, from the fields of the JSON."""
-    from opu.calibration.report.page import NO_LIMIT, limit_text, number_text
+    from opu.calibration.report.page import NO_LIMIT, limit_text
+    from opu.calibration.result import number_text
 
     return [
         (

@@ -500,3 +500,11 @@ def test_a_page_without_matplotlib_says_why_it_has_no_figures(report_of, tmp_pat
     assert "<svg" not in without
     assert "openopu[plots]" in without
     assert "could not be measured" not in without
+
+
+def test_results_and_reports_print_as_one_line(report_of):
+    good = result(value=1.0, data={"map": np.zeros((64, 64))}, quantities={"more": result("noise")})
+    bad = result("dark", value=math.nan, findings=("It is dark.",))
+    assert repr(good) == str(good) == "CalibrationResult(gain: 1.000 ± 0.010 DN, passed)"
+    assert repr(bad) == "CalibrationResult(dark: not measured, missed, faults: 1)"
+    assert repr(report_of(good, bad)) == "HealthReport(sim:: 1 of 2 routines passed, faults: 1)"

@@ -72,6 +72,12 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     interrupted: str | None = None
 
+    def __repr__(self) -> str:
+        n_passed = sum(result.passed for result in self.results)
+        state = "" if self.interrupted is None else ", interrupted"
+        counts = f"{n_passed} of {len(self.results)} routines passed, faults: {len(self.faults)}"
+        return f"HealthReport({self.uri}: {counts}{state})"
+
     @property
     def passed(self) -> bool:
         """Whether every routine has run and passed."""
