@@ -230,7 +230,7 @@ def test_a_bound_has_not_changed():
         {"value": value, "uncertainty": None, "unit": "s", "passed": True, "summary": "at least this"}
         for value in (6.0, 7.0)
     )
-    report = {"device": {"device_id": "x", "medium": {"medium_id": "m", "epoch": 0}}, "versions": {}}
+    report = {"quick": False, "device": {"device_id": "x", "medium": {"medium_id": "m", "epoch": 0}}, "versions": {}}
     documents = [
         {**report, "calibration": {"stability": {**number, "quantities": {}, "findings": []}}}
         for number in (before, after)
@@ -508,3 +508,16 @@ def test_results_and_reports_print_as_one_line(report_of):
     assert repr(good) == str(good) == "CalibrationResult(gain: 1.000 ± 0.010 DN, passed)"
     assert repr(bad) == "CalibrationResult(dark: not measured, missed, faults: 1)"
     assert repr(report_of(good, bad)) == "HealthReport(sim:: 1 of 2 routines passed, faults: 1)"
+
+
+def test_of_a_quick_report_and_another_settings_and_verdicts_are_compared(report_of):
+    def report(quick, value, noise, exposure):
+        setting = result("exposure", exposure, limit=(None, None), is_setting=True)
+        measured = result(value=value, quantities={"noise": result("noise", noise), "exposure": setting})
+        return saved(msgspec.structs.replace(report_of(measured), quick=quick))
+
+    assert len(compare(report(False, 1.0, 1.0, 1.0), report(False, 1.2, 1.0, 1.0))) == 1
+    for quick, said in ((True, "The earlier report is quick"), (False, "Only this report is quick")):
+        changes = compare(report(quick, 1.0, 1.0, 1.0), report(not quick, 1.2, 1.6, 2.0))
+        assert changes[0].text.startswith(said)
+        assert [change.text.split(":")[0] for change in changes[1:]] == ["the noise", "the exposure"]

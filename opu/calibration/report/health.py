@@ -312,7 +312,8 @@ def check_health(
     names : list of str, optional
         Which routines; default: all that apply.
     quick : bool
-        Take as few frames as will do: under a minute for all.
+        Take as few frames as will do: under a minute for all on the simulated `aurora`; a simulated bench whose medium
+        shakes takes minutes.
     noise_key : int
         The noise of the frames.
     on_result, on_matrix, on_start, on_progress, unfinished
