@@ -140,8 +140,8 @@ def _stability(result: CalibrationResult) -> Figure:
 
 def _laser_power(result: CalibrationResult) -> Figure:
     figure, axes = _axes("device time (s)", "relative power", f"rest after correction: {result.value:.2g}")
-    corrected = "over the references, with their noise"
-    for name, colour, label in (("power", _LIGHT, "as measured"), ("corrected", _DEEP, corrected)):
+    labels = (("power", _LIGHT, "as measured"), ("corrected", _DEEP, "over noisy references"))
+    for name, colour, label in labels:
         axes.plot(result.data["time_s"], result.data[name], color=colour, linewidth=0.8, label=label, rasterized=True)
     _legend_above(axes)
     return figure
