@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["html_page", "html_table", "new_figure", "picture", "svg"]
+__all__ = ["NO_FIGURES", "can_draw", "html_page", "html_table", "new_figure", "picture", "svg"]
+
+NO_FIGURES = "Figures need Matplotlib, which is not installed: pip install 'openopu[plots]'."
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -86,6 +89,11 @@ def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _cell(text: str) -> str:
     verdict = {"passed": ' class="passed"', "MISSED": ' class="missed"'}.get(text, "")
     return f"<td{verdict}>{escape(text)}</td>"
+
+
+def can_draw() -> bool:
+    """Whether Matplotlib is installed (the extra `plots`)."""
+    return find_spec("matplotlib") is not None
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:

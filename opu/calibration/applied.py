@@ -47,12 +47,12 @@ if TYPE_CHECKING:
     from opu.calibration.result import CalibrationResult
     from opu.device import CapabilityT
 
-__all__ = ["APPLIED", "CalibratedDevice", "Calibration", "apply", "left_out"]
+__all__ = ["APPLIED", "FORMAT", "CalibratedDevice", "Calibration", "apply", "left_out"]
 
 APPLIED = ("dark_frames", "exposure", "grain")
 """The routines of whose results a calibration is made."""
 
-_FORMAT = "openopu.calibration/1"
+FORMAT = "openopu.calibration/1"
 _DTYPES = {"hot_pixels": "int32", "dark_dn": "float32"}
 _ID_DIGITS = 16
 # With more of them, what is left of the sensor is not to be believed either.
@@ -250,7 +250,7 @@ class Calibration:
         MissingExtraError
             The extra `hdf5` is not installed.
         """
-        write_sealed(path, _FORMAT, self._meta(), self._arrays())
+        write_sealed(path, FORMAT, self._meta(), self._arrays())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Calibration:
@@ -263,7 +263,7 @@ class Calibration:
         MissingExtraError
             The extra `hdf5` is not installed.
         """
-        meta, arrays = read_sealed(path, _FORMAT, _Meta, _DTYPES, "The calibration")
+        meta, arrays = read_sealed(path, FORMAT, _Meta, _DTYPES, "The calibration")
         fields: dict[str, Any] = {**arrays, **msgspec.structs.asdict(meta)}
         calibration = cls(**fields)
         if wrong := calibration._inconsistent():

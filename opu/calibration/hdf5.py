@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from opu.errors import DataFileError, MissingExtraError
-from opu.files import aside, check_writable, sync_folder, unwritable
+from opu.files import aside, sync_folder, unwritable
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -50,21 +50,47 @@ def _h5py() -> ModuleType:
     return module
 
 
-def check_target(path: str | os.PathLike[str]) -> None:
-    """Check, before the work whose result it gets, that `write_sealed` can write a file.
+def check_target(path: str | os.PathLike[str], form: str, what: str) -> None:
+    """Check, before the work whose result it gets, that a file can be written, and takes the place of nothing else.
+
+    Parameters
+    ----------
+    path : str or path
+        The file, which need not exist.
+    form : str
+        What a file that is there must hold, as for `write_sealed`.
+    what : str
+        What that is for people: `calibration`.
 
     Raises
     ------
     DataFileError
-        It cannot be written, or is a folder, a device or a pipe.
+        It cannot be written, is a folder, a device or a pipe, or holds something else.
     MissingExtraError
         The extra `hdf5` is not installed.
     """
-    _h5py()
+    h5py = _h5py()
     target = Path(path)
     if target.exists() and not target.is_file():
         raise DataFileError(f"{os.fspath(path)!r} is no regular file.", "Name a file.")
-    check_writable(aside(target))
+    trial = aside(target)
+    try:
+        trial.touch(exist_ok=False)
+        trial.unlink()
+        if target.exists():
+            _check_seal(target)
+            with h5py.File(target, "r") as file:
+                _check_form(h5py, file, form)
+    except ValueError as error:
+        problem = f"The file {os.fspath(path)!r} is there, and is no {what}, or a damaged one: {error}."
+        raise DataFileError(problem, "Delete it or move it away, or name another file.") from error
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def _check_form(h5py: ModuleType, file: Any, form: str) -> None:
+    if _text(h5py, file, "format") != form.encode():
+        raise ValueError(f"its format is not {form!r}")
 
 
 def write_sealed(
@@ -129,7 +155,13 @@ def _digest(file: Any) -> bytes:
 
 
 def read_sealed(
-    path: str | os.PathLike[str], form: str, meta_type: type[MetaT], dtypes: Mapping[str, str], what: str
+    path: str | os.PathLike[str],
+    form: str,
+    meta_type: type[MetaT],
+    dtypes: Mapping[str, str],
+    what: str,
+    *,
+    remedy: str = "Use a file that OpenOPU has written.",
 ) -> tuple[MetaT, dict[str, NDArray[Any]]]:
     """Read a file that `write_sealed` has written.
 
@@ -145,6 +177,8 @@ def read_sealed(
         The arrays that it must have, and their types.
     what : str
         What the file is for people: `The matrix`.
+    remedy : str
+        What to do about a file that is damaged or something else.
 
     Returns
     -------
@@ -163,8 +197,7 @@ def read_sealed(
     try:
         n_bytes = _check_seal(Path(path))
         with h5py.File(path, "r") as file:
-            if _text(h5py, file, "format") != form.encode():
-                raise ValueError(f"its format is not {form!r}")
+            _check_form(h5py, file, form)
             meta = msgspec.json.decode(_text(h5py, file, "meta"), type=meta_type)
             datasets = {key: _plain_dataset(h5py, file, key, dtype) for key, dtype in dtypes.items()}
             if set(file) != set(datasets):
@@ -174,10 +207,10 @@ def read_sealed(
             return meta, {key: dataset[()] for key, dataset in datasets.items()}
     except OSError as error:
         if error.errno is None:  # HDF5's own
-            raise _damaged(name, error) from error
+            raise _damaged(name, error, remedy) from error
         raise DataFileError(f"{name} cannot be read: {error.strerror}.", "Check the path.") from error
     except Exception as error:  # h5py and msgspec raise a dozen classes for what they do not understand
-        raise _damaged(name, error) from error
+        raise _damaged(name, error, remedy) from error
 
 
 def is_on_a_sensor(region: Region) -> bool:
@@ -212,11 +245,11 @@ def is_complete(config: SessionConfig) -> bool:
     return 1 <= config.n_outputs <= -(-region.height // stride) * -(-region.width // stride)
 
 
-def _damaged(name: str, error: Exception) -> DataFileError:
+def _damaged(name: str, error: Exception, remedy: str) -> DataFileError:
     from opu.console import plain
 
     reason = plain(str(error)) or type(error).__name__
-    return DataFileError(f"{name} is damaged, or something else: {reason}.", "Use a file that OpenOPU has written.")
+    return DataFileError(f"{name} is damaged, or something else: {reason}.", remedy)
 
 
 def _check_seal(path: Path) -> int:

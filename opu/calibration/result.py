@@ -10,18 +10,50 @@ from numpy.typing import NDArray
 
 from opu.device import Provenance
 
-__all__ = ["CalibrationResult", "Limit", "Quantity", "is_within"]
+__all__ = ["CalibrationResult", "Limit", "Quantity", "is_within", "number_text", "short_text"]
 
 Limit = tuple[float | None, float | None]
 """The range in which a value passes; None on either side is no limit."""
 
 _STANDARD_ERRORS = 1.96
+_MOST_DECIMALS = 6
 
 
 def is_within(value: float, limit: Limit) -> bool:
     """Whether a value is within a limit; NaN never is."""
     low, high = limit
     return not math.isnan(value) and (low is None or value >= low) and (high is None or value <= high)
+
+
+def number_text(value: float, uncertainty: float, unit: str) -> str:
+    """Word a number with its standard error, of which two digits are given, and its unit.
+
+    Examples
+    --------
+    >>> number_text(21.034, 0.02, "DN"), number_text(0.5, float("nan"), "1"), number_text(2047.0, 31.7, "1")
+    ('21.034 ± 0.020 DN', '0.5', '2047 ± 32')
+    """
+    if math.isnan(value):
+        return "not measured"
+    text = short_text(value)
+    if math.isfinite(value) and math.isfinite(uncertainty) and uncertainty > 0:
+        decimals = max(0, 1 - math.floor(math.log10(uncertainty)))
+        if decimals > _MOST_DECIMALS or abs(value) >= 10**_MOST_DECIMALS:
+            text = f"{text} ± {uncertainty:.1g}"
+        else:
+            text = f"{value:.{decimals}f} ± {uncertainty:.{decimals}f}"
+    return f"{text}{'' if unit == '1' else f' {unit}'}"
+
+
+def short_text(value: float) -> str:
+    """Word a number with four digits, and no powers of ten where one can do without.
+
+    Examples
+    --------
+    >>> short_text(0.123456), short_text(123456.0)
+    ('0.1235', '123,456')
+    """
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 class Quantity(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +138,10 @@ class CalibrationResult(Quantity, frozen=True, kw_only=True):
     findings: tuple[str, ...] = ()
     data: dict[str, NDArray[Any]] = {}
     provenance: tuple[Provenance, ...] = ()
+
+    def __repr__(self) -> str:
+        verdict = "passed" if self.passed else f"missed, faults: {len(self.findings)}"
+        return f"CalibrationResult({self.name}: {number_text(self.value, self.uncertainty, self.unit)}, {verdict})"
 
     @property
     def passed(self) -> bool:

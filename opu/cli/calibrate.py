@@ -46,7 +46,7 @@ def calibrate(
     save_matrix_to: Annotated[
         Path | None, typer.Option("--save-matrix", metavar="FILE", help="Save the transmission matrix there.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="As few frames as will do: under a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="As few frames as will do: under a minute on aurora.")] = False,
     noise_key: Annotated[
         int, typer.Option(metavar="KEY", min=0, help="The noise of the frames, on a device that can repeat it.")
     ] = 0,
@@ -55,18 +55,22 @@ def calibrate(
     """Calibrate a device, and say whether to believe it.
 
     Each routine measures one thing, compares it with its limit, and names the faults that it finds. The exit status is
-    1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page with figures),
-    report.json and data/ROUTINE.npz. A report that is there already is compared with before it is replaced; a directory
-    with files of something else is refused. A run that was interrupted replaces no report with more routines: it goes
-    to the directory "interrupted" beside it.
+    1 when a limit is missed or a fault is found. A report in a directory holds index.html (a page; its figures need the
+    extra "plots"), report.json and data/ROUTINE.npz. A report that is there already is compared with before it is
+    replaced; a directory with files of something else is refused. A run that was interrupted replaces no report with
+    more routines: it goes to the directory "interrupted" beside it.
 
     With --save the hot pixels and dark levels in the middle of the sensor (dark_frames), the exposure and the stride
     between independent pixels (grain) go to a file for opu serve --calibration. Results that did not pass are left out
-    of it, and named. A matrix goes to its file whether or not it passed: it holds which of its rows to believe.
+    of it, and named. Files of something else are not replaced, but refused before the work. A matrix goes to its file
+    whether or not it passed: it holds which of its rows to believe.
 
     Ctrl-C, or a device that is lost, loses nothing that is finished: it is reported and saved, and the exit status is
     not 0. The frames and rows of an unfinished matrix are kept beside its file, in FILE.part: the same command goes on
     with them, and deletes them at the end. Delete them yourself to begin anew.
+
+    All routines with --quick take under a minute on the simulated aurora; a simulated bench whose medium shakes, as
+    laboratory, takes minutes.
 
     Routines: dark_frames, exposure, ones_range, photon_transfer, linearity, repeatability, grain, speckle_statistics,
     dmd_contrast, latency, trigger_window, stability, laser_power, linear_mode, feedback, transmission_matrix,
@@ -83,16 +87,19 @@ def calibrate(
     with reporting("calibrate", json_to) as report:
         from opu.calibration import ROUTINES, compare, read_report
         from opu.calibration.report.health import REPORT_NAME, check_folder
+        from opu.page import NO_FIGURES, can_draw
 
+        _check_files(routines, save_to, save_matrix_to)
         earlier = None if compare_with is None else read_report(compare_with)
         if report_to is not None:
             check_folder(report_to)
             if earlier is None and (report_to / REPORT_NAME).exists():
                 earlier = read_report(report_to)
-        _check_files(routines, save_to, save_matrix_to)
+            if not can_draw():
+                report.console.print(f"The report will be without figures. {plain(NO_FIGURES)}", highlight=False)
         files = _Files(save_to, save_matrix_to)
         if files.unfinished is not None and files.unfinished.exists():
-            report.console.print(f"Going on with the unfinished matrix {plain(files.unfinished)}", highlight=False)
+            report.console.print(f"There is an unfinished matrix: {plain(files.unfinished)}", highlight=False)
         with opu.open(uri) as device, _bars(report.console, routines or list(ROUTINES), json_to) as bars:
             if save_to is not None:
                 _check_without_calibration(device)
@@ -304,21 +311,24 @@ def _unfinished(target: Path) -> Path:
 
 def _check_files(routines: list[str] | None, save_to: Path | None, save_matrix_to: Path | None) -> None:
     """Check before the work that the files can be written, and that there will be something to write."""
-    from opu.calibration.applied import APPLIED
+    from opu.calibration import applied
     from opu.calibration.hdf5 import check_target
+    from opu.calibration.matrix import storage, unfinished
 
-    for option, path, sources in (
-        ("--save", save_to, APPLIED),
-        ("--save-matrix", save_matrix_to, ("transmission_matrix",)),
+    for option, path, sources, form, what in (
+        ("--save", save_to, applied.APPLIED, applied.FORMAT, "calibration"),
+        ("--save-matrix", save_matrix_to, ("transmission_matrix",), storage.FORMAT, "transmission matrix"),
     ):
         if path is None:
             continue
-        check_target(path)
+        check_target(path, form, what)
         if routines and not set(routines) & set(sources):
             raise ConfigError(
                 f"The routines {', '.join(routines)} measure nothing that {option} could save.",
                 f"Name {' and '.join(sources)} as well, or no routines.",
             )
+    if save_matrix_to is not None:
+        check_target(_unfinished(save_matrix_to), unfinished.FORMAT, "unfinished matrix")
     if save_to is not None and save_matrix_to is not None:
         taken = (save_matrix_to, _unfinished(save_matrix_to))
         if save_to.resolve() in [path.resolve() for path in taken]:
@@ -336,7 +346,8 @@ def _check_without_calibration(device: opu.Device) -> None:
 
 def calibration_rows(calibration: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     """Return the cells of the calibration table, from the fields of the JSON."""
-    from opu.calibration.report.page import NO_LIMIT, limit_text, number_text
+    from opu.calibration.report.page import NO_LIMIT, limit_text
+    from opu.calibration.result import number_text
 
     return [
         (

@@ -7,8 +7,10 @@ import pytest
 from matrix_helpers import exposed, true_matrix
 
 import opu
+from opu.calibration import held_out, singular_values, tracking
 from opu.calibration.focusing import expected_enhancement, focusing, focusing_patterns
 from opu.device import Limits
+from opu.errors import ConfigError
 from opu.sim.device import SimulatedBench
 from opu.sim.drift import DriftModel
 from opu.sim.models import preset
@@ -96,6 +98,12 @@ def test_a_medium_that_moved_focuses_less_and_is_named(small_preset):
     assert fidelity == pytest.approx(np.exp(-2 * 1.2), abs=0.08)
     assert result.quantities["enhancement"].value < 0.4 * expected_enhancement(64)
     assert "moved since it was measured" in " ".join(result.findings)
+
+
+@pytest.mark.parametrize("routine", [focusing, held_out, singular_values, tracking])
+def test_a_bare_array_is_no_matrix(bench, routine):
+    with pytest.raises(ConfigError, match="'ndarray', and must be a TransmissionMatrix"):
+        routine(bench[0], matrix=np.zeros((64, 16), np.complex64))
 
 
 def test_faults_are_named_and_raise_nothing(bench):

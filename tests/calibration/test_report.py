@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -229,7 +230,7 @@ def test_a_bound_has_not_changed():
         {"value": value, "uncertainty": None, "unit": "s", "passed": True, "summary": "at least this"}
         for value in (6.0, 7.0)
     )
-    report = {"device": {"device_id": "x", "medium": {"medium_id": "m", "epoch": 0}}, "versions": {}}
+    report = {"quick": False, "device": {"device_id": "x", "medium": {"medium_id": "m", "epoch": 0}}, "versions": {}}
     documents = [
         {**report, "calibration": {"stability": {**number, "quantities": {}, "findings": []}}}
         for number in (before, after)
@@ -486,3 +487,38 @@ def test_a_device_that_fails_is_a_finding_of_the_watch():
         result = watch.result()
     assert result.findings == ("The camera does not answer. Look at its cable.",)
     assert not result.passed
+
+
+def test_a_page_without_matplotlib_says_why_it_has_no_figures(report_of, tmp_path, monkeypatch):
+    data = {"time_s": np.arange(3.0), "power": np.ones(3), "corrected": np.ones(3)}
+    report = report_of(result("laser_power", data=data))
+    with_figures = (report.save(tmp_path / "with") / "index.html").read_text()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    without = (report.save(tmp_path / "without") / "index.html").read_text()
+    assert "<svg" in with_figures
+    assert "openopu[plots]" not in with_figures
+    assert "<svg" not in without
+    assert "openopu[plots]" in without
+    assert "could not be measured" not in without
+
+
+def test_results_and_reports_print_as_one_line(report_of):
+    good = result(value=1.0, data={"map": np.zeros((64, 64))}, quantities={"more": result("noise")})
+    bad = result("dark", value=math.nan, findings=("It is dark.",))
+    assert repr(good) == str(good) == "CalibrationResult(gain: 1.000 ± 0.010 DN, passed)"
+    assert repr(bad) == "CalibrationResult(dark: not measured, missed, faults: 1)"
+    assert repr(report_of(good, bad)) == "HealthReport(sim:: 1 of 2 routines passed, faults: 1)"
+
+
+def test_of_a_quick_report_and_another_settings_and_verdicts_are_compared(report_of):
+    def report(quick, value, noise, exposure):
+        setting = result("exposure", exposure, limit=(None, None), is_setting=True)
+        measured = result(value=value, quantities={"noise": result("noise", noise), "exposure": setting})
+        return saved(msgspec.structs.replace(report_of(measured), quick=quick))
+
+    assert len(compare(report(False, 1.0, 1.0, 1.0), report(False, 1.2, 1.0, 1.0))) == 1
+    for quick, said in ((True, "The earlier report is quick"), (False, "Only this report is quick")):
+        changes = compare(report(quick, 1.0, 1.0, 1.0), report(not quick, 1.6, 1.2, 2.0))
+        assert changes[0].text.startswith(said)
+        assert [change.text.split(":")[0] for change in changes[1:]] == ["the gain", "the exposure"]
+        assert compare(report(quick, 1.0, 1.0, 1.0), report(not quick, 1.2, 1.2, 1.0)) == changes[:1]

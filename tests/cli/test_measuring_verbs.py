@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from importlib import import_module
 
 import msgspec
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 import opu
 from opu.calibration import ROUTINES, Calibration, apply, dark_frames, load, suite
+from opu.calibration.hdf5 import write_sealed
 from opu.calibration.matrix import measure
 from opu.cli.app import app
 from opu.console import split_json_option
@@ -87,6 +89,13 @@ def test_calibrate_reports_and_compares(tmp_path):
     assert document["changes"][0] == "The device was sim-aurora-7 and is sim-aurora-8."
     saved = json.loads((folder / "report.json").read_text())
     assert saved["device_id"] == "sim-aurora-8"
+
+
+def test_calibrate_says_beforehand_that_figures_need_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    status, result = run("calibrate", "sim:?seed=7", "latency", "--quick", "--report", str(tmp_path / "health"))
+    assert status == 0, result.output
+    assert result.output.index("openopu[plots]") < result.output.index("Calibration of")
 
 
 def test_calibrate_refuses_a_report_that_it_cannot_write(tmp_path):
@@ -179,10 +188,51 @@ def test_the_same_command_goes_on_with_an_unfinished_matrix(tmp_path, monkeypatc
     status, result = run(*MATRIX, str(target))
     assert status == 0, result.output
     assert started[0] == ("frames", 96)
-    assert "Going on with the unfinished matrix" in result.output
+    assert "There is an unfinished matrix" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["matrix.h5"]
     assert run(*MATRIX, str(whole))[0] == 0
     np.testing.assert_array_equal(load(target).matrix, load(whole).matrix)
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "said"),
+    [
+        ("--save", "file.h5", "no calibration"),
+        ("--save-matrix", "file.h5", "no transmission matrix"),
+        ("--save-matrix", "file.h5.part", "no unfinished matrix"),
+    ],
+)
+@pytest.mark.parametrize("content", [b"hi\n", b"", "sealed"])
+def test_files_of_something_else_are_refused_before_the_work(tmp_path, option, name, said, content):
+    path = tmp_path / name
+    if content == "sealed":
+        write_sealed(path, "openopu.something/1", msgspec.defstruct("Nothing", [])(), {})
+    else:
+        path.write_bytes(content)
+    before = path.read_bytes()
+    status, result = run("calibrate", "nowhere:", option, str(tmp_path / "file.h5"), "--report", str(tmp_path / "r"))
+    assert status == 2, result.output
+    assert said in " ".join(result.output.split())
+    assert "Delete it" in result.output
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_refused_command_leaves_no_folder(tmp_path):
+    for arguments in (
+        ("sim:", "transmission_matrix", "--save", str(tmp_path / "c.h5")),
+        ("sim:?colour=red",),
+        ("sim:", "tea"),
+    ):
+        status, result = run("calibrate", *arguments, "--report", str(tmp_path / "a" / "b"))
+        assert status == 2, result.output
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_missing_is_named_with_the_file(tmp_path):
+    status, result = run("calibrate", "sim:", "--save", str(tmp_path / "no" / "x.h5"), "--json")
+    assert status == 2
+    assert repr(str(tmp_path / "no" / "x.h5")) in json.loads(result.stdout)["error"]["message"]
 
 
 def test_an_unfinished_matrix_of_another_device_is_refused_before_the_work(tmp_path, monkeypatch, small_matrix):
@@ -194,8 +244,8 @@ def test_an_unfinished_matrix_of_another_device_is_refused_before_the_work(tmp_p
         "calibrate", "sim:?seed=8", "--quick", "--save-matrix", str(tmp_path / "matrix.h5"), "--json"
     )  # fmt: skip
     error = json.loads(result.stdout)["error"]
-    assert status == 1
-    assert error["code"] == "medium_changed"
+    assert status == 2
+    assert error["code"] == "config"
     assert "sim-aurora-7" in error["message"]
     assert "matrix.h5.part" in error["remedy"]
 

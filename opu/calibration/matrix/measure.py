@@ -122,10 +122,11 @@ def measure_transmission_matrix(
     Raises
     ------
     ConfigError
-        The method or a size is not possible, or the unfinished frames were taken for others.
+        The method or a size is not possible, or the unfinished frames are those of another device, medium, epoch or
+        size.
     MediumChangedError
-        The unfinished frames are those of another device or medium, of an earlier epoch, or of another laser power,
-        or patterns that were shown before them look different now. Also where that power changes between the frames.
+        The unfinished frames are those of another laser power, or patterns that were shown before them look different
+        now. Also where that power changes between the frames.
     UnsupportedError
         The method needs a reference arm and the device has none, or its light stays on.
     DataFileError

@@ -16,9 +16,9 @@ from opu.errors import DataFileError, MediumChangedError
 if TYPE_CHECKING:
     from opu.device import Device
 
-__all__ = ["check_medium", "load", "save"]
+__all__ = ["FORMAT", "check_medium", "load", "save"]
 
-_FORMAT = "openopu.transmission_matrix/1"
+FORMAT = "openopu.transmission_matrix/1"
 _DTYPES = {
     "matrix": "complex64",
     "background": "complex64",
@@ -60,7 +60,7 @@ def save(matrix: TransmissionMatrix, path: str | os.PathLike[str]) -> None:
     """
     meta = _Meta(**{name: getattr(matrix, name) for name in _Meta.__struct_fields__})
     arrays = {name: np.asarray(getattr(matrix, name), dtype) for name, dtype in _DTYPES.items()}
-    write_sealed(path, _FORMAT, meta, arrays)
+    write_sealed(path, FORMAT, meta, arrays)
 
 
 def load(path: str | os.PathLike[str], device: Device | None = None) -> TransmissionMatrix:
@@ -87,7 +87,7 @@ def load(path: str | os.PathLike[str], device: Device | None = None) -> Transmis
     MissingExtraError
         The extra `hdf5` is not installed.
     """
-    meta, arrays = read_sealed(path, _FORMAT, _Meta, _DTYPES, "The matrix")
+    meta, arrays = read_sealed(path, FORMAT, _Meta, _DTYPES, "The matrix")
     fields: dict[str, Any] = {**arrays, **msgspec.structs.asdict(meta)}
     matrix = TransmissionMatrix(**fields)
     if wrong := _inconsistent(matrix):

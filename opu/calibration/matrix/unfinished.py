@@ -17,16 +17,16 @@ from opu.calibration.hdf5 import is_complete, read_sealed, write_sealed
 from opu.calibration.matrix.retrieval import FinishedRows
 from opu.calibration.recorder import Costs
 from opu.device import Provenance, Region, SessionConfig
-from opu.errors import ConfigError, DataFileError, MediumChangedError
+from opu.errors import ConfigError, DataFileError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["MatrixSettings", "Start", "UnfinishedMatrix"]
+__all__ = ["FORMAT", "MatrixSettings", "Start", "UnfinishedMatrix"]
 
 _Identity = tuple[int, int, int]
 
-_FORMAT = "openopu.unfinished_matrix/1"
+FORMAT = "openopu.unfinished_matrix/1"
 _DTYPES = {
     "dark": "uint16",
     "first": "uint16",
@@ -141,10 +141,8 @@ class UnfinishedMatrix:
 
         Raises
         ------
-        MediumChangedError
-            It holds frames of another device or medium, or of an earlier epoch.
         ConfigError
-            Its frames were taken for other settings.
+            Its frames belong to another device, medium or epoch, or were taken for other settings.
         DataFileError
             It is damaged, or something else.
         MissingExtraError
@@ -255,18 +253,19 @@ class UnfinishedMatrix:
             "residuals": np.zeros(0) if rows is None else rows.residuals,
         }
         write_sealed(
-            path, _FORMAT, meta, {name: array.astype(_DTYPES[name], copy=False) for name, array in arrays.items()}
+            path, FORMAT, meta, {name: array.astype(_DTYPES[name], copy=False) for name, array in arrays.items()}
         )
         self._written = _identity(path)
 
     def _read(self, path: Path) -> None:
         self._written = _identity(path)
-        meta, arrays = read_sealed(path, _FORMAT, _Meta, _DTYPES, "The unfinished matrix")
+        delete = "Delete it to begin anew."
+        meta, arrays = read_sealed(path, FORMAT, _Meta, _DTYPES, "The unfinished matrix", remedy=delete)
         self._check_settings(meta.settings)
         if wrong := _inconsistent(meta, arrays):
             raise DataFileError(
                 f"The unfinished matrix {str(path)!r} is damaged: its {', '.join(wrong)} cannot be right.",
-                "Delete it to begin anew.",
+                delete,
             )
         start = meta.start
         self.start = Start(start.exposed, start.config, start.provenance, arrays["dark"], arrays["first"])
@@ -286,9 +285,7 @@ class UnfinishedMatrix:
         if not differing:
             return
         text = ", ".join(f"{name} was {old} and is {new}" for name, old, new in differing)
-        problem = f"The frames in {str(self.path)!r} belong to another measurement: {text}."
-        is_elsewhere = any(name in ("device_id", "medium_id", "medium_epoch") for name, *_ in differing)
-        raise (MediumChangedError if is_elsewhere else ConfigError)(problem, self._remedy)
+        raise ConfigError(f"The frames in {str(self.path)!r} belong to another measurement: {text}.", self._remedy)
 
 
 def _identity(path: Path) -> _Identity | None:

@@ -97,6 +97,7 @@ class _SavedReport(msgspec.Struct):
     schema: str
     device: _SavedDevice
     started_unix_s: float
+    quick: bool
     calibration: dict[str, _SavedResult]
     versions: dict[str, str]
 
@@ -113,7 +114,9 @@ def compare(earlier: dict[str, Any], later: dict[str, Any]) -> list[Change]:
     A number has changed where the difference is more than four standard errors of the difference: with some eighty
     numbers in a report, one in 200 comparisons of an unchanged device then says so without cause. A setting (gain,
     exposure, stride) has changed where it differs by more than 5 %. Of another number whose uncertainty is unknown (a
-    bound, for example) only that it passes, or does not, can change.
+    bound, for example) only that it passes, or does not, can change. Many numbers depend
+    on how much was measured: of a quick report and one that is not, settings are compared, and of all others only
+    whether they pass.
 
     Parameters
     ----------
@@ -123,17 +126,25 @@ def compare(earlier: dict[str, Any], later: dict[str, Any]) -> list[Change]:
     Returns
     -------
     list of Change
-        The device's first, then those of the routines that both reports have.
+        The device's first, then those of the routines that both reports have. That only one of the reports is quick
+        comes before all others.
     """
-    changes = _device_changes(earlier, later)
+    of_one_size = earlier["quick"] == later["quick"]
+    changes = [] if of_one_size else [Change(routine="", text=_sizes_text(earlier["quick"]))]
+    changes += _device_changes(earlier, later)
     missing = [name for name in earlier["calibration"] if name not in later["calibration"]]
     if missing:
         changes.append(Change(routine="", text=f"Not measured this time: {', '.join(missing)}."))
     for name, after in later["calibration"].items():
         before = earlier["calibration"].get(name)
         if before is not None:
-            changes += _routine_changes(name, before, after)
+            changes += _routine_changes(name, before, after, of_one_size=of_one_size)
     return changes
+
+
+def _sizes_text(earlier_is_quick: bool) -> str:
+    which = "The earlier report is quick and this one is not" if earlier_is_quick else "Only this report is quick"
+    return f"{which}: of numbers, which may depend on how much was measured, only verdicts are compared."
 
 
 def _device_changes(earlier: dict[str, Any], later: dict[str, Any]) -> list[Change]:
@@ -151,7 +162,7 @@ def _device_changes(earlier: dict[str, Any], later: dict[str, Any]) -> list[Chan
     return [Change(routine="", text=f"{what} was {old} and is {new}.") for what, old, new in pairs if old != new]
 
 
-def _routine_changes(name: str, before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+def _routine_changes(name: str, before: dict[str, Any], after: dict[str, Any], *, of_one_size: bool) -> list[Change]:
     changes = []
     numbers = {"": (before, after)}
     numbers |= {
@@ -163,7 +174,7 @@ def _routine_changes(name: str, before: dict[str, Any], after: dict[str, Any]) -
     if missing:
         changes.append(Change(routine=name, text=f"Not measured this time: {'; '.join(missing)}."))
     for pair in numbers.values():
-        change = _number_change(name, *pair)
+        change = _number_change(name, *pair, of_one_size=of_one_size)
         if change is not None:
             changes.append(change)
     changes += [
@@ -175,7 +186,7 @@ def _routine_changes(name: str, before: dict[str, Any], after: dict[str, Any]) -
     return changes
 
 
-def _number_change(name: str, old: dict[str, Any], new: dict[str, Any]) -> Change | None:
+def _number_change(name: str, old: dict[str, Any], new: dict[str, Any], *, of_one_size: bool) -> Change | None:
     what = new["summary"]
     verdict = (
         "" if old["passed"] == new["passed"] else (" It passes now." if new["passed"] else " It missed its limit.")
@@ -186,7 +197,10 @@ def _number_change(name: str, old: dict[str, Any], new: dict[str, Any]) -> Chang
         state = "could not be measured before" if old["value"] is None else "cannot be measured any more"
         return Change(routine=name, text=f"{what}: {state}.{verdict}")
     ratio = _standard_errors(old, new)
-    has_changed = _setting_has_changed(old, new) if new.get("is_setting", False) else ratio > _STANDARD_ERRORS
+    if new.get("is_setting", False):
+        has_changed = _setting_has_changed(old, new)
+    else:
+        has_changed = of_one_size and ratio > _STANDARD_ERRORS
     if not has_changed and not verdict:
         return None
     unit = "" if new["unit"] == "1" else f" {new['unit']}"

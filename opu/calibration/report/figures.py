@@ -125,12 +125,12 @@ def _speckle_statistics(result: CalibrationResult) -> Figure:
 
 
 def _stability(result: CalibrationResult) -> Figure:
-    figure, left, right = _two(("correlation of the field with the first", "power of the light"))
+    figure, left, right = _two(("field's correlation with the first; line: model", "power of the light"))
     time_s = result.data["time_s"]
     correlation, error = result.data["field_correlation"][0], result.data["field_correlation_error"][0]
-    left.errorbar(time_s, correlation, error, fmt="o", markersize=3, elinewidth=0.8, color=_DEEP, label="measured")
-    left.plot(time_s, result.data["model"][0], color=_RED, linewidth=1.2, label="model")
-    left.legend(frameon=False)
+    left.errorbar(time_s, correlation, error, fmt="o", markersize=3, elinewidth=0.8, color=_DEEP)
+    # The noise of a medium that keeps still makes a fit that rises, which no correlation can.
+    left.plot(time_s, np.minimum(result.data["model"][0], 1.0), color=_RED, linewidth=1.2)
     right.plot(time_s, result.data["power"], "o-", markersize=3, color=_DEEP, linewidth=1)
     right.set_ylabel("relative")
     for axes in (left, right):
@@ -140,7 +140,8 @@ def _stability(result: CalibrationResult) -> Figure:
 
 def _laser_power(result: CalibrationResult) -> Figure:
     figure, axes = _axes("device time (s)", "relative power", f"rest after correction: {result.value:.2g}")
-    for name, colour, label in (("power", _LIGHT, "as measured"), ("corrected", _DEEP, "corrected")):
+    labels = (("power", _LIGHT, "as measured"), ("corrected", _DEEP, "over noisy references"))
+    for name, colour, label in labels:
         axes.plot(result.data["time_s"], result.data[name], color=colour, linewidth=0.8, label=label, rasterized=True)
     _legend_above(axes)
     return figure

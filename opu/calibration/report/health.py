@@ -7,6 +7,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -71,6 +72,12 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     interrupted: str | None = None
 
+    def __repr__(self) -> str:
+        n_passed = sum(result.passed for result in self.results)
+        state = "" if self.interrupted is None else ", interrupted"
+        counts = f"{n_passed} of {len(self.results)} routines passed, faults: {len(self.faults)}"
+        return f"HealthReport({self.uri}: {counts}{state})"
+
     @property
     def passed(self) -> bool:
         """Whether every routine has run and passed."""
@@ -118,10 +125,11 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         Parameters
         ----------
         folder : str or path
-            Made if it does not exist. `index.html` needs nothing else; `report.json` holds the numbers, and
-            `data/ROUTINE.npz` what they were computed from. An earlier report there is replaced: the files that it
-            lists, and no others. Where this report was interrupted, and the earlier one has routines that this one
-            lacks, the earlier one stays, and this one goes to the folder `interrupted` in it.
+            Made if it does not exist. `index.html` needs nothing else; its figures are drawn with the extra `plots`.
+            `report.json` holds the numbers, and `data/ROUTINE.npz` what they were computed from. An earlier report
+            there is replaced: the files that it lists, and no others. Where this report was interrupted, and the
+            earlier one has routines that this one lacks, the earlier one stays, and this one goes to the folder
+            `interrupted` in it.
         earlier : dict, optional
             An earlier report, from `read_report`, to compare with.
 
@@ -134,8 +142,6 @@ class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
         ------
         DataFileError
             A file cannot be written, or the folder holds other files than those of a report.
-        MissingExtraError
-            Matplotlib is missing.
         """
         from opu.calibration.report.page import page_of
 
@@ -252,7 +258,7 @@ def _check_foreign(folder: Path, listed: list[str], names: Iterable[str]) -> Non
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Make the folder of a report, and check it, before the work whose result it gets.
+    """Check the folder of a report before the work whose result it gets, and leave everything as it is.
 
     Raises
     ------
@@ -261,6 +267,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
         the new one, or of an interrupted one.
     """
     target = Path(folder)
+    new = [path for path in (target, *target.parents) if not path.exists()]
     try:
         target.mkdir(parents=True, exist_ok=True)
         _check_places(target)
@@ -270,6 +277,10 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
         raise DataFileError(
             f"The folder {str(folder)!r} cannot be made: {error.strerror or error}.", "Name another folder."
         ) from error
+    finally:
+        with suppress(OSError):  # the first that was not made, or in which somebody else has begun
+            for path in new:
+                path.rmdir()
 
 
 def _check_places(folder: Path) -> None:
@@ -301,7 +312,8 @@ def check_health(
     names : list of str, optional
         Which routines; default: all that apply.
     quick : bool
-        Take as few frames as will do: under a minute for all.
+        Take as few frames as will do: under a minute for all on the simulated `aurora`; a simulated bench whose medium
+        shakes takes minutes.
     noise_key : int
         The noise of the frames.
     on_result, on_matrix, on_start, on_progress, unfinished

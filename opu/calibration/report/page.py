@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 from html import escape
 from typing import TYPE_CHECKING
 
 from opu.calibration.report.figures import FIGURES
-from opu.page import html_page, html_table, svg
+from opu.calibration.result import number_text, short_text
+from opu.page import NO_FIGURES, can_draw, html_page, html_table, svg
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,39 +17,12 @@ if TYPE_CHECKING:
     from opu.calibration.report.health import HealthReport
     from opu.calibration.result import CalibrationResult, Limit, Quantity
 
-__all__ = ["NO_LIMIT", "limit_text", "number_text", "page_of"]
+__all__ = ["NO_LIMIT", "limit_text", "page_of"]
 
 NO_LIMIT = "no fault"
 """What a routine without a limit is judged by."""
 
-_MOST_DECIMALS = 6
-
 _COLUMNS = ("Routine", "What", "Value", "Limit", "Result", "Frames", "s")
-
-
-def number_text(value: float, uncertainty: float, unit: str) -> str:
-    """Word a number with its standard error, of which two digits are given, and its unit.
-
-    Examples
-    --------
-    >>> number_text(21.034, 0.02, "DN"), number_text(0.5, float("nan"), "1"), number_text(2047.0, 31.7, "1")
-    ('21.034 ± 0.020 DN', '0.5', '2047 ± 32')
-    """
-    if math.isnan(value):
-        return "not measured"
-    text = _short(value)
-    if math.isfinite(value) and math.isfinite(uncertainty) and uncertainty > 0:
-        decimals = max(0, 1 - math.floor(math.log10(uncertainty)))
-        is_wide = decimals > _MOST_DECIMALS or abs(value) >= 10**_MOST_DECIMALS
-        text = (
-            f"{_short(value)} ± {uncertainty:.1g}" if is_wide else f"{value:.{decimals}f} ± {uncertainty:.{decimals}f}"
-        )
-    return f"{text}{'' if unit == '1' else f' {unit}'}"
-
-
-def _short(value: float) -> str:
-    """Return a number with four digits, and no powers of ten where one can do without."""
-    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def limit_text(limit: Limit, unit: str) -> str:
@@ -60,7 +33,7 @@ def limit_text(limit: Limit, unit: str) -> str:
     >>> limit_text((None, 0.5), "DN"), limit_text((0.98, 1.02), "1"), limit_text((None, None), "1")
     ('at most 0.5 DN', '0.98 to 1.02', '')
     """
-    low, high = (None if side is None else _short(side) for side in limit)
+    low, high = (None if side is None else short_text(side) for side in limit)
     text = f"{low} to {high}" if low and high else f"at least {low}" if low else f"at most {high}" if high else ""
     return f"{text}{'' if unit == '1' or not text else f' {unit}'}"
 
@@ -77,10 +50,10 @@ def page_of(report: HealthReport, changes: list[Change], *, compared: bool) -> s
     compared : bool
         Whether there was one.
 
-    Raises
-    ------
-    MissingExtraError
-        Matplotlib is missing.
+    Returns
+    -------
+    str
+        HTML; without Matplotlib it has no figures, and says so.
     """
     n_passed = sum(result.passed for result in report.results)
     numbers = {
@@ -94,6 +67,8 @@ def page_of(report: HealthReport, changes: list[Change], *, compared: bool) -> s
     sections = [f'<div class="numbers">{boxes}</div>', _interruption(report), _findings(report)]
     if compared:
         sections.append(_changes(changes))
+    if not can_draw():
+        sections.append(f"<p>{escape(NO_FIGURES)}</p>")
     sections += [
         "<h2>All routines</h2>",
         html_table(_COLUMNS, [_row(result) for result in report.results]),
@@ -182,7 +157,7 @@ def _quantity_rows(quantities: Iterable[Quantity]) -> list[tuple[str, ...]]:
 
 def _figure(result: CalibrationResult) -> str:
     draw = FIGURES.get(result.name)
-    if draw is None or not result.data:
+    if draw is None or not result.data or not can_draw():
         return ""
     try:
         return svg(draw(result), result.name)
