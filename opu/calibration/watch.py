@@ -92,7 +92,10 @@ class MediumWatch:
                 field = math.sqrt(intensity[0, -1])
                 error = intensity_error / (2 * field)
             elif not findings:
-                findings = ["The frames of a pattern before and after the routines have nothing in common."]
+                findings = [
+                    "The frames of a pattern before and after the routines have nothing in common: the medium has "
+                    "changed, or the frames are not those of their patterns (measure `latency`)."
+                ]
         result = self._recorder.result(
             "medium_watch",
             "correlation of the field before and after all routines",

@@ -647,7 +647,6 @@ def _quantities(
 def _findings(taken: _Taken, stability: float, epoch_after: int, prediction: float, repeatability: float) -> list[str]:
     """Word the faults."""
     matrix = taken.matrix
-    n_rows = len(matrix.kept)
     found = []
     mean_dn = float(taken.mean_dn.mean())
     if not matrix.kept.any() and mean_dn < _DIMMEST_DN:
@@ -655,10 +654,10 @@ def _findings(taken: _Taken, stability: float, epoch_after: int, prediction: flo
             f"The mean of the frames is {mean_dn:.2g} DN above the dark level: no light reaches the camera. The laser "
             "or the shutter is off, or the pixels are dead."
         ]
-    dark = int(np.isnan(matrix.row_quality).sum())
-    if dark:
+    dark = float((np.isnan(matrix.row_quality) & ~taken.hot).mean())
+    if dark > 0:
         found.append(
-            f"{_percent(dark / n_rows)} of the pixels saw no light in any frame: dead pixels, or the laser or the "
+            f"{_percent(dark)} of the pixels saw no light in any frame: dead pixels, or the laser or the "
             "shutter is off."
         )
     hot = float(taken.hot.mean())
@@ -678,7 +677,8 @@ def _findings(taken: _Taken, stability: float, epoch_after: int, prediction: flo
     elif stability < _LEAST_STABILITY or 1 - stability > 1 - prediction > 1 - _LIMIT:
         found.append(
             f"The medium changed during the measurement: the same patterns correlate by {stability:.3f} of their "
-            "repeatability before and after. Measure more quickly, or fewer features, or wait until it is stable."
+            "repeatability before and after. Measure more quickly, or fewer features, or wait until it is stable. Or "
+            "the frames are not those of their patterns (measure `latency`)."
         )
     elif math.isnan(prediction):
         found += [] if found else ["Fewer than two rows could be recovered: there is nothing to predict."]
@@ -695,8 +695,8 @@ def _missed(prediction: float, repeatability: float) -> str:
     said = f"The matrix predicts frames at a correlation of {prediction:.4f} of what is possible, below {_LIMIT:g}. "
     if 1 - repeatability > 1 - prediction:
         return (
-            f"{said}Frames repeat at {repeatability:.4f} only: their noise is in the rows. Use more light, or more "
-            "frames for each feature."
+            f"{said}Frames repeat at {repeatability:.4f} only: their noise is in the rows, or they are out of order. "
+            "Measure `latency`; use more light, or more frames for each feature."
         )
     return (
         f"{said}Frames repeat at {repeatability:.4f} and the medium stood still, so the pixels see more than one "
