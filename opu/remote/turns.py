@@ -46,7 +46,7 @@ _FIRST_FRAMES = 16
 _SMOOTHING = 0.3
 _LARGEST_OVERHEAD = 0.1
 _MOST_REQUESTS = 64
-_LONGEST_SHARED_CALL = 1.25
+_LONGEST_SHARED_CALL = 1.5
 
 
 class Pace:
@@ -383,7 +383,7 @@ class Turns:
     def _riders(self, lead: Client, job: ProjectionJob, n_frames: int) -> list[tuple[Client, ProjectionJob, int]]:
         """Return the batches of others that ride along with frames of a job, which uses up the turns of their clients.
 
-        They come in turn order, and together with the frames take a quantum, or up to a quarter more.
+        They come in turn order, and together with the frames take a quantum, or up to half of one more.
         """
         session = job.session
         if not session.device_session.can_share:
