@@ -148,11 +148,11 @@ def test_batches_ride_beside_a_part_of_a_large_one(users, toy):
     group.ask(1)
     group.ask(2, np.random.default_rng(0).integers(0, 2, (64, 10), dtype=np.uint8))
     for user in (3, 4, 0):
-        group.ask(user, np.repeat(X, 2, axis=0))
+        group.ask(user, np.repeat(X, 3, axis=0))
     toy.gate.set()
     group.check_answers()
-    assert toy.calls[2] == [(2, 0, 16), (3, 0, 2), (4, 0, 2)]  # a quantum, and a quarter of one for the others
-    assert toy.calls[3] == [(0, 1, 2)]
+    assert toy.calls[2] == [(2, 0, 16), (3, 0, 3), (4, 0, 3)]  # a quantum, and half of one for the others
+    assert toy.calls[3] == [(0, 1, 3)]
     assert [first for call in toy.calls for key, first, _ in call if key == 2] == [0, 16, 32, 48]
 
 
@@ -160,13 +160,13 @@ def test_a_call_has_room_for_so_many_frames_and_requests(users, toy, monkeypatch
     monkeypatch.setattr("opu.remote.turns._MOST_REQUESTS", 3)
     toy.frame_s = QUANTUM_S / 16
     group = users(8)
-    sizes = (1, 1, 9, 6, 8, 1, 1, 1)
+    sizes = (1, 1, 9, 6, 10, 1, 1, 1)
     for user, size in enumerate(sizes):
         group.ask(user, np.repeat(X, size, axis=0))
     toy.gate.set()
     group.check_answers()
-    assert toy.calls[2] == [(2, 0, 9), (3, 0, 6), (5, 0, 1)]  # a quantum
-    assert toy.calls[3][0] == (4, 0, 8)  # had no room, and kept its turn
+    assert toy.calls[2] == [(2, 0, 9), (3, 0, 6), (5, 0, 1)]  # of a quantum and a half
+    assert toy.calls[3][0] == (4, 0, 10)  # had no room, and kept its turn
     assert [len(call) for call in toy.calls[2:]] == [3, 3]
 
 
