@@ -44,7 +44,7 @@ first of a sound bench and of faulty ones.
 |---|---|---|
 {benches}
 """
-RESULTS = ("calibration", "calibration_latency", "calibration_matrix", "calibration_1024")
+RESULTS = ("calibration", "calibration_latency", "calibration_matrix", "calibration_timed", "calibration_1024")
 
 
 def result(name):
