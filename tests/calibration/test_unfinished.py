@@ -316,6 +316,23 @@ def test_a_medium_that_drifted_in_between_is_refused(tmp_path):
                 measure_transmission_matrix(device, **SIZES, unfinished=path)
 
 
+@pytest.mark.parametrize("moves", [False, True])
+def test_an_arm_that_moved_in_between_is_refused(tmp_path, moves):
+    path = tmp_path / "unfinished"
+    interrupted(path, ARM)
+    model = preset("interferometer")
+    if moves:  # by a twentieth of a fringe from column to column
+        model = dataclasses.replace(
+            model, reference=dataclasses.replace(model.reference, carrier_cycles_per_px=(0.0, 0.05))
+        )
+    with SimulatedBench(model, seed=7) as device:
+        if moves:
+            with pytest.raises(MediumChangedError, match=r"The reference arm changed .* by -?0\.[0-9]+ of"):
+                measure_transmission_matrix(device, **SIZES, unfinished=path)
+        else:
+            assert measure_transmission_matrix(device, **SIZES, unfinished=path).kept.all()
+
+
 def test_a_medium_that_jumps_when_the_work_goes_on_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "unfinished"
     interrupted(path)

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks.calibration.page import PAGE, RESULTS, page, result
 
-TUNED = range(100)
+# Seeds of development, and those of earlier results that led to changes.
+LOOKED_AT = {*range(100), *range(1000, 1010), *range(2000, 2200)}
 
 
 def test_the_page_is_made_of_the_result_files():
@@ -18,9 +19,9 @@ def test_every_case_has_a_result():
     assert cases == {f"C{number}" for number in range(1, 23)}
 
 
-@pytest.mark.parametrize("name", [*RESULTS, "coverage", "faulty_benches"])
-def test_results_are_of_seeds_that_nothing_was_tuned_on(name):
+@pytest.mark.parametrize("name", [*RESULTS, "coverage", "faulty_benches", "retrieval"])
+def test_results_are_of_seeds_that_nobody_had_looked_at(name):
     found = result(name)
     seeds = found["seeds"] if "seeds" in found else [bench["seed"] for bench in found["benches"]]
     assert seeds
-    assert not set(seeds) & set(TUNED), json.dumps(seeds)
+    assert not set(seeds) & LOOKED_AT, json.dumps(seeds)

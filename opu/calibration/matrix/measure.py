@@ -354,6 +354,9 @@ def _take(plan: _Plan, kept: UnfinishedMatrix) -> _Taken:
     kept.check_patterns(patterns)
     if is_resumed and len(kept.frames) < len(patterns):
         _check_stillness(plan, start, before, dark_dn)
+        if steps > 1 and len(kept.frames) > 0:
+            last = slice(max(0, len(kept.frames) - _PROBES // steps * steps), len(kept.frames))
+            _check_arm(plan, start, patterns[last], kept.frames[last], dark_dn)
     frames = _take_in_parts(plan, start, patterns, steps, kept)
     full_scale = recorder.description.full_scale_dn
     # In place of the counts: a second array of this size would be the largest of all.
@@ -531,10 +534,26 @@ def _check_stillness(plan: _Plan, start: Start, before: NDArray[np.float32], dar
             _BEGIN_ANEW,
         )
     now, again = np.split(projection.frames.astype(np.float32) - dark_dn, 2)
+    _check_likeness(before, now, again, "medium")
+
+
+def _check_arm(
+    plan: _Plan, start: Start, patterns: NDArray[np.bool_], frames: NDArray[Any], dark_dn: NDArray[np.float32]
+) -> None:
+    """Check by patterns that were shown with the steps of the arm that it has the phase that it had."""
+    config = msgspec.structs.replace(start.exposed, noise_key=plan.noise_key ^ _RESUMED_NOISE)
+    recorder = Recorder(plan.recorder.device)
+    now, again = (recorder.take(config, patterns).frames.astype(np.float32) - dark_dn for _ in range(2))
+    _check_likeness(frames.astype(np.float32) - dark_dn, now, again, "reference arm")
+
+
+def _check_likeness(
+    before: NDArray[np.float32], now: NDArray[np.float32], again: NDArray[np.float32], what: str
+) -> None:
     stability = _stability(before, now, again)
-    if stability < _LEAST_STABILITY:
+    if not stability >= _LEAST_STABILITY:
         raise MediumChangedError(
-            "The medium changed since the first frames were taken: the same patterns correlate by "
+            f"The {what} changed since the first frames were taken: the same patterns correlate by "
             f"{stability:.3f} of their repeatability.",
             _BEGIN_ANEW,
         )
