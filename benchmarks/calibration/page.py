@@ -38,8 +38,9 @@ COVERAGE = """
 FAULTS = """
 ## Are faults named?
 
-`python -m benchmarks.faulty_benches --quick --first-seed {seed} --json` ([file](../results/faulty_benches.json)), seed {seed}:
-which finding of the report names the fault first. The others are of what the fault does to the numbers.
+`python -m benchmarks.faulty_benches --quick --first-seed {seed} --json`, seed {seed}
+([file](../results/faulty_benches.json)): which finding of the report names the fault first. The others are of what the
+fault does to the numbers.
 
 | bench | which | finding |
 |---|---|---|
