@@ -588,7 +588,7 @@ class AsyncControl:
         try:
             reply = await asyncio.shield(answer)
         except asyncio.CancelledError:
-            answer.add_done_callback(lambda taken: self._use_or_return(held, taken))
+            answer.add_done_callback(lambda taken: self._use_or_return(held, taken, wanted, asked_s))
             raise
         return self._shared.taken(held, reply.lease, wanted, asked_s)
 
@@ -602,15 +602,17 @@ class AsyncControl:
             raise
         self._shared.renewed(held, asked_s)
 
-    def _use_or_return(self, held: HeldLease | None, taken: asyncio.Future[protocol.Lease]) -> None:
+    def _use_or_return(
+        self, held: HeldLease | None, taken: asyncio.Future[protocol.Lease], terms: Terms, asked_s: float
+    ) -> None:
         """Use a lease that was taken for somebody who does not wait any more if others hold it, or return it."""
         if taken.cancelled() or taken.exception() is not None:
             return
-        if held is not None and not held.has_ended:
-            held.number = taken.result().lease
+        number = taken.result().lease
+        if held is not None and self._shared.taken_late(held, number, terms, asked_s):
             return
         with contextlib.suppress(OpuError):  # the link is over, and the lease with it
-            self._return(taken.result().lease).add_done_callback(_look_at)
+            self._return(number).add_done_callback(_look_at)
 
     def _return(self, lease: int) -> asyncio.Future[protocol.Done]:
         return self._link.ask(ask_to_return(lease), protocol.Done)

@@ -804,18 +804,21 @@ class RemoteControl(DeviceControl):
         reply = self._link.ask(
             ask_to_take(wanted),
             protocol.Lease,
-            interrupted=lambda future: future.add_done_callback(lambda taken: self._use_or_return(held, taken)),
+            interrupted=lambda future: future.add_done_callback(
+                lambda taken: self._use_or_return(held, taken, wanted, asked_s)
+            ),
         )
         return self._shared.taken(held, reply.lease, wanted, asked_s)
 
-    def _use_or_return(self, held: HeldLease | None, taken: Future[protocol.Lease]) -> None:
+    def _use_or_return(
+        self, held: HeldLease | None, taken: Future[protocol.Lease], terms: Terms, asked_s: float
+    ) -> None:
         """Use a lease that was taken for somebody who does not wait any more if others hold it, or return it."""
         if taken.exception() is not None:
             return
-        if held is not None and not held.has_ended:
-            held.number = taken.result().lease
-        else:
-            self._link.tell(ask_to_return(taken.result().lease))
+        number = taken.result().lease
+        if held is None or not self._shared.taken_late(held, number, terms, asked_s):
+            self._link.tell(ask_to_return(number))
 
     def _renew(self, held: HeldLease) -> None:
         asked_s = self._shared.now_s()

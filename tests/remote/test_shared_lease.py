@@ -273,6 +273,26 @@ def test_a_lease_that_nobody_waits_for_is_given_back(control, server, monkeypatc
     wait_until(lambda: lease_of(server) is None, 60)
 
 
+def test_a_lease_taken_again_for_nobody_has_its_new_terms(control, server, monkeypatch):
+    with Inside(control, ttl_s=60.0) as first:
+        with monkeypatch.context() as patch:
+            interrupt(patch, opu.remote.protocol.TakeLease)
+            with pytest.raises(KeyboardInterrupt), control.lease(ttl_s=600.0):
+                pass
+        wait_until(lambda: control._shared.find(None).terms.ttl_s == 600.0, 60)
+        assert control._shared.find(None).due_s > time.monotonic() + 300.0
+        first.do(control.change, CHANGE)
+    assert lease_of(server) is None
+
+
+def test_a_lease_that_only_its_client_thinks_lost_is_given_back(control, server):
+    with Inside(control, ttl_s=600.0):
+        held = control._shared.find(None)
+        assert control._shared.lose(held, held.number)
+        assert lease_of(server) is not None
+    assert lease_of(server) is None
+
+
 def test_a_forked_process_does_not_wait_for_the_lease_of_its_parent(server):
     """A thread of the parent may be taking it, and is not there to come to an end."""
     script = """
@@ -317,7 +337,18 @@ def test_a_lease_that_ended_while_it_was_being_shared_is_not_entered():
     assert shared.enter("anna", held)
     assert shared.lose(held, 1)
     assert not shared.enter("boris", held)
-    assert not shared.leave("anna", held)  # nothing is to be given back
+    assert shared.leave("anna", held)  # the server may not think that it has ended
+
+
+def test_a_lease_that_was_taken_again_late_has_the_new_terms_unless_it_has_ended():
+    shared = SharedLease(lambda: 0.0)
+    held = shared.taken(None, 1, Terms(5.0), 0.0)
+    assert shared.enter("anna", held)
+    assert shared.taken_late(held, 2, Terms(600.0), 1.0)
+    assert (held.number, held.terms, held.due_s) == (2, Terms(600.0), 601.0)
+    assert shared.leave("anna", held)
+    assert not shared.taken_late(held, 3, Terms(), 2.0)
+    assert held.number == 2
 
 
 def test_a_number_that_was_replaced_loses_nothing():
