@@ -763,6 +763,7 @@ class RemoteControl(DeviceControl):
         LeaseError
             It has run out, was taken away, or none is held.
         """
+        self._check_link()
         held = self._shared.find(threading.get_ident())
         if held is None:
             raise LeaseError("No lease is held.", "Take one: with control.lease(): ...")
@@ -771,15 +772,19 @@ class RemoteControl(DeviceControl):
     @contextlib.contextmanager
     def _hold(self, terms: Terms | None) -> Iterator[HeldLease]:
         """Hold the lease, on any terms if there are none."""
-        if self._link.error is not None:
-            raise copy_error(self._link.error)  # also in a forked process, where nobody gives the locks back
-        self._link.check_waiter()  # whoever takes it may wait for this thread
+        self._check_link()
         who = threading.get_ident()
         held = self._enter(who, terms)
         try:
             yield held
         finally:
             self._leave(who, held)
+
+    def _check_link(self) -> None:
+        """Check that this thread may use the locks."""
+        if self._link.error is not None:
+            raise copy_error(self._link.error)  # also in a forked process, where nobody gives the locks back
+        self._link.check_waiter()  # whoever takes the lease may wait for this thread
 
     def _enter(self, who: int, terms: Terms | None) -> HeldLease:
         with self._taking:  # a second number would make the first one void

@@ -307,11 +307,15 @@ with opu.open(sys.argv[1]) as device:
             control._taking.acquire()
             control._shared._lock.acquire()
     if child == 0:
-        try:
-            control.change(opu.SettingsChange(max_exposure_us=200.0))
-        except opu.errors.ClosedError as error:
-            os._exit(7 if "after forking" in error.remedy else 8)
-        os._exit(9)
+        for use in (control.renew, lambda: control.change(opu.SettingsChange(max_exposure_us=200.0))):
+            try:
+                use()
+            except opu.errors.ClosedError as error:
+                if "after forking" not in error.remedy:
+                    os._exit(8)
+            else:
+                os._exit(9)
+        os._exit(7)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     control.change(opu.SettingsChange(max_exposure_us=200.0))
     sys.exit(0 if status == 7 else 10 + abs(status))
