@@ -17,6 +17,7 @@ import contextlib
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -86,6 +87,9 @@ _MOST_AHEAD = 2**16
 _LONGEST_WAIT_S = 0.25
 
 ResultT = TypeVar("ResultT")
+
+_blocks: ContextVar[tuple[object, ...]] = ContextVar("opu_lease_blocks", default=())
+"""The blocks of leases, of any device, that are entered here. A task has those of the one that starts it."""
 
 
 class _Answer(asyncio.Future[Any]):
@@ -499,7 +503,7 @@ class AsyncControl:
             As `opu.remote.client.RemoteControl.change`.
         """
         # In a task of its own, so that the lease is not given back before a change that was cancelled is made.
-        task = asyncio.create_task(self._change(asyncio.current_task(), change))
+        task = asyncio.create_task(self._change(self._who(), change))
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
         task.add_done_callback(_look_at)
@@ -508,6 +512,8 @@ class AsyncControl:
     @contextlib.asynccontextmanager
     async def lease(self, ttl_s: float = LEASE_S, note: str = "", *, force: bool = False) -> AsyncIterator[Self]:
         """Hold the lease of the device, so that nobody else changes it meanwhile. Within itself it is the same lease.
+
+        Tasks that are started in the block are inside as well, so that they hear of it when the lease is lost.
 
         Parameters
         ----------
@@ -526,8 +532,13 @@ class AsyncControl:
         LeaseError
             Somebody else has the lease.
         """
-        async with self._hold(asyncio.current_task(), Terms(ttl_s, note, force)):
-            yield self
+        who = self._who()
+        async with self._hold(who, Terms(ttl_s, note, force)):
+            _blocks.set((*_blocks.get(), who))
+            try:
+                yield self
+            finally:
+                _leave_block(who)
 
     async def renew(self) -> None:
         """Have the lease that is held last its full time again.
@@ -537,10 +548,14 @@ class AsyncControl:
         LeaseError
             It has run out, was taken away, or none is held.
         """
-        held = self._shared.find(asyncio.current_task())
+        held = self._shared.find(self._who())
         if held is None:
             raise LeaseError("No lease is held.", "Take one: async with control.lease(): ...")
         await self._renew(held)
+
+    def _who(self) -> object:
+        """Return who is inside the lease here: the block, also in tasks started in it. Otherwise somebody new."""
+        return next((block for block in _blocks.get() if self._shared.is_inside(block)), object())
 
     async def _change(self, who: object, change: SettingsChange) -> DeviceSettings:
         async with self._hold(who, None) as held:
@@ -621,6 +636,14 @@ class AsyncControl:
         reply = await self._link.ask(make, protocol.SettingsReply)
         self._note(reply.settings)
         return reply
+
+
+def _leave_block(block: object) -> None:
+    """Note that a block is left. Its generator may be closed in another context, which never entered it."""
+    blocks = list(_blocks.get())
+    with contextlib.suppress(ValueError):
+        blocks.remove(block)
+    _blocks.set(tuple(blocks))
 
 
 def _look_at(done: asyncio.Future[Any]) -> None:

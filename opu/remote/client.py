@@ -730,6 +730,8 @@ class RemoteControl(DeviceControl):
 
         Where another thread holds it for less time or with another note, or `force` is given, it is taken again for all
         of them. When it is lost, whoever is inside gets `LeaseError` for each change until the block is left.
+        Other threads are not inside, also if they are started in the block: they share the lease, and take another one
+        when it is lost.
 
         Parameters
         ----------

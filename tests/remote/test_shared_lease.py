@@ -1,6 +1,8 @@
 """The lease that the threads or tasks of one device share: its terms, its loss, and who does not wait for it."""
 
 import asyncio
+import contextlib
+import contextvars
 import subprocess
 import sys
 import threading
@@ -201,6 +203,51 @@ def test_a_callback_that_leaves_a_lease_gives_it_back(control, server, device):
             left.result(60)
         wait_until(lambda: lease_of(server) is None, 60)
         assert mine.change(CHANGE).max_exposure_us == 200.0
+
+
+@pytest.mark.parametrize("nesting", [1, 2])
+def test_tasks_that_are_started_in_a_block_hear_that_its_lease_was_lost(server, device, nesting):
+    async def change():
+        async with await aio.open(server.addresses[0]) as mine, await aio.open(server.addresses[1]) as other:
+            control, theirs = mine.capability(DeviceControl), other.capability(DeviceControl)
+            async with contextlib.AsyncExitStack() as blocks:
+                for _ in range(nesting):
+                    await blocks.enter_async_context(control.lease())
+                await asyncio.gather(control.change(CHANGE), control.change(CHANGE))
+                async with theirs.lease(force=True):
+                    pass
+                ends = await asyncio.gather(control.change(CHANGE), control.change(CHANGE), return_exceptions=True)
+                assert [type(end) for end in ends] == [LeaseError, LeaseError]
+                with pytest.raises(LeaseError):
+                    await asyncio.wait_for(control.change(CHANGE), 60)
+                with pytest.raises(LeaseError):
+                    await asyncio.create_task(control.renew())
+                stranger = asyncio.create_task(control.change(CHANGE), context=contextvars.Context())
+                assert (await stranger).max_exposure_us == 200.0
+            await control.change(CHANGE)
+        assert len(device.control.changes) == 4
+
+    asyncio.run(change())
+
+
+def test_a_task_that_outlives_the_block_it_was_started_in_is_not_inside_any_more(server):
+    async def change():
+        async with await aio.open(server.addresses[0]) as mine:
+            control = mine.capability(DeviceControl)
+            left = asyncio.Event()
+
+            async def change_later():
+                await left.wait()
+                return await control.change(CHANGE)
+
+            async with control.lease():
+                held = control._shared.find(None)
+                later = asyncio.create_task(change_later())
+                assert control._shared.lose(held, held.number)
+            left.set()
+            assert (await later).max_exposure_us == 200.0
+
+    asyncio.run(change())
 
 
 # Who does not wait any more
