@@ -468,8 +468,8 @@ class AsyncControl:
 
     Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
     itself, for several that belong together there is `lease`. Tasks of one device share its lease. Whoever cancels a
-    change does not wait for it any more; the device is changed nevertheless, unless it is closed
-    before that was asked for.
+    change does not wait for it any more; once it was asked for, and while the lease holds, the device is changed
+    nevertheless.
 
     Parameters
     ----------

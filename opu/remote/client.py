@@ -677,7 +677,8 @@ class RemoteControl(DeviceControl):
 
     Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
     itself, for several that belong together there is `lease`. Threads that use one device share its lease. Whoever
-    interrupts a change does not wait for it any more; the device is changed nevertheless.
+    interrupts a change does not wait for it any more; once it was asked for, and while the lease holds, the device is
+    changed nevertheless.
 
     Parameters
     ----------
