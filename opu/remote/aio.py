@@ -17,6 +17,7 @@ import contextlib
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -86,6 +87,9 @@ _MOST_AHEAD = 2**16
 _LONGEST_WAIT_S = 0.25
 
 ResultT = TypeVar("ResultT")
+
+_blocks: ContextVar[tuple[object, ...]] = ContextVar("opu_lease_blocks", default=())
+"""The blocks of leases, of any device, that are entered here. A task has those of the one that starts it."""
 
 
 class _Answer(asyncio.Future[Any]):
@@ -464,8 +468,8 @@ class AsyncControl:
 
     Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
     itself, for several that belong together there is `lease`. Tasks of one device share its lease. Whoever cancels a
-    change does not wait for it any more; the device is changed nevertheless, unless it is closed
-    before that was asked for.
+    change does not wait for it any more; once it was asked for, and while the lease holds, the device is changed
+    nevertheless.
 
     Parameters
     ----------
@@ -499,7 +503,7 @@ class AsyncControl:
             As `opu.remote.client.RemoteControl.change`.
         """
         # In a task of its own, so that the lease is not given back before a change that was cancelled is made.
-        task = asyncio.create_task(self._change(asyncio.current_task(), change))
+        task = asyncio.create_task(self._change(self._who(), change))
         self._changes.add(task)
         task.add_done_callback(self._changes.discard)
         task.add_done_callback(_look_at)
@@ -508,6 +512,8 @@ class AsyncControl:
     @contextlib.asynccontextmanager
     async def lease(self, ttl_s: float = LEASE_S, note: str = "", *, force: bool = False) -> AsyncIterator[Self]:
         """Hold the lease of the device, so that nobody else changes it meanwhile. Within itself it is the same lease.
+
+        Tasks that are started in the block are inside as well, so that they hear of it when the lease is lost.
 
         Parameters
         ----------
@@ -526,8 +532,13 @@ class AsyncControl:
         LeaseError
             Somebody else has the lease.
         """
-        async with self._hold(asyncio.current_task(), Terms(ttl_s, note, force)):
-            yield self
+        who = self._who()
+        async with self._hold(who, Terms(ttl_s, note, force)):
+            _blocks.set((*_blocks.get(), who))
+            try:
+                yield self
+            finally:
+                _leave_block(who)
 
     async def renew(self) -> None:
         """Have the lease that is held last its full time again.
@@ -537,10 +548,14 @@ class AsyncControl:
         LeaseError
             It has run out, was taken away, or none is held.
         """
-        held = self._shared.find(asyncio.current_task())
+        held = self._shared.find(self._who())
         if held is None:
             raise LeaseError("No lease is held.", "Take one: async with control.lease(): ...")
         await self._renew(held)
+
+    def _who(self) -> object:
+        """Return who is inside the lease here: the block, also in tasks started in it. Otherwise somebody new."""
+        return next((block for block in _blocks.get() if self._shared.is_inside(block)), object())
 
     async def _change(self, who: object, change: SettingsChange) -> DeviceSettings:
         async with self._hold(who, None) as held:
@@ -588,7 +603,7 @@ class AsyncControl:
         try:
             reply = await asyncio.shield(answer)
         except asyncio.CancelledError:
-            answer.add_done_callback(lambda taken: self._use_or_return(held, taken))
+            answer.add_done_callback(lambda taken: self._use_or_return(held, taken, wanted, asked_s))
             raise
         return self._shared.taken(held, reply.lease, wanted, asked_s)
 
@@ -602,15 +617,17 @@ class AsyncControl:
             raise
         self._shared.renewed(held, asked_s)
 
-    def _use_or_return(self, held: HeldLease | None, taken: asyncio.Future[protocol.Lease]) -> None:
+    def _use_or_return(
+        self, held: HeldLease | None, taken: asyncio.Future[protocol.Lease], terms: Terms, asked_s: float
+    ) -> None:
         """Use a lease that was taken for somebody who does not wait any more if others hold it, or return it."""
         if taken.cancelled() or taken.exception() is not None:
             return
-        if held is not None and not held.has_ended:
-            held.number = taken.result().lease
+        number = taken.result().lease
+        if held is not None and self._shared.taken_late(held, number, terms, asked_s):
             return
         with contextlib.suppress(OpuError):  # the link is over, and the lease with it
-            self._return(taken.result().lease).add_done_callback(_look_at)
+            self._return(number).add_done_callback(_look_at)
 
     def _return(self, lease: int) -> asyncio.Future[protocol.Done]:
         return self._link.ask(ask_to_return(lease), protocol.Done)
@@ -619,6 +636,14 @@ class AsyncControl:
         reply = await self._link.ask(make, protocol.SettingsReply)
         self._note(reply.settings)
         return reply
+
+
+def _leave_block(block: object) -> None:
+    """Note that a block is left. Its generator may be closed in another context, which never entered it."""
+    blocks = list(_blocks.get())
+    with contextlib.suppress(ValueError):
+        blocks.remove(block)
+    _blocks.set(tuple(blocks))
 
 
 def _look_at(done: asyncio.Future[Any]) -> None:

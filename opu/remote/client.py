@@ -677,7 +677,8 @@ class RemoteControl(DeviceControl):
 
     Everybody may look. Operators may change, while they hold the lease of the device: for one change it is taken by
     itself, for several that belong together there is `lease`. Threads that use one device share its lease. Whoever
-    interrupts a change does not wait for it any more; the device is changed nevertheless.
+    interrupts a change does not wait for it any more; once it was asked for, and while the lease holds, the device is
+    changed nevertheless.
 
     Parameters
     ----------
@@ -730,6 +731,8 @@ class RemoteControl(DeviceControl):
 
         Where another thread holds it for less time or with another note, or `force` is given, it is taken again for all
         of them. When it is lost, whoever is inside gets `LeaseError` for each change until the block is left.
+        Other threads are not inside, also if they are started in the block: they share the lease, and take another one
+        when it is lost.
 
         Parameters
         ----------
@@ -763,6 +766,7 @@ class RemoteControl(DeviceControl):
         LeaseError
             It has run out, was taken away, or none is held.
         """
+        self._check_link()
         held = self._shared.find(threading.get_ident())
         if held is None:
             raise LeaseError("No lease is held.", "Take one: with control.lease(): ...")
@@ -771,15 +775,19 @@ class RemoteControl(DeviceControl):
     @contextlib.contextmanager
     def _hold(self, terms: Terms | None) -> Iterator[HeldLease]:
         """Hold the lease, on any terms if there are none."""
-        if self._link.error is not None:
-            raise copy_error(self._link.error)  # also in a forked process, where nobody gives the locks back
-        self._link.check_waiter()  # whoever takes it may wait for this thread
+        self._check_link()
         who = threading.get_ident()
         held = self._enter(who, terms)
         try:
             yield held
         finally:
             self._leave(who, held)
+
+    def _check_link(self) -> None:
+        """Check that this thread may use the locks."""
+        if self._link.error is not None:
+            raise copy_error(self._link.error)  # also in a forked process, where nobody gives the locks back
+        self._link.check_waiter()  # whoever takes the lease may wait for this thread
 
     def _enter(self, who: int, terms: Terms | None) -> HeldLease:
         with self._taking:  # a second number would make the first one void
@@ -804,18 +812,21 @@ class RemoteControl(DeviceControl):
         reply = self._link.ask(
             ask_to_take(wanted),
             protocol.Lease,
-            interrupted=lambda future: future.add_done_callback(lambda taken: self._use_or_return(held, taken)),
+            interrupted=lambda future: future.add_done_callback(
+                lambda taken: self._use_or_return(held, taken, wanted, asked_s)
+            ),
         )
         return self._shared.taken(held, reply.lease, wanted, asked_s)
 
-    def _use_or_return(self, held: HeldLease | None, taken: Future[protocol.Lease]) -> None:
+    def _use_or_return(
+        self, held: HeldLease | None, taken: Future[protocol.Lease], terms: Terms, asked_s: float
+    ) -> None:
         """Use a lease that was taken for somebody who does not wait any more if others hold it, or return it."""
         if taken.exception() is not None:
             return
-        if held is not None and not held.has_ended:
-            held.number = taken.result().lease
-        else:
-            self._link.tell(ask_to_return(taken.result().lease))
+        number = taken.result().lease
+        if held is None or not self._shared.taken_late(held, number, terms, asked_s):
+            self._link.tell(ask_to_return(number))
 
     def _renew(self, held: HeldLease) -> None:
         asked_s = self._shared.now_s()

@@ -124,14 +124,17 @@ class SharedLease:
             return True
 
     def leave(self, who: object, held: HeldLease) -> bool:
-        """Note that somebody has left a lease, and return whether that has to be given back."""
+        """Note that somebody has left a lease, and return whether that has to be given back: by the last one.
+
+        Also if it seems to have ended, because only the server knows. It refuses a number that does not hold.
+        """
         with self._lock:
             held.holders.remove(who)
             if held.holders:
                 return False
             self._leases.remove(held)
-            was_held, held.has_ended = not held.has_ended, True
-            return was_held
+            held.has_ended = True
+            return True
 
     def taken(self, held: HeldLease | None, number: int, terms: Terms, asked_s: float) -> HeldLease:
         """Note that the lease was taken, or one that is held taken again, and return it."""
@@ -140,6 +143,17 @@ class SharedLease:
         with self._lock:
             held.number, held.terms, held.due_s = number, terms, asked_s + terms.ttl_s
         return held
+
+    def taken_late(self, held: HeldLease, number: int, terms: Terms, asked_s: float) -> bool:
+        """Note that a lease was taken again for somebody who does not wait any more, and return whether it is used.
+
+        That is so if others hold it still.
+        """
+        with self._lock:
+            if held.has_ended:
+                return False
+            held.number, held.terms, held.due_s = number, terms, asked_s + terms.ttl_s
+            return True
 
     def renewed(self, held: HeldLease, asked_s: float) -> None:
         """Note that a lease lasts its full time again."""

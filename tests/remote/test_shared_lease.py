@@ -1,6 +1,8 @@
 """The lease that the threads or tasks of one device share: its terms, its loss, and who does not wait for it."""
 
 import asyncio
+import contextlib
+import contextvars
 import subprocess
 import sys
 import threading
@@ -203,6 +205,51 @@ def test_a_callback_that_leaves_a_lease_gives_it_back(control, server, device):
         assert mine.change(CHANGE).max_exposure_us == 200.0
 
 
+@pytest.mark.parametrize("nesting", [1, 2])
+def test_tasks_that_are_started_in_a_block_hear_that_its_lease_was_lost(server, device, nesting):
+    async def change():
+        async with await aio.open(server.addresses[0]) as mine, await aio.open(server.addresses[1]) as other:
+            control, theirs = mine.capability(DeviceControl), other.capability(DeviceControl)
+            async with contextlib.AsyncExitStack() as blocks:
+                for _ in range(nesting):
+                    await blocks.enter_async_context(control.lease())
+                await asyncio.gather(control.change(CHANGE), control.change(CHANGE))
+                async with theirs.lease(force=True):
+                    pass
+                ends = await asyncio.gather(control.change(CHANGE), control.change(CHANGE), return_exceptions=True)
+                assert [type(end) for end in ends] == [LeaseError, LeaseError]
+                with pytest.raises(LeaseError):
+                    await asyncio.wait_for(control.change(CHANGE), 60)
+                with pytest.raises(LeaseError):
+                    await asyncio.create_task(control.renew())
+                stranger = asyncio.create_task(control.change(CHANGE), context=contextvars.Context())
+                assert (await stranger).max_exposure_us == 200.0
+            await control.change(CHANGE)
+        assert len(device.control.changes) == 4
+
+    asyncio.run(change())
+
+
+def test_a_task_that_outlives_the_block_it_was_started_in_is_not_inside_any_more(server):
+    async def change():
+        async with await aio.open(server.addresses[0]) as mine:
+            control = mine.capability(DeviceControl)
+            left = asyncio.Event()
+
+            async def change_later():
+                await left.wait()
+                return await control.change(CHANGE)
+
+            async with control.lease():
+                held = control._shared.find(None)
+                later = asyncio.create_task(change_later())
+                assert control._shared.lose(held, held.number)
+            left.set()
+            assert (await later).max_exposure_us == 200.0
+
+    asyncio.run(change())
+
+
 # Who does not wait any more
 
 
@@ -273,6 +320,26 @@ def test_a_lease_that_nobody_waits_for_is_given_back(control, server, monkeypatc
     wait_until(lambda: lease_of(server) is None, 60)
 
 
+def test_a_lease_taken_again_for_nobody_has_its_new_terms(control, server, monkeypatch):
+    with Inside(control, ttl_s=60.0) as first:
+        with monkeypatch.context() as patch:
+            interrupt(patch, opu.remote.protocol.TakeLease)
+            with pytest.raises(KeyboardInterrupt), control.lease(ttl_s=600.0):
+                pass
+        wait_until(lambda: control._shared.find(None).terms.ttl_s == 600.0, 60)
+        assert control._shared.find(None).due_s > time.monotonic() + 300.0
+        first.do(control.change, CHANGE)
+    assert lease_of(server) is None
+
+
+def test_a_lease_that_only_its_client_thinks_lost_is_given_back(control, server):
+    with Inside(control, ttl_s=600.0):
+        held = control._shared.find(None)
+        assert control._shared.lose(held, held.number)
+        assert lease_of(server) is not None
+    assert lease_of(server) is None
+
+
 def test_a_forked_process_does_not_wait_for_the_lease_of_its_parent(server):
     """A thread of the parent may be taking it, and is not there to come to an end."""
     script = """
@@ -287,11 +354,15 @@ with opu.open(sys.argv[1]) as device:
             control._taking.acquire()
             control._shared._lock.acquire()
     if child == 0:
-        try:
-            control.change(opu.SettingsChange(max_exposure_us=200.0))
-        except opu.errors.ClosedError as error:
-            os._exit(7 if "after forking" in error.remedy else 8)
-        os._exit(9)
+        for use in (control.renew, lambda: control.change(opu.SettingsChange(max_exposure_us=200.0))):
+            try:
+                use()
+            except opu.errors.ClosedError as error:
+                if "after forking" not in error.remedy:
+                    os._exit(8)
+            else:
+                os._exit(9)
+        os._exit(7)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     control.change(opu.SettingsChange(max_exposure_us=200.0))
     sys.exit(0 if status == 7 else 10 + abs(status))
@@ -317,7 +388,18 @@ def test_a_lease_that_ended_while_it_was_being_shared_is_not_entered():
     assert shared.enter("anna", held)
     assert shared.lose(held, 1)
     assert not shared.enter("boris", held)
-    assert not shared.leave("anna", held)  # nothing is to be given back
+    assert shared.leave("anna", held)  # the server may not think that it has ended
+
+
+def test_a_lease_that_was_taken_again_late_has_the_new_terms_unless_it_has_ended():
+    shared = SharedLease(lambda: 0.0)
+    held = shared.taken(None, 1, Terms(5.0), 0.0)
+    assert shared.enter("anna", held)
+    assert shared.taken_late(held, 2, Terms(600.0), 1.0)
+    assert (held.number, held.terms, held.due_s) == (2, Terms(600.0), 601.0)
+    assert shared.leave("anna", held)
+    assert not shared.taken_late(held, 3, Terms(), 2.0)
+    assert held.number == 2
 
 
 def test_a_number_that_was_replaced_loses_nothing():
