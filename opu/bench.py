@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+import weakref
 from bisect import bisect_right
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -85,6 +86,8 @@ class Bench(Device):
         Capability objects by their class.
     realtime : bool
         Answer no earlier than the booked device time allows: for parts that are faster than real ones.
+    any_thread : bool
+        Whether the parts may be worked by whichever thread, one at a time: see `Device.project_here`.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Bench(Device):
         capabilities: Mapping[type, object] | None = None,
         *,
         realtime: bool = False,
+        any_thread: bool = False,
     ) -> None:
         super().__init__(uri)
         self.parts = parts
@@ -104,6 +108,9 @@ class Bench(Device):
         self._control = BenchControl(parts, description.exposure_us, self._queue)
         self._capability_objects = {**(capabilities or {}), DeviceControl: self._control}
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opu-bench")
+        self._any_thread = any_thread
+        self._parts_lock = threading.Lock()  # held by the thread that works the parts
+        self._last_queued: Callable[[], Future[Any] | None] = lambda: None
         self._prepare_lock = threading.Lock()
         self._device_clock_us = 0.0
         self._opened_s = time.monotonic()
@@ -200,6 +207,44 @@ class Bench(Device):
     def _submit_together(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]]:
         if not self.can_share:
             return super()._submit_together(requests)
+        accepted, futures = self._accept(requests)
+        if accepted:
+            self._queue(self._take_together, accepted)
+        return futures
+
+    def _project_here(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]] | None:
+        if not (self._any_thread and self.can_share) or self._closed:
+            return None
+        # While a session is prepared its kernels come first, and may take long.
+        if not self._prepare_lock.acquire(blocking=False):
+            return None
+        try:
+            return self._take_if_idle(requests)
+        finally:
+            self._prepare_lock.release()
+
+    def _take_if_idle(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]] | None:
+        if not self._parts_lock.acquire(blocking=False):
+            return None
+        try:
+            if not self._is_queue_empty():
+                return None
+            accepted, futures = self._accept(requests)
+            self._take_together(accepted)
+            return futures
+        finally:
+            self._parts_lock.release()
+
+    def _is_queue_empty(self) -> bool:
+        """Whether the worker has done all that was queued, as far as one can tell; the parts are held meanwhile."""
+        last = self._last_queued()
+        # One that was cancelled tells nothing of those before it.
+        return last is None or (last.done() and not last.cancelled())
+
+    def _accept(
+        self, requests: Sequence[tuple[Session, Batch]]
+    ) -> tuple[list[_Request], list[Future[Projection]]]:
+        """Check batches, and return those that can be taken, and the futures of all."""
         own = [(session, batch) for session, batch in requests if isinstance(session, BenchSession)]
         if len(own) < len(requests) or any(session.bench is not self for session, _ in own):
             raise ConfigError("A session belongs to another device.", "Use sessions of one device.")
@@ -210,16 +255,20 @@ class Bench(Device):
                 futures.append(accepted[-1].future)
             except OpuError as error:
                 futures.append(failed_future(error))
-        if accepted:
-            self._queue(self._take_together, accepted)
-        return futures
+        return accepted, futures
 
     def _queue(self, work: Callable[..., ResultT], *arguments: object) -> Future[ResultT]:
         """Queue work for the thread that works the parts."""
         try:
-            return self._worker.submit(work, *arguments)
+            future = self._worker.submit(self._work, work, *arguments)
         except RuntimeError as error:  # the executor's way to say that it was shut down
             raise ClosedError(f"The device {self.uri} is closed.", "Open it again with opu.open().") from error
+        self._last_queued = weakref.ref(future)  # or it would keep its frames
+        return future
+
+    def _work(self, work: Callable[..., ResultT], *arguments: object) -> ResultT:
+        with self._parts_lock:
+            return work(*arguments)
 
     def _take_alone(self, session: BenchSession, batch: Batch) -> Projection:
         self._check(session, batch)

@@ -1012,9 +1012,41 @@ class Device(ABC):
         _check_shared_call(requests)
         return self._submit_together(requests)
 
+    def project_here(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]] | None:
+        """Have this thread do the work of `submit_together` before it returns, where that is possible now.
+
+        To hand a batch to another thread and its frames back takes as long as a small batch does. This is for who would
+        wait for it anyway, or knows that it is small.
+
+        Parameters
+        ----------
+        requests : sequence of (Session, Batch)
+            As for `submit_together`.
+
+        Returns
+        -------
+        list of concurrent.futures.Future of Projection, or None
+            Futures that are done. None where the device does not let any thread work it, or is at work or closed:
+            nothing was done.
+
+        Raises
+        ------
+        ConfigError, CapacityError
+            As `submit_together`.
+        """
+        _check_shared_call(requests)
+        return self._project_here(requests)
+
     def _submit_together(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]]:
         """Queue batches that one call could take. Drivers whose sessions can share override this."""
         return [_submit_alone(session, batch) for session, batch in requests]
+
+    def _project_here(
+        self,
+        requests: Sequence[tuple[Session, Batch]],  # noqa: ARG002 - for drivers that can
+    ) -> list[Future[Projection]] | None:
+        """Project batches that one call can take. Drivers that any thread may work override this."""
+        return None
 
     def capability(self, kind: Callable[..., CapabilityT]) -> CapabilityT:
         """Return the capability object of a class such as `GroundTruth`.

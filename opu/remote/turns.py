@@ -47,6 +47,7 @@ _SMOOTHING = 0.3
 _LARGEST_OVERHEAD = 0.1
 _MOST_REQUESTS = 64
 _LONGEST_SHARED_CALL = 1.5
+_BRIEF_S = 0.001
 
 
 class Pace:
@@ -210,6 +211,7 @@ class Turns:
         self._next_due_s = math.inf
         self._interludes: deque[Callable[[], Future[Any]]] = deque()
         self._in_interlude = False
+        self._has_worked = False
         self.queued = 0
 
     def join(self, client: Client) -> None:
@@ -258,7 +260,8 @@ class Turns:
         if now_s >= self._next_due_s:
             self._give_up_overdue(now_s)
         idle = 0
-        while self.wait_s(now_s) == 0 and idle < len(self._order):
+        self._has_worked = False
+        while self.wait_s(now_s) == 0 and idle < len(self._order) and not self._has_worked:
             client = self._order[0]
             self._order.rotate(-1)
             idle = 0 if self._take_job(client, now_s) else idle + 1
@@ -367,9 +370,13 @@ class Turns:
         if not self._in_flight:
             self._begun_s = now_s
         self._in_flight.append(call)
-        futures = self._submit([(its_job, self._begin(sender, its_job, n, now_s)) for sender, its_job, n in requests])
+        parts = [_as_request(its_job, self._begin(sender, its_job, n, now_s)) for sender, its_job, n in requests]
+        futures = self._project_here(call, parts) or self._submit(parts)
         for (sender, its_job, _), future in zip(requests, futures, strict=True):
-            future.add_done_callback(partial(self._post, self._part_done, call, sender, its_job))
+            if self._has_worked:
+                self._part_done(call, sender, its_job, future)
+            else:
+                future.add_done_callback(partial(self._post, self._part_done, call, sender, its_job))
 
     def _frames_in_turn(self, client: Client, job: ProjectionJob) -> int:
         """Return how many frames of a batch the device is given now: all, unless others could want their turn."""
@@ -414,9 +421,23 @@ class Turns:
             self._waiting_bytes -= job.request.payload_bytes
         return rows
 
-    def _submit(self, parts: list[tuple[ProjectionJob, slice]]) -> list[Future[Projection]]:
+    def _project_here(self, call: _Call, parts: list[tuple[Session, Batch]]) -> list[Future[Projection]] | None:
+        """Do the work of a brief call in this thread, where the device allows that: see `Device.project_here`.
+
+        One call in a turn of the server, which hears nobody meanwhile.
+        """
+        if call.is_part or len(self._in_flight) > 1 or not 0 < call.expected_s <= _BRIEF_S:
+            return None
         try:
-            return self._device.submit_together([_as_request(job, rows) for job, rows in parts])
+            futures = self._device.project_here(parts)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the clients must hear of it
+            futures = [failed_future(error) for _ in parts]
+        self._has_worked = futures is not None
+        return futures
+
+    def _submit(self, parts: list[tuple[Session, Batch]]) -> list[Future[Projection]]:
+        try:
+            return self._device.submit_together(parts)
         except Exception as error:  # noqa: BLE001 - whatever it was, the clients must hear of it
             return [failed_future(error) for _ in parts]
 

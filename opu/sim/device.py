@@ -177,6 +177,7 @@ class SimulatedBench(Bench):
             ),
             {GroundTruth: SimulatedTruth(self), MirrorDuty: SimulatedDuty(table)},
             realtime=realtime,
+            any_thread=not realtime,
         )
 
     def describe(self) -> DeviceDescription:
