@@ -48,7 +48,7 @@ from benchmarks.link import (
     at_once,
     client,
 )
-from opu.calibration import Shape, measure_in_turns
+from opu.calibration import Service, Shape, measure_in_turns
 from opu.console import Report, table, write_json
 from opu.patterns import PackedPatterns
 from opu.remote import protocol
@@ -160,6 +160,11 @@ class BareClient:
         return msgspec.msgpack.decode(header.buffer), frames.buffer
 
 
+def waiting(client):
+    """Return what sends a request by `submit` and takes the reply by `result`, to be measured."""
+    return Service(client.submit, lambda: client.submit().result())
+
+
 @contextmanager
 def bare_server(uri, shape, *, listens):
     """Start a bare server, and end it; yields its port."""
@@ -181,10 +186,10 @@ def round_trip_ratios(uri, session, patterns, seconds):
         Echo(patterns, projection) as echo,
     ):
         services = {
-            "in_process": partial(session.submit, patterns),
-            "bare": BareClient(bare, patterns).submit,
-            "listening": BareClient(listening, patterns).submit,
-            "echo": echo.submit,
+            "in_process": Service.of(session, patterns),
+            "bare": waiting(BareClient(bare, patterns)),
+            "listening": waiting(BareClient(listening, patterns)),
+            "echo": waiting(echo),
         }
         rows = {row.where: row.p50_us for row in measure_in_turns(services, Shape.parse(SINGLE), seconds=seconds)}
     return {f"{name}_round_trip_ratio": rows[name] / (rows["echo"] + rows["in_process"]) for name in BARE}

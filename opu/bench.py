@@ -241,9 +241,7 @@ class Bench(Device):
         # One that was cancelled tells nothing of those before it.
         return last is None or (last.done() and not last.cancelled())
 
-    def _accept(
-        self, requests: Sequence[tuple[Session, Batch]]
-    ) -> tuple[list[_Request], list[Future[Projection]]]:
+    def _accept(self, requests: Sequence[tuple[Session, Batch]]) -> tuple[list[_Request], list[Future[Projection]]]:
         """Check batches, and return those that can be taken, and the futures of all."""
         own = [(session, batch) for session, batch in requests if isinstance(session, BenchSession)]
         if len(own) < len(requests) or any(session.bench is not self for session, _ in own):

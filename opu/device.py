@@ -821,7 +821,7 @@ class Session(ABC):
 
 def _check_shared_call(requests: Sequence[tuple[Session, Batch]]) -> None:
     """Check that one call can take batches of several sessions."""
-    if len({setting_of(session.config) for session, _ in requests}) > 1:
+    if len(requests) > 1 and len({setting_of(session.config) for session, _ in requests}) > 1:
         raise ConfigError(
             f"The configurations of {len(requests)} batches for one call differ.",
             "Use sessions that differ in nothing but the noise key.",

@@ -29,7 +29,7 @@ from opu.calibration.result import CalibrationResult, Quantity
 from opu.calibration.speckle import grain, speckle_statistics
 from opu.calibration.stability import laser_power, repeatability, stability
 from opu.calibration.suite import ROUTINES, calibrate
-from opu.calibration.throughput import LinkCost, Shape, Throughput, measure_in_turns, measure_throughput
+from opu.calibration.throughput import LinkCost, Service, Shape, Throughput, measure_in_turns, measure_throughput
 from opu.calibration.trigger import latency, trigger_window
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "PhaseRetrieval",
     "Quantity",
     "Recorder",
+    "Service",
     "Shape",
     "Throughput",
     "TransmissionMatrix",

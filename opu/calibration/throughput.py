@@ -6,6 +6,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, Self, TypeAlias
 
@@ -19,12 +20,13 @@ from opu.patterns import pack
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from opu.device import Device
+    from opu.device import Device, Session
     from opu.patterns import PackedPatterns
 
 __all__ = [
     "DEFAULT_BATCHES",
     "LinkCost",
+    "Service",
     "Shape",
     "Submit",
     "Throughput",
@@ -47,6 +49,27 @@ class Waiting(Protocol):
 
 Submit: TypeAlias = Callable[[], Waiting]
 """Sends a batch and returns at once."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is measured.
+
+    Parameters
+    ----------
+    submit : callable
+        Sends a batch and returns at once.
+    project : callable
+        Sends a batch and waits for the answer.
+    """
+
+    submit: Submit
+    project: Callable[[], object]
+
+    @classmethod
+    def of(cls, session: Session, patterns: PackedPatterns) -> Self:
+        """Return a session that projects patterns."""
+        return cls(partial(session.submit, patterns), partial(session.project, patterns))
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -93,8 +116,8 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
 
     `where` is `in_process`, `link` or `echo` (of a bare ZeroMQ echo with messages of the same sizes).
     `frames_per_s` is measured with four batches in flight, the median over the rounds; `p50_us` and `p99_us` are the
-    median (again the median over the rounds) and the 99th percentile (of all rounds) of the time from call to answer
-    with one. All are wall-clock times of this machine, not device time.
+    median (again the median over the rounds) and the 99th percentile (of all rounds) of the time that
+    `Session.project` takes, with no other batch in flight. All are wall-clock times of this machine, not device time.
     """
 
     where: str
@@ -186,20 +209,20 @@ def measure_throughput(
             check_frame_numbers(0, batch, session.describe().max_batch)
         for shape in shapes:
             patterns = shape.patterns()
-            [row] = measure_in_turns({where: partial(session.submit, patterns)}, shape, seconds=seconds)
+            [row] = measure_in_turns({where: Service.of(session, patterns)}, shape, seconds=seconds)
             rows.append(row)
             on_result(row)
     return rows
 
 
 def measure_in_turns(
-    services: Mapping[str, Submit], shape: Shape, *, seconds: float = 1.0, rounds: int = 1
+    services: Mapping[str, Service], shape: Shape, *, seconds: float = 1.0, rounds: int = 1
 ) -> list[Throughput]:
     """Measure several services of a shape in turns, so that a busy machine is busy for all.
 
     Parameters
     ----------
-    services : mapping of str to callable
+    services : mapping of str to Service
         What is measured, by the `where` of its row: each sends a batch of that shape.
     shape : Shape
         For the rows.
@@ -219,17 +242,17 @@ def measure_in_turns(
     >>> shape = Shape(4, 100, 50)
     >>> with opu.open("sim:?preset=ideal") as device, device.open_session(shape.config) as session:
     ...     patterns = shape.patterns()
-    ...     rows = measure_in_turns({"in_process": lambda: session.submit(patterns)}, shape, seconds=0.01)
+    ...     rows = measure_in_turns({"in_process": Service.of(session, patterns)}, shape, seconds=0.01)
     >>> rows[0].where, rows[0].n_outputs
     ('in_process', 50)
     """
     latencies_us: dict[str, list[NDArray[np.float64]]] = {where: [] for where in services}
     rates: dict[str, list[float]] = {where: [] for where in services}
     for _ in range(rounds):
-        for where, submit in services.items():
-            submit().result()
-            latencies_us[where].append(1e6 * np.array(_latencies_s(submit, seconds / rounds)))
-            rates[where].append(shape.batch * _calls_per_s(submit, seconds / rounds))
+        for where, service in services.items():
+            service.project()
+            latencies_us[where].append(1e6 * np.array(_latencies_s(service.project, seconds / rounds)))
+            rates[where].append(shape.batch * _calls_per_s(service.submit, seconds / rounds))
     return [
         Throughput(
             where=where,
@@ -244,12 +267,12 @@ def measure_in_turns(
     ]
 
 
-def _latencies_s(submit: Submit, seconds: float) -> list[float]:
+def _latencies_s(project: Callable[[], object], seconds: float) -> list[float]:
     latencies: list[float] = []
     end = time.perf_counter() + seconds
     while len(latencies) < _MIN_CALLS or time.perf_counter() < end:
         started = time.perf_counter()
-        submit().result()
+        project()
         latencies.append(time.perf_counter() - started)
     return latencies
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,6 @@ from opu.errors import ConfigError
 
 if TYPE_CHECKING:
     from opu.calibration import LinkCost, Shape, Throughput
-    from opu.calibration.throughput import Submit
     from opu.device import Device
 
 __all__ = ["bench", "compare_link", "link_cost_rows", "throughput_rows"]
@@ -56,7 +54,7 @@ def bench(
 ) -> None:
     """Measure projections per second and latency by batch size.
 
-    The rate is measured with four batches in flight, the latency with one. Both are wall-clock times on this machine:
+    The rate is measured with four batches in flight, the latency as the time of a blocking call. Both are wall-clock times on this machine:
     what the device itself would take is booked in every result as device time.
 
     With --device the one URI is a server, and its device is measured in this process as well, as is an echo: a second
@@ -124,7 +122,7 @@ def compare_link(
     ConfigError, CapacityError
         A device does not offer such a session, or does not take such a batch.
     """
-    from opu.calibration import LinkCost, measure_in_turns
+    from opu.calibration import LinkCost, Service, measure_in_turns
     from opu.device import check_frame_numbers
     from opu.remote.echo import Echo
 
@@ -136,10 +134,10 @@ def compare_link(
             check_frame_numbers(0, shape.batch, session.describe().max_batch)
         patterns = shape.patterns()
         with Echo(patterns, far.project(patterns)) as echo:
-            services: dict[str, Submit] = {
-                "in_process": partial(near.submit, patterns),
-                "link": partial(far.submit, patterns),
-                "echo": echo.submit,
+            services = {
+                "in_process": Service.of(near, patterns),
+                "link": Service.of(far, patterns),
+                "echo": Service(echo.submit, lambda: echo.submit().result()),
             }
             rows = measure_in_turns(services, shape, seconds=seconds, rounds=rounds)
     return rows, LinkCost.of(*rows)

@@ -44,7 +44,6 @@ from opu.remote.conversation import SessionRecord, Ticket
 from opu.remote.dealer import (
     connect,
     explain_fault,
-    has_input,
     heed,
     judge_host,
     look_up,
@@ -73,6 +72,7 @@ from opu.remote.requests import (
     wait_for_welcome,
 )
 from opu.remote.security import ClientKeys
+from opu.remote.sockets import has_input
 from opu.uri import Uri, parse_uri
 
 if TYPE_CHECKING:

@@ -790,7 +790,7 @@ def _word_frames(job: ProjectionJob, projection: Projection) -> tuple[protocol.F
     frames = projection.frames
     description = job.session.description
     expected = (job.request.batch, description.config.n_outputs)
-    if frames.shape != expected or frames.dtype.name != description.frame_dtype:
+    if frames.shape != expected or frames.dtype != description.frame_dtype:
         raise ServerFailureError(
             f"The device gave {frames.dtype} frames of the shape {frames.shape} where {description.frame_dtype} of "
             f"the shape {expected} were due.",

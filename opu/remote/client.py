@@ -45,7 +45,6 @@ from opu.remote.conversation import Outcome, SessionRecord, Ticket, copy_error
 from opu.remote.dealer import (
     connect,
     explain_fault,
-    has_input,
     heed,
     judge_host,
     look_up,
@@ -74,6 +73,7 @@ from opu.remote.requests import (
     wait_for_welcome,
 )
 from opu.remote.security import ClientKeys
+from opu.remote.sockets import has_input
 from opu.remote.undisturbed import undisturbed
 from opu.remote.waker import Waker
 from opu.uri import Uri, parse_uri

@@ -21,13 +21,13 @@ from opu.remote import OPEN_AGAIN, protocol
 from opu.remote.conversation import Conversation
 from opu.remote.handshake import REFUSED_S, ConnectionWatch
 from opu.remote.security import ClientKeys
+from opu.remote.sockets import has_input
 from opu.remote.workers import Workers
 from opu.uri import Uri, parse_host_port, parse_uri
 
 __all__ = [
     "connect",
     "explain_fault",
-    "has_input",
     "heed",
     "how_to_reach",
     "judge_host",
@@ -39,7 +39,7 @@ __all__ = [
 
 _log = logging.getLogger("opu.remote.client")
 
-_EVENTS, _POLLIN, _NOBLOCK = int(zmq.EVENTS), int(zmq.POLLIN), int(zmq.NOBLOCK)  # enumerations are slow
+_NOBLOCK = int(zmq.NOBLOCK)  # enumerations are slow
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
 _ZERO_COPY_BYTES = 2**16
 _ENCRYPTION_BYTES = 64  # an encrypted message is a little longer than what it carries
@@ -173,11 +173,6 @@ def receive_message(dealer: zmq.Socket[bytes]) -> list[memoryview]:
     while frames[-1].more:
         frames.append(dealer.recv(_NOBLOCK, copy=False))
     return [frame.buffer for frame in frames]
-
-
-def has_input(socket: zmq.Socket[Any]) -> bool:
-    """Tell whether a message has come, which takes less time than to ask for one in vain."""
-    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
 
 
 def explain_fault(address: str, error: Exception) -> LinkError:

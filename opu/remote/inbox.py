@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import zmq
 
+from opu.remote.sockets import has_input
+
 __all__ = ["Arrival", "Inbox", "shut_down"]
 
 _READS_PER_FILL = 4096
@@ -100,7 +102,7 @@ class Inbox:
         Parameters
         ----------
         is_readable : bool
-            Whether something has: to ask the socket in vain takes as long as a message.
+            Whether something has.
 
         Yields
         ------
@@ -118,11 +120,10 @@ class Inbox:
             if self._has_surplus:
                 self._skip_part()
                 continue
-            try:
-                route, parts = self._receive()
-            except zmq.Again:
+            if not has_input(self._router):
                 self._note_drained()
                 return
+            route, parts = self._receive()
             if route in self._ignored:
                 continue
             arrival = Arrival(route, parts)

@@ -534,7 +534,7 @@ def frames_payload(frames: NDArray[Any]) -> memoryview:
     frames : ndarray of uint8 or uint16
         The frames.
     """
-    dtype = _DTYPES[frames.dtype.name]
+    dtype = frames.dtype.newbyteorder("<")
     return np.ascontiguousarray(frames, dtype).data.cast("B")
 
 

@@ -127,7 +127,7 @@ class Pace:
 
 def merge(parts: Sequence[Provenance]) -> Provenance:
     """Return where the frames of a batch come from that was projected in parts."""
-    return _add(sorted(parts, key=lambda part: part.first_frame_index))
+    return parts[0] if len(parts) == 1 else _add(sorted(parts, key=lambda part: part.first_frame_index))
 
 
 def _add(parts: Sequence[Provenance]) -> Provenance:

@@ -30,7 +30,8 @@ from opu.errors import (
 )
 from opu.remote import BACKEND, aio, client, handshake, protocol
 from opu.remote.conversation import Conversation
-from opu.remote.dealer import has_input, how_to_reach
+from opu.remote.dealer import how_to_reach
+from opu.remote.sockets import has_input
 from opu.remote.handshake import REFUSED_S, ConnectionWatch
 from opu.remote.server import parse_bind
 
