@@ -54,8 +54,8 @@ def bench(
 ) -> None:
     """Measure projections per second and latency by batch size.
 
-    The rate is measured with four batches in flight, the latency as the time of a blocking call. Both are wall-clock times on this machine:
-    what the device itself would take is booked in every result as device time.
+    The rate is measured with four batches in flight, the latency is that of a blocking call. Both are wall-clock times
+    on this machine: what the device itself would take is booked in every result as device time.
 
     With --device the one URI is a server, and its device is measured in this process as well, as is an echo: a second
     process that answers messages of the same sizes and does nothing else. They take turns, so that whatever else the

@@ -31,9 +31,9 @@ from opu.errors import (
 from opu.remote import BACKEND, aio, client, handshake, protocol
 from opu.remote.conversation import Conversation
 from opu.remote.dealer import how_to_reach
-from opu.remote.sockets import has_input
 from opu.remote.handshake import REFUSED_S, ConnectionWatch
 from opu.remote.server import parse_bind
+from opu.remote.sockets import has_input
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
 X = np.eye(3, 10, dtype=np.uint8)
