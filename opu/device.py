@@ -1012,11 +1012,11 @@ class Device(ABC):
         _check_shared_call(requests)
         return self._submit_together(requests)
 
-    def project_here(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]] | None:
-        """Have this thread do the work of `submit_together` before it returns, where that is possible now.
+    def project_here(self, requests: Sequence[tuple[Session, Batch]]) -> list[Projection | Exception] | None:
+        """Do the work of `submit_together` in this thread, where that is possible now.
 
         To hand a batch to another thread and its frames back takes as long as a small batch does. This is for who would
-        wait for it anyway, or knows that it is small.
+        wait for it anyway, and knows that it is small.
 
         Parameters
         ----------
@@ -1025,8 +1025,8 @@ class Device(ABC):
 
         Returns
         -------
-        list of concurrent.futures.Future of Projection, or None
-            Futures that are done. None where the device does not let any thread work it, or is at work or closed:
+        list of Projection or Exception, or None
+            The outcome of each batch. None where the device does not let any thread work it, or is at work or closed:
             nothing was done.
 
         Raises
@@ -1044,7 +1044,7 @@ class Device(ABC):
     def _project_here(
         self,
         requests: Sequence[tuple[Session, Batch]],  # noqa: ARG002 - for drivers that can
-    ) -> list[Future[Projection]] | None:
+    ) -> list[Projection | Exception] | None:
         """Project batches that one call can take. Drivers that any thread may work override this."""
         return None
 

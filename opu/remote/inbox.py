@@ -52,7 +52,7 @@ class Arrival:
     @property
     def n_bytes(self) -> int:
         """Their length."""
-        return sum(len(part) for part in self.parts)
+        return sum(map(len, self.parts))
 
     def read_property(self, name: str) -> str:
         """Return what ZeroMQ knows of the sender, such as its `Peer-Address`; `?` where it knows nothing."""

@@ -485,7 +485,9 @@ class Turns:
 
 def _as_request(job: ProjectionJob, rows: slice) -> tuple[Session, Batch]:
     """Return a part of a batch in the form that the device takes."""
-    patterns = PackedPatterns(job.patterns.bits[rows], job.patterns.n_features)
+    patterns = job.patterns
+    if rows.stop - rows.start < len(patterns):
+        patterns = PackedPatterns(patterns.bits[rows], patterns.n_features)
     batch = Batch(patterns, job.request.first_frame_index + rows.start, _part_of(job, rows))
     return job.session.device_session, batch
 
