@@ -207,33 +207,55 @@ class Bench(Device):
     def _submit_together(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]]:
         if not self.can_share:
             return super()._submit_together(requests)
-        accepted, futures = self._accept(requests)
+        accepted, futures = [], []
+        for session, batch in self._own(requests):
+            try:
+                accepted.append(_Request(session, session.accept(batch)))
+                futures.append(accepted[-1].future)
+            except OpuError as error:
+                futures.append(failed_future(error))
         if accepted:
             self._queue(self._take_together, accepted)
         return futures
 
-    def _project_here(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]] | None:
-        if not (self._any_thread and self.can_share) or self._closed:
+    def _project_here(self, requests: Sequence[tuple[Session, Batch]]) -> list[Projection | Exception] | None:
+        own = self._own(requests)
+        if not self._any_thread or self._closed:
             return None
         # While a session is prepared its kernels come first, and may take long.
         if not self._prepare_lock.acquire(blocking=False):
             return None
         try:
-            return self._take_if_idle(requests)
+            return self._take_if_idle(own)
         finally:
             self._prepare_lock.release()
 
-    def _take_if_idle(self, requests: Sequence[tuple[Session, Batch]]) -> list[Future[Projection]] | None:
+    def _take_if_idle(self, requests: list[tuple[BenchSession, Batch]]) -> list[Projection | Exception] | None:
         if not self._parts_lock.acquire(blocking=False):
             return None
         try:
-            if not self._is_queue_empty():
-                return None
-            accepted, futures = self._accept(requests)
-            self._take_together(accepted)
-            return futures
+            return self._take_here(requests) if self._is_queue_empty() and self.can_share else None
         finally:
             self._parts_lock.release()
+
+    def _take_here(self, requests: list[tuple[BenchSession, Batch]]) -> list[Projection | Exception]:
+        """Take the sequence of those batches that are not refused, and return what came of each."""
+        outcomes: dict[int, Projection | Exception] = {}
+        begun: dict[int, tuple[BenchSession, Batch]] = {}
+        for number, (session, batch) in enumerate(requests):
+            try:
+                accepted = session.accept(batch)
+                self._check(session, accepted)
+            except OpuError as error:
+                outcomes[number] = error
+            else:
+                begun[number] = (session, accepted)
+        if begun:
+            try:
+                outcomes |= zip(begun, self._take_sequence(list(begun.values())), strict=True)
+            except Exception as error:  # noqa: BLE001 - whatever it was, the callers must hear of it
+                outcomes |= dict.fromkeys(begun, error)
+        return [outcomes[number] for number in range(len(requests))]
 
     def _is_queue_empty(self) -> bool:
         """Whether the worker has done all that was queued, as far as one can tell; the parts are held meanwhile."""
@@ -241,19 +263,12 @@ class Bench(Device):
         # One that was cancelled tells nothing of those before it.
         return last is None or (last.done() and not last.cancelled())
 
-    def _accept(self, requests: Sequence[tuple[Session, Batch]]) -> tuple[list[_Request], list[Future[Projection]]]:
-        """Check batches, and return those that can be taken, and the futures of all."""
+    def _own(self, requests: Sequence[tuple[Session, Batch]]) -> list[tuple[BenchSession, Batch]]:
+        """Check that the sessions of requests are this bench's."""
         own = [(session, batch) for session, batch in requests if isinstance(session, BenchSession)]
         if len(own) < len(requests) or any(session.bench is not self for session, _ in own):
             raise ConfigError("A session belongs to another device.", "Use sessions of one device.")
-        accepted, futures = [], []
-        for session, batch in own:
-            try:
-                accepted.append(_Request(session, session.accept(batch)))
-                futures.append(accepted[-1].future)
-            except OpuError as error:
-                futures.append(failed_future(error))
-        return accepted, futures
+        return own
 
     def _queue(self, work: Callable[..., ResultT], *arguments: object) -> Future[ResultT]:
         """Queue work for the thread that works the parts."""

@@ -371,12 +371,13 @@ class Turns:
             self._begun_s = now_s
         self._in_flight.append(call)
         parts = [_as_request(its_job, self._begin(sender, its_job, n, now_s)) for sender, its_job, n in requests]
-        futures = self._project_here(call, parts) or self._submit(parts)
-        for (sender, its_job, _), future in zip(requests, futures, strict=True):
-            if self._has_worked:
-                self._part_done(call, sender, its_job, future)
-            else:
-                future.add_done_callback(partial(self._post, self._part_done, call, sender, its_job))
+        outcomes = self._project_here(call, parts)
+        if outcomes is not None:
+            for (sender, its_job, _), outcome in zip(requests, outcomes, strict=True):
+                self._part_done(call, sender, its_job, outcome)
+            return
+        for (sender, its_job, _), future in zip(requests, self._submit(parts), strict=True):
+            future.add_done_callback(partial(self._post, self._future_done, call, sender, its_job))
 
     def _frames_in_turn(self, client: Client, job: ProjectionJob) -> int:
         """Return how many frames of a batch the device is given now: all, unless others could want their turn."""
@@ -393,7 +394,7 @@ class Turns:
         They come in turn order, and together with the frames take a quantum, or up to half of one more.
         """
         session = job.session
-        if not session.device_session.can_share:
+        if len(self._order) == 1 or not session.device_session.can_share:
             return []
         within = session.pace.frames_within(self._limits.quantum_s)
         room = min(_LONGEST_SHARED_CALL * within, session.description.max_batch) - n_frames
@@ -421,19 +422,20 @@ class Turns:
             self._waiting_bytes -= job.request.payload_bytes
         return rows
 
-    def _project_here(self, call: _Call, parts: list[tuple[Session, Batch]]) -> list[Future[Projection]] | None:
+    def _project_here(self, call: _Call, parts: list[tuple[Session, Batch]]) -> list[Projection | Exception] | None:
         """Do the work of a brief call in this thread, where the device allows that: see `Device.project_here`.
 
         One call in a turn of the server, which hears nobody meanwhile.
         """
         if call.is_part or len(self._in_flight) > 1 or not 0 < call.expected_s <= _BRIEF_S:
             return None
+        outcomes: list[Projection | Exception] | None
         try:
-            futures = self._device.project_here(parts)
+            outcomes = self._device.project_here(parts)
         except Exception as error:  # noqa: BLE001 - whatever it was, the clients must hear of it
-            futures = [failed_future(error) for _ in parts]
-        self._has_worked = futures is not None
-        return futures
+            outcomes = [error] * len(parts)
+        self._has_worked = outcomes is not None
+        return outcomes
 
     def _submit(self, parts: list[tuple[Session, Batch]]) -> list[Future[Projection]]:
         try:
@@ -441,20 +443,23 @@ class Turns:
         except Exception as error:  # noqa: BLE001 - whatever it was, the clients must hear of it
             return [failed_future(error) for _ in parts]
 
-    def _part_done(self, call: _Call, client: Client, job: ProjectionJob, done: Future[Projection]) -> None:
+    def _future_done(self, call: _Call, client: Client, job: ProjectionJob, done: Future[Projection]) -> None:
+        try:
+            part: Projection | Exception = done.result()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            part = error
+        self._part_done(call, client, job, part)
+
+    def _part_done(self, call: _Call, client: Client, job: ProjectionJob, part: Projection | Exception) -> None:
         client.in_flight -= 1
         call.n_left -= 1
-        if done.exception() is None:
-            call.parts.append(done.result().provenance)
+        if isinstance(part, Projection):
+            call.parts.append(part.provenance)
         if call.n_left == 0:
             self._call_done(call)
         if client.projections.get(job.request.request_id) is not job:
             return  # it has been cancelled or has failed before, or the client has gone
-        outcome: Projection | Exception | None
-        try:
-            outcome = self._join_parts(job, done.result())
-        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
-            outcome = error
+        outcome = self._join_parts(job, part) if isinstance(part, Projection) else part
         if outcome is not None:
             self.withdraw(client, job)
             self._projected(client, job, outcome)
@@ -472,12 +477,12 @@ class Turns:
         taken_s = max(whole.finished_unix_s - whole.started_unix_s, 0.0)
         self._call_s += _SMOOTHING * (taken_s / len(call.parts) - self._call_s)
 
-    def _join_parts(self, job: ProjectionJob, part: Projection) -> Projection | None:
+    def _join_parts(self, job: ProjectionJob, part: Projection) -> Projection | Exception | None:
         """Note a part, and return the whole when it was the last one."""
         job.parts.append(part.provenance)
         job.n_done += part.provenance.n_frames
         if job.frames is not None and not np.may_share_memory(part.frames, job.frames):
-            raise ServerFailureError("The device left the buffer that it was given empty.", "Its driver is at fault.")
+            return ServerFailureError("The device left the buffer that it was given empty.", "Its driver is at fault.")
         if job.n_done < job.request.batch:
             return None
         return Projection(part.frames if job.frames is None else job.frames, merge(job.parts))
