@@ -203,6 +203,11 @@ class Broker:
         return self._turns.wait_s(self._clock()) if self._turns.has_work else math.inf
 
     @property
+    def has_worked(self) -> bool:
+        """Whether the last `work` did the work of the device itself."""
+        return self._turns.has_worked
+
+    @property
     def waits_for_network(self) -> bool:
         """Whether something goes on when the network has taken more."""
         return any(client.waits_for_network for client in self._clients.all())

@@ -12,6 +12,7 @@ import contextlib
 import ipaddress
 import logging
 import math
+import os
 import re
 import threading
 import time
@@ -34,6 +35,7 @@ from opu.remote.inbox import Inbox, shut_down
 from opu.remote.limits import ServerLimits
 from opu.remote.post import Parcel, Tracker, WireFullError, WireGoneError
 from opu.remote.sessions import SessionKeeper
+from opu.remote.sockets import has_input
 from opu.remote.waker import Waker
 from opu.uri import parse_uri
 
@@ -48,6 +50,7 @@ _ZERO_COPY_BYTES = 2**16
 _NOBLOCK = int(zmq.NOBLOCK)  # enumerations are slow
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
 _MAX_SERVERS = 4
+_AWAKE_S = 0.0003
 _ROUTER_OPTIONS = {
     zmq.ROUTER_MANDATORY: 1,  # without it a full queue drops replies without a word
     zmq.LINGER: 1000,
@@ -344,6 +347,8 @@ class OpuServer:
         self._broker.say_goodbye_to_all()
 
     def _turn(self) -> None:
+        if self._broker.has_worked:
+            self._stay_awake()
         ready = dict(self._poller.poll(self._patience_ms()))
         if self._waker.receiver.fileno() in ready:
             self._waker.clear()
@@ -359,6 +364,16 @@ class OpuServer:
             self._connections.read_events()
         for descriptor in self._connections.find_idle(self._broker.has_client_at):
             shut_down(descriptor)
+
+    def _stay_awake(self) -> None:
+        """Wait a little for the next message without going to sleep, while nobody else wants the core.
+
+        Whoever was answered at once may ask again at once. To wake a core, and to fill its caches again, takes as long
+        as to answer: on a virtual machine the round trip was 0.61 ms with this, and 0.78 ms without.
+        """
+        until_s = time.monotonic() + _AWAKE_S
+        while not (has_input(self._router) or self._posted or self._stopping) and time.monotonic() < until_s:
+            os.sched_yield()
 
     def _patience_ms(self) -> int:
         if not self._inbox.is_empty:

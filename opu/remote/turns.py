@@ -211,7 +211,7 @@ class Turns:
         self._next_due_s = math.inf
         self._interludes: deque[Callable[[], Future[Any]]] = deque()
         self._in_interlude = False
-        self._has_worked = False
+        self.has_worked = False
         self.queued = 0
 
     def join(self, client: Client) -> None:
@@ -260,8 +260,8 @@ class Turns:
         if now_s >= self._next_due_s:
             self._give_up_overdue(now_s)
         idle = 0
-        self._has_worked = False
-        while self.wait_s(now_s) == 0 and idle < len(self._order) and not self._has_worked:
+        self.has_worked = False
+        while self.wait_s(now_s) == 0 and idle < len(self._order) and not self.has_worked:
             client = self._order[0]
             self._order.rotate(-1)
             idle = 0 if self._take_job(client, now_s) else idle + 1
@@ -434,7 +434,7 @@ class Turns:
             outcomes = self._device.project_here(parts)
         except Exception as error:  # noqa: BLE001 - whatever it was, the clients must hear of it
             outcomes = [error] * len(parts)
-        self._has_worked = outcomes is not None
+        self.has_worked = outcomes is not None
         return outcomes
 
     def _submit(self, parts: list[tuple[Session, Batch]]) -> list[Future[Projection]]:
