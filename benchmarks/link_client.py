@@ -13,25 +13,31 @@ import sys
 import time
 from collections import deque
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 
 import opu
-from opu.calibration import Shape
+from opu.calibration import Service, Shape
 
 
-def work(submit, n_frames, in_flight, start_s, seconds):
-    """Keep calls in flight, and return the rate and the 50th and 99th percentile of their times in the window."""
+def work(service, n_frames, in_flight, start_s, seconds):
+    """Keep calls in flight, and return the rate and the 50th and 99th percentile of their times in the window.
+
+    With one in flight, each is a blocking call.
+    """
     end_s = start_s + seconds
     begun_s = time.monotonic()
     waiting = deque()
     sent_s, done_s = [], []
     while not done_s or done_s[-1] < end_s:
-        while len(waiting) < in_flight:
+        while len(waiting) < in_flight and in_flight > 1:
             sent_s.append(time.monotonic())
-            waiting.append(submit())
-        waiting.popleft().result()
+            waiting.append(service.submit())
+        if in_flight > 1:
+            waiting.popleft().result()
+        else:
+            sent_s.append(time.monotonic())
+            service.project()
         done_s.append(time.monotonic())
     for late in waiting:
         late.result()
@@ -52,26 +58,26 @@ def main():
     uri, shape, in_flight = sys.argv[1], Shape.parse(sys.argv[2]), int(sys.argv[3])
     patterns = shape.patterns()
     while sys.stdin.readline():
-        with connected(uri, shape, patterns) as submit:
-            submit().result()
+        with connected(uri, shape, patterns) as service:
+            service.project()
             say("ready")
             window = json.loads(sys.stdin.readline())
-            say(work(submit, shape.batch, in_flight, *window))
+            say(work(service, shape.batch, in_flight, *window))
             sys.stdin.readline()
         say("gone")
 
 
 @contextmanager
 def connected(uri, shape, patterns):
-    """Connect, and yield what sends a request: to a device, or to the bare server at `bare:PORT`."""
+    """Connect, and yield what is measured: a device, or the bare server at `bare:PORT`."""
     scheme, _, port = uri.partition(":")
     if scheme == "bare":
-        from benchmarks.bare_link import BareClient
+        from benchmarks.bare_link import BareClient, waiting
 
-        yield BareClient(int(port), patterns).submit
+        yield waiting(BareClient(int(port), patterns))
         return
     with opu.open(uri) as device, device.open_session(shape.config) as session:
-        yield partial(session.submit, patterns)
+        yield Service.of(session, patterns)
 
 
 def say(answer):
