@@ -30,13 +30,14 @@ def work(service, n_frames, in_flight, start_s, seconds):
     waiting = deque()
     sent_s, done_s = [], []
     while not done_s or done_s[-1] < end_s:
-        while len(waiting) < in_flight and in_flight > 1:
+        while len(waiting) < in_flight - 1:
             sent_s.append(time.monotonic())
             waiting.append(service.submit())
-        if in_flight > 1:
+        sent_s.append(time.monotonic())
+        if waiting:
+            waiting.append(service.submit())
             waiting.popleft().result()
         else:
-            sent_s.append(time.monotonic())
             service.project()
         done_s.append(time.monotonic())
     for late in waiting:

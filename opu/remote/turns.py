@@ -48,6 +48,7 @@ _LARGEST_OVERHEAD = 0.1
 _MOST_REQUESTS = 64
 _LONGEST_SHARED_CALL = 1.5
 _BRIEF_S = 0.001
+_SHARE_OF_PART = 0.9  # of a quantum; the rest goes to what is around a part: hand-overs, and answers
 
 
 class Pace:
@@ -386,7 +387,7 @@ class Turns:
         pace = job.session.pace
         first_jobs = (other.jobs[0] for other in self._order if other.jobs and other is not client)
         alternates = any(isinstance(first, ProjectionJob) and first.session.pace is not pace for first in first_jobs)
-        return pace.part_of(job.n_left, self._limits.quantum_s, alternates=alternates)
+        return pace.part_of(job.n_left, _SHARE_OF_PART * self._limits.quantum_s, alternates=alternates)
 
     def _riders(self, lead: Client, job: ProjectionJob, n_frames: int) -> list[tuple[Client, ProjectionJob, int]]:
         """Return the batches of others that ride along with frames of a job, which uses up the turns of their clients.
