@@ -33,6 +33,7 @@ COLUMNS = ("Client", "Name", "Sessions", "Frames", "In queue", "Refused")
 _QUANTUM_MS = 5.0  # that of ServerLimits, which loads the protocol
 _LOOK_S = 0.1
 _LOOKS_PER_PICTURE = 5
+_TRIMS = 4  # sessions and connections of a client that has left end later than it does
 
 
 class _Policy(StrEnum):
@@ -129,9 +130,11 @@ def serve(
     ):
         from opu.remote.gate import open_gate
         from opu.remote.limits import ServerLimits
+        from opu.remote.memory import use_one_arena
         from opu.remote.metrics_server import parse_listen
         from opu.remote.server import OpuServer, parse_bind
 
+        use_one_arena()
         metrics_at = None if metrics is None else parse_listen(metrics, beyond_loopback=metrics_beyond_loopback)
         gate = open_gate(policy.value, keys, allow, insecure)
         parse_bind(bind, gate.beyond_loopback)
@@ -235,7 +238,7 @@ def _watch(server: OpuServer, console: Console, received: list[int], *, shows: b
     from opu.remote.memory import return_free_memory
 
     live = Live(_picture(server.snapshot()), console=console, auto_refresh=False, transient=True) if shows else None
-    n_clients = looks = 0
+    n_clients = looks = trims_left = 0
     with live or nullcontext():
         while not received:
             if not server.is_running:
@@ -246,8 +249,11 @@ def _watch(server: OpuServer, console: Console, received: list[int], *, shows: b
                 continue
             status = server.snapshot()
             if len(status.clients) < n_clients:
-                return_free_memory()
+                trims_left = _TRIMS
             n_clients = len(status.clients)
+            if trims_left:
+                trims_left -= 1
+                return_free_memory()
             if live is not None:
                 live.update(_picture(status), refresh=True)
 

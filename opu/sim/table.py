@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from opu.device import NO_REFERENCE, REFERENCE_STEPS
 from opu.errors import ConfigError, DeviceError
-from opu.parts import FrameNumbers, FrameRun
+from opu.parts import FrameNumbers, FrameRun, MirrorLayout
 from opu.patterns import PackedPatterns
 from opu.sim.camera import Exposure, PixelMaps, expose, pixel_maps
 from opu.sim.counters import derive_key
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from opu.parts import CameraSettings, MirrorLayout, TriggerPlan
+    from opu.parts import CameraSettings, TriggerPlan
     from opu.sim.media.base import Medium, PreparedMedium
     from opu.sim.mirrors import MirrorMap
     from opu.sim.models import BenchModel
@@ -44,6 +45,7 @@ MAX_BATCH = 20_000
 
 _CHUNK_BYTES = 64 * 2**20
 _LARGE_CHUNK_BYTES = 256 * 2**20
+_LAYOUTS_COUNTED = 32
 _GOOD_BATCH = 96
 """From so many frames on, media share most of the work between frames."""
 
@@ -178,7 +180,9 @@ class OpticalTable:
         self.armed: ArmedCamera | None = None
         self.n_saturated: list[int] = []
         self.n_dropped = 0
-        self._on_time_us: dict[MirrorLayout, NDArray[np.float64]] = {}
+        self._on_time_us: OrderedDict[tuple[int, str], NDArray[np.float64]] = OrderedDict()  # of features, by layout
+        self._folded_us: NDArray[np.float64] | None = None  # of mirrors, in layouts that were not used for long
+        self._folded_total_us = 0.0
         self._duty_lock = threading.Lock()
         self._memory = Recycler()
         self._mirrors: tuple[MirrorLayout, MirrorMap] | None = None
@@ -275,6 +279,7 @@ class OpticalTable:
             path = self.make_path(layout, pixels)
             self._paths[identity] = path
         self._last = layout, pixels, path
+        self._mirrors = layout, path.mirrors  # what stays is of one layout, and not more or less by chance
         return path
 
     def make_path(self, layout: MirrorLayout, pixels: NDArray[np.int64]) -> LightPath:
@@ -560,17 +565,32 @@ class OpticalTable:
     def _note_duty(self, layout: MirrorLayout, n_on: NDArray[np.uint32], frame_us: float) -> None:
         """Note how many frames of a sequence each feature was on."""
         on_us = n_on.astype(np.float64) * frame_us
+        key = layout.n_features, layout.kind
         with self._duty_lock:
-            before_us = self._on_time_us.get(layout)
-            self._on_time_us[layout] = on_us if before_us is None else before_us + on_us
+            before_us = self._on_time_us.pop(key, None)
+            self._on_time_us[key] = on_us if before_us is None else before_us + on_us
+            if len(self._on_time_us) > _LAYOUTS_COUNTED:
+                self._fold_duty(*self._on_time_us.popitem(last=False))
+
+    def _fold_duty(self, key: tuple[int, str], on_us: NDArray[np.float64]) -> None:
+        """Add the times of a layout's features to those of the mirrors: a table may see many layouts."""
+        of_mirrors_us = self._on_time_of_mirrors(key, on_us)
+        self._folded_us = of_mirrors_us if self._folded_us is None else self._folded_us + of_mirrors_us
+        self._folded_total_us += on_us[STUCK_ON]
+
+    def _on_time_of_mirrors(self, key: tuple[int, str], on_us: NDArray[np.float64]) -> NDArray[np.float64]:
+        n_features, kind = key
+        layout = MirrorLayout(n_features, self.model.dmd.rows, self.model.dmd.columns, kind)
+        of_mirrors_us: NDArray[np.float64] = on_us[mirror_map(self.model.dmd, layout, self.seed).features]
+        return of_mirrors_us
 
     def landed_on_share(self) -> NDArray[np.float64]:
         """Return the share of the pattern time that mirrors were on, shape (rows, columns); NaN before any pattern."""
         with self._duty_lock:
-            times_us = dict(self._on_time_us)
-        total_us = sum(time_us[STUCK_ON] for time_us in times_us.values())
-        on_us = np.zeros(self.model.n_mirrors)
-        for layout, time_us in times_us.items():
-            on_us += time_us[self.mirrors(layout).features]
+            times_us, folded_us, total_us = dict(self._on_time_us), self._folded_us, self._folded_total_us
+        total_us += sum(time_us[STUCK_ON] for time_us in times_us.values())
+        on_us = np.zeros(self.model.n_mirrors) if folded_us is None else folded_us.copy()
+        for key, time_us in times_us.items():
+            on_us += self._on_time_of_mirrors(key, time_us)
         share: NDArray[np.float64] = on_us / total_us if total_us else np.full(self.model.n_mirrors, np.nan)
         return share.reshape(self.model.dmd.rows, self.model.dmd.columns)

@@ -23,6 +23,7 @@ from opu.device import (
     DeviceDescription,
     DeviceSettings,
     GroundTruth,
+    Projection,
     Region,
     SessionConfig,
     SettingsChange,
@@ -221,6 +222,25 @@ def batches_together_are_as_alone(device: Device) -> None:
             check(provenance.first_frame_index == batch.first_frame_index, "an answer has another batch's numbers")
             alone = session.project(batch.patterns, first_frame_index=batch.first_frame_index).frames
             check(not _repeats(device) or np.array_equal(answer.frames, alone), "other frames than alone")
+
+
+def batches_are_as_alone_whoever_works_the_device(device: Device) -> None:
+    """Where the calling thread can do the work itself, batches have the frames and the errors of `submit_together`."""
+    batch = Batch(pack(_patterns(3, seed=0)), 2**33)
+    with device.open_session(_CONFIG) as session:
+        closed = device.open_session(_CONFIG)
+        closed.close()
+        outcomes = device.project_here([(session, batch), (closed, batch)])
+        if outcomes is None:
+            return
+        answer, refused = outcomes
+        check(isinstance(refused, ClosedError), "a closed session took a batch")
+        if not isinstance(answer, Projection):
+            raise answer
+        check(answer.provenance.config == session.config, "an answer has another session's configuration")
+        check(answer.provenance.first_frame_index == 2**33, "an answer has another batch's numbers")
+        alone = session.project(batch.patterns, first_frame_index=2**33).frames
+        check(not _repeats(device) or np.array_equal(answer.frames, alone), "other frames than alone")
 
 
 def threads_do_not_disturb_each_other(device: Device) -> None:
@@ -475,6 +495,7 @@ CHECKS: dict[str, Callable[[Device], str | None]] = {
         frames_have_an_identity,
         submissions_are_pipelined_in_order,
         batches_together_are_as_alone,
+        batches_are_as_alone_whoever_works_the_device,
         threads_do_not_disturb_each_other,
         bad_patterns_are_refused,
         bad_configurations_are_refused,

@@ -28,17 +28,14 @@ class SteadyServer:
     def monotonic(self):
         return self.now_s
 
-    def submit(self):
-        return self
-
-    def result(self):
+    def project(self):
         self.now_s += self.seconds
 
 
 def test_a_rate_is_exact_within_a_window_that_cuts_batches(link_client, monkeypatch):
     server = SteadyServer(0.4)
     monkeypatch.setattr(link_client, "time", server)
-    found = link_client.work(server.submit, 100, 1, 0.3, 1.0)
+    found = link_client.work(server, 100, 1, 0.3, 1.0)
     assert found["frames_per_s"] == pytest.approx(250)
     assert found["p50_us"] == pytest.approx(0.4e6)
 

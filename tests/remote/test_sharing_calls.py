@@ -142,17 +142,17 @@ def test_batches_of_another_setting_have_their_own_call_and_turn(users, toy):
 
 
 def test_batches_ride_beside_a_part_of_a_large_one(users, toy):
-    toy.frame_s = QUANTUM_S / 16
+    toy.frame_s = 0.9 * QUANTUM_S / 16.5  # parts are of nine tenths of a quantum
     group = users(5)
     group.ask(0)
     group.ask(1)
     group.ask(2, np.random.default_rng(0).integers(0, 2, (64, 10), dtype=np.uint8))
     for user in (3, 4, 0):
-        group.ask(user, np.repeat(X, 3, axis=0))
+        group.ask(user, np.repeat(X, 5, axis=0))
     toy.gate.set()
     group.check_answers()
-    assert toy.calls[2] == [(2, 0, 16), (3, 0, 3), (4, 0, 3)]  # a quantum, and half of one for the others
-    assert toy.calls[3] == [(0, 1, 3)]
+    assert toy.calls[2] == [(2, 0, 16), (3, 0, 5), (4, 0, 5)]  # together less than a quantum and a half
+    assert toy.calls[3] == [(0, 1, 5)]
     assert [first for call in toy.calls for key, first, _ in call if key == 2] == [0, 16, 32, 48]
 
 

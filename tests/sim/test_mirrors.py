@@ -162,6 +162,22 @@ def test_the_landed_duty_of_each_mirror_is_kept(make_bench):
         assert duty.landed_on_share()[features == 0].mean() == pytest.approx(0.5)
 
 
+def test_the_duty_of_many_layouts_takes_the_memory_of_few(make_bench, monkeypatch):
+    monkeypatch.setattr("opu.sim.table._LAYOUTS_COUNTED", 2)
+    n_features = (2, 4, 8, 2, 16, 32)  # a layout may come back when its times are those of the mirrors
+    with make_bench(dmd={"stuck_on_fraction": 0.01}) as bench:
+        expected = np.zeros((64, 64))
+        for number in n_features:
+            with bench.open_session(opu.SessionConfig(n_features=number, n_outputs=5)) as session:
+                pattern = np.arange(number) % 2
+                session.project(pattern[np.newaxis])
+            features = bench.table.mirrors(MirrorLayout(number, 64, 64)).features.reshape(64, 64)
+            expected += np.where(features >= 0, pattern[features], features == STUCK_ON)
+        assert len(bench.table._on_time_us) == 2
+        share = bench.capability(opu.MirrorDuty).landed_on_share()
+        np.testing.assert_allclose(share, expected / len(n_features), rtol=1e-12)
+
+
 def test_chips_have_the_sizes_of_their_data_sheets():
     assert {name: (chip.columns, chip.rows) for name, chip in DMD_CHIPS.items()} == {
         "dlp4500": (912, 1140),
