@@ -2,8 +2,9 @@
 
 One thread owns the sockets. The device works in threads of its own: projections through `Session.submit`, whose
 futures wake the loop when they are done, and the opening and closing of sessions, which may take seconds, in a few
-workers. So the loop never waits for the device, and answers pings and status requests while it works. What the messages
-mean is the business of `opu.remote.broker`.
+workers. So the loop does not wait for the device, and answers pings and status requests while it works. Calls of less
+than a millisecond are the exception: where the device allows it the loop does their work itself, which is quicker than
+to hand it on. What the messages mean is the business of `opu.remote.broker`.
 """
 
 from __future__ import annotations
