@@ -69,8 +69,8 @@ def _page(fields: dict[str, Any], speckle: NDArray[Any]) -> str:
         '<a href="calibration/index.html">Its report</a> has the figures.</p>',
         html_table(calibrate.COLUMNS, calibrate.calibration_rows(fields["calibration"])),
         "<h2>How fast does it answer?</h2>",
-        "<p>Wall-clock times on this machine: rate with four batches in flight, latency of a blocking call. What the real "
-        "device would take is booked with every result as device time.</p>",
+        "<p>Wall-clock times on this machine: rate with four batches in flight, latency of a blocking call. What the "
+        "real device would take is booked with every result as device time.</p>",
         html_table(bench.COLUMNS, bench.throughput_rows(fields["throughput"])),
         "<h2>What ran</h2>",
         html_table(
