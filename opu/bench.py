@@ -69,7 +69,7 @@ class BenchParts:
 
 
 class Bench(Device):
-    """A device assembled from parts. One thread works the parts, so they need no locks of their own.
+    """A device assembled from parts. One thread at a time works the parts, so they need no locks of their own.
 
     Every bench has the capability `device_control`: a limit of the exposure, the power of an `AdjustableLaser`, and
     the delay of an `AdjustableController`.
@@ -110,6 +110,7 @@ class Bench(Device):
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="opu-bench")
         self._any_thread = any_thread
         self._parts_lock = threading.Lock()  # held by the thread that works the parts
+        self._queue_lock = threading.Lock()
         self._last_queued: Callable[[], Future[Any] | None] = lambda: None
         self._prepare_lock = threading.Lock()
         self._device_clock_us = 0.0
@@ -220,7 +221,8 @@ class Bench(Device):
 
     def _project_here(self, requests: Sequence[tuple[Session, Batch]]) -> list[Projection | Exception] | None:
         own = self._own(requests)
-        if not self._any_thread or self._closed:
+        # Ctrl-C, which comes to the main thread alone, must not end a sequence in the middle.
+        if not self._any_thread or threading.current_thread() is threading.main_thread():
             return None
         # While a session is prepared its kernels come first, and may take long.
         if not self._prepare_lock.acquire(blocking=False):
@@ -234,7 +236,8 @@ class Bench(Device):
         if not self._parts_lock.acquire(blocking=False):
             return None
         try:
-            return self._take_here(requests) if self._is_queue_empty() and self.can_share else None
+            may_begin = self._is_queue_empty() and self.can_share and not self._closed
+            return self._take_here(requests) if may_begin else None
         finally:
             self._parts_lock.release()
 
@@ -273,10 +276,11 @@ class Bench(Device):
     def _queue(self, work: Callable[..., ResultT], *arguments: object) -> Future[ResultT]:
         """Queue work for the thread that works the parts."""
         try:
-            future = self._worker.submit(self._work, work, *arguments)
+            with self._queue_lock:
+                future = self._worker.submit(self._work, work, *arguments)
+                self._last_queued = weakref.ref(future)  # or it would keep its frames
         except RuntimeError as error:  # the executor's way to say that it was shut down
             raise ClosedError(f"The device {self.uri} is closed.", "Open it again with opu.open().") from error
-        self._last_queued = weakref.ref(future)  # or it would keep its frames
         return future
 
     def _work(self, work: Callable[..., ResultT], *arguments: object) -> ResultT:
@@ -395,6 +399,8 @@ class Bench(Device):
 
     def _close(self) -> None:
         self._worker.shutdown(wait=True)
+        with self._parts_lock:
+            pass  # what another thread has begun is finished, too
 
 
 @dataclass(frozen=True, eq=False)

@@ -766,7 +766,7 @@ class Session(ABC):
     def accept(self, batch: Batch) -> Batch:
         """Check a batch as `submit` does, count its frames and return it with a copy of its patterns.
 
-        For drivers that override `Device._submit_together`, and queue the batch themselves.
+        For drivers that override `Device._submit_together` or `_project_here`.
         """
         packed, _ = check_submission(self._description, batch.patterns, batch.out, None)
         with self._submit_lock:
@@ -1026,8 +1026,8 @@ class Device(ABC):
         Returns
         -------
         list of Projection or Exception, or None
-            The outcome of each batch. None where the device does not let any thread work it, or is at work or closed:
-            nothing was done.
+            The outcome of each batch. None where the device does not let this thread work it, as the main thread never
+            may, or is at work or closed: nothing was done.
 
         Raises
         ------

@@ -68,7 +68,7 @@ class Service:
 
     @classmethod
     def of(cls, session: Session, patterns: PackedPatterns) -> Self:
-        """Return a session that projects patterns."""
+        """Return the service of a session that projects patterns."""
         return cls(partial(session.submit, patterns), partial(session.project, patterns))
 
 
@@ -116,8 +116,8 @@ class Throughput(msgspec.Struct, frozen=True, kw_only=True):
 
     `where` is `in_process`, `link` or `echo` (of a bare ZeroMQ echo with messages of the same sizes).
     `frames_per_s` is measured with four batches in flight, the median over the rounds; `p50_us` and `p99_us` are the
-    median (again the median over the rounds) and the 99th percentile (of all rounds) of the time that
-    `Session.project` takes, with no other batch in flight. All are wall-clock times of this machine, not device time.
+    median (again the median over the rounds) and the 99th percentile (of all rounds) of the time of a call that waits
+    for its answer, with no other batch in flight. All are wall-clock times of this machine, not device time.
     """
 
     where: str

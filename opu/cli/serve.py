@@ -33,7 +33,7 @@ COLUMNS = ("Client", "Name", "Sessions", "Frames", "In queue", "Refused")
 _QUANTUM_MS = 5.0  # that of ServerLimits, which loads the protocol
 _LOOK_S = 0.1
 _LOOKS_PER_PICTURE = 5
-_TRIMS = 4  # sessions and connections of a client that has left end later than it does
+_LOOKS_TO_REST = 2  # sessions and connections of a client that has left end later than it does
 
 
 class _Policy(StrEnum):
@@ -238,7 +238,7 @@ def _watch(server: OpuServer, console: Console, received: list[int], *, shows: b
     from opu.remote.memory import return_free_memory
 
     live = Live(_picture(server.snapshot()), console=console, auto_refresh=False, transient=True) if shows else None
-    n_clients = looks = trims_left = 0
+    n_clients = looks = looks_to_rest = 0
     with live or nullcontext():
         while not received:
             if not server.is_running:
@@ -249,11 +249,13 @@ def _watch(server: OpuServer, console: Console, received: list[int], *, shows: b
                 continue
             status = server.snapshot()
             if len(status.clients) < n_clients:
-                trims_left = _TRIMS
-            n_clients = len(status.clients)
-            if trims_left:
-                trims_left -= 1
                 return_free_memory()
+                looks_to_rest = _LOOKS_TO_REST
+            elif looks_to_rest:
+                looks_to_rest -= 1
+                if not looks_to_rest:
+                    return_free_memory()
+            n_clients = len(status.clients)
             if live is not None:
                 live.update(_picture(status), refresh=True)
 

@@ -29,7 +29,7 @@ DEFAULT_DEVICE = "sim:?preset=aurora&seed=7"
 ALL_KINDS = "greedy,slow,vanishing,garbage,reconnecting,severed"
 _TICK_S = 0.1
 _WARM_UP_S = 20.0
-_REST_S = 1.5  # within a second the server has given back the memory of clients that left
+_REST_S = 2.5  # within two seconds the server has given back the memory of clients that left
 _PATIENCE_S = 20.0  # a server forgets a silent client after 15 s
 
 

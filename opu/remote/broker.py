@@ -203,9 +203,14 @@ class Broker:
         return self._turns.wait_s(self._clock()) if self._turns.has_work else math.inf
 
     @property
-    def has_worked(self) -> bool:
+    def has_worked_here(self) -> bool:
         """Whether the last `work` did the work of the device itself."""
-        return self._turns.has_worked
+        return self._turns.has_worked_here
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a client waits for its turn."""
+        return self._turns.has_work
 
     @property
     def waits_for_network(self) -> bool:
@@ -795,7 +800,7 @@ def _word_frames(job: ProjectionJob, projection: Projection) -> tuple[protocol.F
     frames = projection.frames
     description = job.session.description
     expected = (job.request.batch, description.config.n_outputs)
-    if frames.shape != expected or frames.dtype != description.frame_dtype:
+    if frames.shape != expected or frames.dtype.newbyteorder("=") != description.frame_dtype:
         raise ServerFailureError(
             f"The device gave {frames.dtype} frames of the shape {frames.shape} where {description.frame_dtype} of "
             f"the shape {expected} were due.",

@@ -600,7 +600,11 @@ class _Attending:
             raise
 
     def __exit__(self, *_: object) -> None:
-        self._link.attend_no_more()
+        try:
+            self._link.attend_no_more()
+        except BaseException:  # Ctrl-C before it had begun
+            self._link.attend_no_more()
+            raise
 
 
 def _settle(settled: list[tuple[Ticket, Outcome]]) -> None:

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,6 +53,7 @@ _NOBLOCK = int(zmq.NOBLOCK)  # enumerations are slow
 _MORE = int(zmq.SNDMORE | zmq.NOBLOCK)
 _MAX_SERVERS = 4
 _AWAKE_S = 0.0003
+_yield_core: Callable[[], object] = getattr(os, "sched_yield", partial(time.sleep, 0))
 _ROUTER_OPTIONS = {
     zmq.ROUTER_MANDATORY: 1,  # without it a full queue drops replies without a word
     zmq.LINGER: 1000,
@@ -348,7 +350,7 @@ class OpuServer:
         self._broker.say_goodbye_to_all()
 
     def _turn(self) -> None:
-        if self._broker.has_worked:
+        if self._broker.has_worked_here and not self._broker.has_work and self._inbox.is_empty:
             self._stay_awake()
         ready = dict(self._poller.poll(self._patience_ms()))
         if self._waker.receiver.fileno() in ready:
@@ -374,7 +376,7 @@ class OpuServer:
         """
         until_s = time.monotonic() + _AWAKE_S
         while not (has_input(self._router) or self._posted or self._stopping) and time.monotonic() < until_s:
-            os.sched_yield()
+            _yield_core()
 
     def _patience_ms(self) -> int:
         if not self._inbox.is_empty:

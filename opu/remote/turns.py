@@ -10,6 +10,7 @@ For the same reason small batches of several clients may share a call. The clien
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pace", "Turns", "merge"]
 
+_log = logging.getLogger("opu.remote.server")  # it works for the server, whose log `opu serve` shows
+
+_DRIVER_AT_FAULT = "Its driver is at fault."
 _DEVICE_DEPTH = 2
 _AHEAD_S = 0.002
 _SHORTEST_WAIT_S = 0.001
@@ -48,7 +52,8 @@ _LARGEST_OVERHEAD = 0.1
 _MOST_REQUESTS = 64
 _LONGEST_SHARED_CALL = 1.5
 _BRIEF_S = 0.001
-_SHARE_OF_PART = 0.9  # of a quantum; the rest goes to what is around a part: hand-overs, and answers
+_FEW_FRAMES = 64
+_SHARE_OF_PART = 0.8  # of a quantum; the rest goes to what is around a part: hand-overs, and answers
 
 
 class Pace:
@@ -76,6 +81,7 @@ class Pace:
         self._frames = 0.0
         self._frame_us = 0.0
         self._spends = False
+        self._last_s: dict[int, float] = {}  # of a few frames, by their number
 
     def learn(self, provenance: Provenance) -> None:
         """Note how long a call took, whose frames the provenance is of, whichever sessions had them."""
@@ -84,6 +90,8 @@ class Pace:
         self._taken_s += taken_s - _SMOOTHING * self._taken_s
         self._frames += provenance.n_frames - _SMOOTHING * self._frames
         self._frame_us = provenance.frame_us
+        if provenance.n_frames <= _FEW_FRAMES:
+            self._last_s[provenance.n_frames] = taken_s
         self._spends = taken_s >= 0.9 * provenance.device_us * 1e-6
 
     def part_of(self, n_frames: int, quantum_s: float, *, alternates: bool = False) -> int:
@@ -106,6 +114,13 @@ class Pace:
     def seconds_of(self, n_frames: int) -> float:
         """Return about how long frames take; 0 while nothing is known."""
         return n_frames * self._taken_s / self._frames if self._frames else 0.0
+
+    def is_brief(self, n_frames: int) -> bool:
+        """Return whether the last call of just so many frames took less than a millisecond.
+
+        The mean of all calls does not tell: a frame of a small one costs more, and the first one of a size may compile.
+        """
+        return self._last_s.get(n_frames, math.inf) < _BRIEF_S
 
     def frames_within(self, quantum_s: float, *, alternates: bool = False) -> float:
         """Return how many frames take about a time; infinite where frames take none."""
@@ -212,7 +227,7 @@ class Turns:
         self._next_due_s = math.inf
         self._interludes: deque[Callable[[], Future[Any]]] = deque()
         self._in_interlude = False
-        self.has_worked = False
+        self.has_worked_here = False
         self.queued = 0
 
     def join(self, client: Client) -> None:
@@ -257,12 +272,12 @@ class Turns:
             self._next_due_s = min(self._next_due_s, job.due_s)
 
     def give(self, now_s: float) -> None:
-        """Take up jobs as long as the device has room."""
+        """Take up jobs as long as the device has room, or until this thread has done the work of one."""
         if now_s >= self._next_due_s:
             self._give_up_overdue(now_s)
         idle = 0
-        self.has_worked = False
-        while self.wait_s(now_s) == 0 and idle < len(self._order) and not self.has_worked:
+        self.has_worked_here = False
+        while self.wait_s(now_s) == 0 and idle < len(self._order) and not self.has_worked_here:
             client = self._order[0]
             self._order.rotate(-1)
             idle = 0 if self._take_job(client, now_s) else idle + 1
@@ -372,10 +387,10 @@ class Turns:
             self._begun_s = now_s
         self._in_flight.append(call)
         parts = [_as_request(its_job, self._begin(sender, its_job, n, now_s)) for sender, its_job, n in requests]
-        outcomes = self._project_here(call, parts)
+        outcomes = self._try_here(call, parts)
         if outcomes is not None:
             for (sender, its_job, _), outcome in zip(requests, outcomes, strict=True):
-                self._part_done(call, sender, its_job, outcome)
+                self._try_part_done(call, sender, its_job, outcome)
             return
         for (sender, its_job, _), future in zip(requests, self._submit(parts), strict=True):
             future.add_done_callback(partial(self._post, self._future_done, call, sender, its_job))
@@ -423,19 +438,22 @@ class Turns:
             self._waiting_bytes -= job.request.payload_bytes
         return rows
 
-    def _project_here(self, call: _Call, parts: list[tuple[Session, Batch]]) -> list[Projection | Exception] | None:
+    def _try_here(self, call: _Call, parts: list[tuple[Session, Batch]]) -> list[Projection | Exception] | None:
         """Do the work of a brief call in this thread, where the device allows that: see `Device.project_here`.
 
         One call in a turn of the server, which hears nobody meanwhile.
         """
-        if call.is_part or len(self._in_flight) > 1 or not 0 < call.expected_s <= _BRIEF_S:
+        n_frames = sum(len(batch.patterns) for _, batch in parts)
+        if call.is_part or len(self._in_flight) > 1 or not call.pace.is_brief(n_frames):
             return None
         outcomes: list[Projection | Exception] | None
         try:
             outcomes = self._device.project_here(parts)
+            if outcomes is not None and len(outcomes) != len(parts):
+                raise ServerFailureError("The device answered other requests than it was given.", _DRIVER_AT_FAULT)
         except Exception as error:  # noqa: BLE001 - whatever it was, the clients must hear of it
             outcomes = [error] * len(parts)
-        self.has_worked = outcomes is not None
+        self.has_worked_here = outcomes is not None
         return outcomes
 
     def _submit(self, parts: list[tuple[Session, Batch]]) -> list[Future[Projection]]:
@@ -450,6 +468,13 @@ class Turns:
         except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
             part = error
         self._part_done(call, client, job, part)
+
+    def _try_part_done(self, call: _Call, client: Client, job: ProjectionJob, part: Projection | Exception) -> None:
+        """See to one outcome of several, of which the others are not at fault."""
+        try:
+            self._part_done(call, client, job, part)
+        except Exception:  # noqa: BLE001 - whatever it was
+            _log.exception("an answer to client %s failed", client.label)
 
     def _part_done(self, call: _Call, client: Client, job: ProjectionJob, part: Projection | Exception) -> None:
         client.in_flight -= 1
@@ -483,7 +508,7 @@ class Turns:
         job.parts.append(part.provenance)
         job.n_done += part.provenance.n_frames
         if job.frames is not None and not np.may_share_memory(part.frames, job.frames):
-            return ServerFailureError("The device left the buffer that it was given empty.", "Its driver is at fault.")
+            return ServerFailureError("The device left the buffer that it was given empty.", _DRIVER_AT_FAULT)
         if job.n_done < job.request.batch:
             return None
         return Projection(part.frames if job.frames is None else job.frames, merge(job.parts))

@@ -45,7 +45,7 @@ MAX_BATCH = 20_000
 
 _CHUNK_BYTES = 64 * 2**20
 _LARGE_CHUNK_BYTES = 256 * 2**20
-_LAYOUTS_COUNTED = 32
+_DUTY_BYTES = 64 * 2**20
 _GOOD_BATCH = 96
 """From so many frames on, media share most of the work between frames."""
 
@@ -181,6 +181,7 @@ class OpticalTable:
         self.n_saturated: list[int] = []
         self.n_dropped = 0
         self._on_time_us: OrderedDict[tuple[int, str], NDArray[np.float64]] = OrderedDict()  # of features, by layout
+        self._on_time_bytes = 0
         self._folded_us: NDArray[np.float64] | None = None  # of mirrors, in layouts that were not used for long
         self._folded_total_us = 0.0
         self._duty_lock = threading.Lock()
@@ -569,28 +570,27 @@ class OpticalTable:
         with self._duty_lock:
             before_us = self._on_time_us.pop(key, None)
             self._on_time_us[key] = on_us if before_us is None else before_us + on_us
-            if len(self._on_time_us) > _LAYOUTS_COUNTED:
-                self._fold_duty(*self._on_time_us.popitem(last=False))
+            self._on_time_bytes += on_us.nbytes if before_us is None else 0
+            while self._on_time_bytes > _DUTY_BYTES:
+                self._fold_duty()
 
-    def _fold_duty(self, key: tuple[int, str], on_us: NDArray[np.float64]) -> None:
-        """Add the times of a layout's features to those of the mirrors: a table may see many layouts."""
-        of_mirrors_us = self._on_time_of_mirrors(key, on_us)
-        self._folded_us = of_mirrors_us if self._folded_us is None else self._folded_us + of_mirrors_us
-        self._folded_total_us += on_us[STUCK_ON]
-
-    def _on_time_of_mirrors(self, key: tuple[int, str], on_us: NDArray[np.float64]) -> NDArray[np.float64]:
-        n_features, kind = key
+    def _fold_duty(self) -> None:
+        """Add the times of the features of the layout that was not used for longest to those of the mirrors."""
+        (n_features, kind), on_us = self._on_time_us.popitem(last=False)
         layout = MirrorLayout(n_features, self.model.dmd.rows, self.model.dmd.columns, kind)
-        of_mirrors_us: NDArray[np.float64] = on_us[mirror_map(self.model.dmd, layout, self.seed).features]
-        return of_mirrors_us
+        if self._folded_us is None:
+            self._folded_us = np.zeros(self.model.n_mirrors)
+        self._folded_us += on_us[mirror_map(self.model.dmd, layout, self.seed).features]
+        self._folded_total_us += on_us[STUCK_ON]
+        self._on_time_bytes -= on_us.nbytes
 
     def landed_on_share(self) -> NDArray[np.float64]:
         """Return the share of the pattern time that mirrors were on, shape (rows, columns); NaN before any pattern."""
         with self._duty_lock:
-            times_us, folded_us, total_us = dict(self._on_time_us), self._folded_us, self._folded_total_us
-        total_us += sum(time_us[STUCK_ON] for time_us in times_us.values())
-        on_us = np.zeros(self.model.n_mirrors) if folded_us is None else folded_us.copy()
-        for key, time_us in times_us.items():
-            on_us += self._on_time_of_mirrors(key, time_us)
-        share: NDArray[np.float64] = on_us / total_us if total_us else np.full(self.model.n_mirrors, np.nan)
+            while self._on_time_us:
+                self._fold_duty()
+            if self._folded_us is None:
+                share = np.full(self.model.n_mirrors, np.nan)
+            else:
+                share = self._folded_us / self._folded_total_us
         return share.reshape(self.model.dmd.rows, self.model.dmd.columns)

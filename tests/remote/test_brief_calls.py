@@ -11,7 +11,10 @@ from link_helpers import TOY_DESCRIPTION, ToyDevice, ToySession, toy_frames, wai
 import opu
 from opu.device import Batch, SessionConfig
 from opu.errors import DeviceError
+from opu.remote import protocol
+from opu.remote.broker import Broker
 from opu.remote.server import OpuServer
+from opu.remote.turns import Turns
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
 X = np.arange(20).reshape(2, 10) % 3 % 2
@@ -43,6 +46,8 @@ class OpenToy(ToyDevice):
 
 
 class OpenSession(ToySession):
+    can_share = True
+
     def _project(self, batch):
         projection = super()._project(batch)
         finished_unix_s = self._device.frame_s * len(batch.patterns)
@@ -114,14 +119,65 @@ def test_a_device_that_fails_here_fails_the_request_alone(toy, session):
     assert len(toy.here) == 1
 
 
-def test_who_waits_gets_a_turn_between_brief_calls(toy, session):
-    """The server looks at its messages after each call: a ping does not wait for a queue of them."""
+def test_the_server_looks_at_its_messages_after_each_call(toy, session, monkeypatch):
+    """A ping does not wait for a queue of brief calls, nor do these for whatever may come."""
     project(session)
-    futures = [session.submit(X, first_frame_index=2 * number) for number in range(32)]
-    for number, future in enumerate(futures):
+    events = []
+    give, stay_awake = Turns.give, OpuServer._stay_awake
+    monkeypatch.setattr(Turns, "give", lambda turns, now_s: (events.append(len(toy.here)), give(turns, now_s)))
+    monkeypatch.setattr(OpuServer, "_stay_awake", lambda server: (events.append("awake"), stay_awake(server)))
+    toy.gate.clear()
+    toy.refuses = True
+    blocking = session.submit(X)
+    wait_until(lambda: toy.waiting == 1, 60)
+    futures = [session.submit(X, first_frame_index=2 * number) for number in range(4, 12)]
+    wait_until(lambda: session._device.server_status().queued == 9, 60)
+    toy._worker.submit(lambda: setattr(toy, "refuses", False))
+    toy.gate.set()
+    for number, future in enumerate(futures, start=4):
         np.testing.assert_array_equal(future.result(timeout=60).frames, toy_frames(X, 2 * number, session.config))
-    assert toy.here
-    assert all(sizes == [2] for _, sizes in toy.here)
+    blocking.result(timeout=60)
+    assert len(toy.here) >= 6
+    counts = [event for event in events if event != "awake"]
+    assert max(np.diff(counts)) == 1
+    assert "awake" not in events[: events.index(len(toy.here) - 1)]
+
+
+def test_brief_calls_are_shared_and_a_client_that_fails_harms_no_other(toy, monkeypatch):
+    other = msgspec.structs.replace(CONFIG, noise_key=1)
+    with (
+        OpuServer(toy, "tcp://127.0.0.1:0") as server,
+        opu.open(server.uri) as one,
+        opu.open(server.uri) as two,
+        one.open_session(CONFIG) as first,
+        two.open_session(other) as second,
+    ):
+        first.project(X)
+        first.project(np.concatenate([X, X]))  # four frames are known to be brief, too
+        toy.here.clear()
+        send = Broker._send
+
+        def fail(broker, client, reply, *arguments, **more):
+            if client.client_id == 1 and isinstance(reply, protocol.Frames):
+                raise AssertionError("a fault of the server")
+            send(broker, client, reply, *arguments, **more)
+
+        monkeypatch.setattr(Broker, "_send", fail)
+        toy.gate.clear()
+        toy.refuses = True
+        queued = [second.submit(X), second.submit(X)]
+        wait_until(lambda: toy.waiting == 1, 60)
+        lost = first.submit(X, first_frame_index=6)
+        answered = second.submit(X, first_frame_index=8)
+        wait_until(lambda: two.server_status().queued == 4, 60)
+        toy._worker.submit(lambda: setattr(toy, "refuses", False))
+        toy.gate.set()
+        np.testing.assert_array_equal(answered.result(timeout=60).frames, toy_frames(X, 8, second.config))
+        assert all(future.result(timeout=60) for future in queued)
+        assert toy.here == [("opu-server", [2, 2])]
+        assert not lost.done()
+        assert server.snapshot().counters.vitals.device_s is None  # nothing is with the device any more
+        lost.cancel()
 
 
 def test_a_device_that_knows_nothing_of_this_lets_nobody():
