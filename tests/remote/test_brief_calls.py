@@ -12,9 +12,12 @@ import opu
 from opu.device import Batch, SessionConfig
 from opu.errors import DeviceError
 from opu.remote import protocol
-from opu.remote.broker import Broker
+from opu.remote.clients import Client, OpenedSession, ProjectionJob
+from opu.remote.counters import Counters
+from opu.remote.gate import Peer
+from opu.remote.limits import ServerLimits
 from opu.remote.server import OpuServer
-from opu.remote.turns import Turns
+from opu.remote.turns import Pace, Turns
 
 CONFIG = SessionConfig(n_features=10, n_outputs=5)
 X = np.arange(20).reshape(2, 10) % 3 % 2
@@ -119,65 +122,92 @@ def test_a_device_that_fails_here_fails_the_request_alone(toy, session):
     assert len(toy.here) == 1
 
 
-def test_the_server_looks_at_its_messages_after_each_call(toy, session, monkeypatch):
-    """A ping does not wait for a queue of brief calls, nor do these for whatever may come."""
+class Asked:
+    """Turns without a server, clients that have asked, and what came of it: `outcomes` of the requests by client."""
+
+    def __init__(self, toy, n_clients=1):
+        self.outcomes = []
+        self.turns = Turns(
+            toy,
+            ServerLimits(),
+            Counters(lambda: 0.0),
+            lambda *_: None,
+            clock=lambda: 0.0,
+            projected=self.projected,
+            reached=None,
+        )
+        pace = Pace(TOY_DESCRIPTION.timing)
+        self.asked = []
+        for number in range(n_clients):
+            peer = Peer(name="", role="user", address="?")
+            client = Client(number, name="", peer=peer, route=b"1", descriptor=-1, heard_s=0.0)
+            session = toy.open_session(msgspec.structs.replace(CONFIG, noise_key=number))
+            self.asked.append((client, OpenedSession(session, session.describe(), pace)))
+            self.turns.join(client)
+        for n_frames in (2, 4):
+            pace.learn(session.project(np.ones((n_frames, 10))).provenance)
+
+    def ask(self, number, request_id):
+        client, opened = self.asked[number]
+        request = protocol.Project(request_id=request_id, session=1, first_frame_index=0, n_features=10, batch=2)
+        self.turns.add(client, ProjectionJob(request, opened, opu.pack(X), arrived_s=0.0))
+
+    def projected(self, client, job, outcome):
+        self.outcomes.append((client.client_id, job.request.request_id))
+        np.testing.assert_array_equal(outcome.frames, toy_frames(X, 0, job.session.device_session.config))
+
+
+def test_the_server_looks_at_its_messages_after_each_call(toy):
+    """A ping does not wait for a queue of brief calls."""
+    asked = Asked(toy)
+    for request_id in (1, 2, 3):
+        asked.ask(0, request_id)
+    for n_done in (1, 2, 3):
+        assert asked.turns.has_work
+        asked.turns.give(0.0)
+        assert asked.turns.has_worked_here
+        assert asked.outcomes == [(0, request_id) for request_id in range(1, n_done + 1)]
+    asked.turns.give(0.0)
+    assert not asked.turns.has_worked_here
+    assert not asked.turns.has_work
+
+
+def test_clients_share_brief_calls_and_a_fault_beside_one_harms_no_other(toy):
+    asked = Asked(toy, n_clients=2)
+    projected = asked.turns._projected
+
+    def fail(client, job, outcome):
+        projected(client, job, outcome)
+        if client.client_id == 0:
+            raise AssertionError("a fault of the server")
+
+    asked.turns._projected = fail
+    for request_id in (1, 2):
+        for number in (0, 1):
+            asked.ask(number, request_id)
+        asked.turns.give(0.0)
+    assert asked.outcomes == [(0, 1), (1, 1), (0, 2), (1, 2)]
+    assert [sizes for _, sizes in toy.here] == [[2, 2], [2, 2]]
+    assert asked.turns.wait_s(0.0) == 0
+
+
+def test_the_server_stays_awake_only_where_nothing_waits(toy, session, monkeypatch):
     project(session)
-    events = []
-    give, stay_awake = Turns.give, OpuServer._stay_awake
-    monkeypatch.setattr(Turns, "give", lambda turns, now_s: (events.append(len(toy.here)), give(turns, now_s)))
-    monkeypatch.setattr(OpuServer, "_stay_awake", lambda server: (events.append("awake"), stay_awake(server)))
-    toy.gate.clear()
-    toy.refuses = True
-    blocking = session.submit(X)
-    wait_until(lambda: toy.waiting == 1, 60)
-    futures = [session.submit(X, first_frame_index=2 * number) for number in range(4, 12)]
-    wait_until(lambda: session._device.server_status().queued == 9, 60)
-    toy._worker.submit(lambda: setattr(toy, "refuses", False))
-    toy.gate.set()
-    for number, future in enumerate(futures, start=4):
-        np.testing.assert_array_equal(future.result(timeout=60).frames, toy_frames(X, 2 * number, session.config))
-    blocking.result(timeout=60)
-    assert len(toy.here) >= 6
-    counts = [event for event in events if event != "awake"]
-    assert max(np.diff(counts)) == 1
-    assert "awake" not in events[: events.index(len(toy.here) - 1)]
+    seen = []
+    stay_awake = OpuServer._stay_awake
 
+    def note(server):
+        seen.append(server._broker.has_work or not server._inbox.is_empty)
+        stay_awake(server)
 
-def test_brief_calls_are_shared_and_a_client_that_fails_harms_no_other(toy, monkeypatch):
-    other = msgspec.structs.replace(CONFIG, noise_key=1)
-    with (
-        OpuServer(toy, "tcp://127.0.0.1:0") as server,
-        opu.open(server.uri) as one,
-        opu.open(server.uri) as two,
-        one.open_session(CONFIG) as first,
-        two.open_session(other) as second,
-    ):
-        first.project(X)
-        first.project(np.concatenate([X, X]))  # four frames are known to be brief, too
-        toy.here.clear()
-        send = Broker._send
-
-        def fail(broker, client, reply, *arguments, **more):
-            if client.client_id == 1 and isinstance(reply, protocol.Frames):
-                raise AssertionError("a fault of the server")
-            send(broker, client, reply, *arguments, **more)
-
-        monkeypatch.setattr(Broker, "_send", fail)
-        toy.gate.clear()
-        toy.refuses = True
-        queued = [second.submit(X), second.submit(X)]
-        wait_until(lambda: toy.waiting == 1, 60)
-        lost = first.submit(X, first_frame_index=6)
-        answered = second.submit(X, first_frame_index=8)
-        wait_until(lambda: two.server_status().queued == 4, 60)
-        toy._worker.submit(lambda: setattr(toy, "refuses", False))
-        toy.gate.set()
-        np.testing.assert_array_equal(answered.result(timeout=60).frames, toy_frames(X, 8, second.config))
-        assert all(future.result(timeout=60) for future in queued)
-        assert toy.here == [("opu-server", [2, 2])]
-        assert not lost.done()
-        assert server.snapshot().counters.vitals.device_s is None  # nothing is with the device any more
-        lost.cancel()
+    monkeypatch.setattr(OpuServer, "_stay_awake", note)
+    for number in range(4):
+        project(session, 2 * number)
+    futures = [session.submit(X, first_frame_index=0) for _ in range(16)]
+    for future in futures:
+        future.result(timeout=60)
+    assert len(seen) >= 3
+    assert not any(seen)
 
 
 def test_a_device_that_knows_nothing_of_this_lets_nobody():

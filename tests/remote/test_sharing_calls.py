@@ -142,7 +142,7 @@ def test_batches_of_another_setting_have_their_own_call_and_turn(users, toy):
 
 
 def test_batches_ride_beside_a_part_of_a_large_one(users, toy):
-    toy.frame_s = 0.9 * QUANTUM_S / 16.5  # parts are of nine tenths of a quantum
+    toy.frame_s = 0.8 * QUANTUM_S / 16.5  # parts are of four fifths of a quantum
     group = users(5)
     group.ask(0)
     group.ask(1)
