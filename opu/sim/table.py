@@ -195,7 +195,8 @@ class OpticalTable:
         """Return what the mirrors show in a layout."""
         known = self._mirrors  # sessions are opened by any thread
         if known is None or known[0] != layout:
-            known = self._mirrors = layout, mirror_map(self.model.dmd, layout, self.seed)
+            # Of a copy: what a layout computes it keeps, and sessions keep their layouts.
+            known = self._mirrors = layout, mirror_map(self.model.dmd, replace(layout), self.seed)
         return known[1]
 
     def twin(self) -> OpticalTable:
