@@ -123,6 +123,9 @@ def serve(
 
     Example: opu serve 'sim:?preset=aurora&seed=7' --calibration calibration.h5
     """
+    from opu.remote.memory import use_one_arena
+
+    use_one_arena()  # before any other thread has one
     with (
         reporting("serve", json_to) as report,
         open_log(report.console, log) as server_log,
@@ -130,11 +133,9 @@ def serve(
     ):
         from opu.remote.gate import open_gate
         from opu.remote.limits import ServerLimits
-        from opu.remote.memory import use_one_arena
         from opu.remote.metrics_server import parse_listen
         from opu.remote.server import OpuServer, parse_bind
 
-        use_one_arena()
         metrics_at = None if metrics is None else parse_listen(metrics, beyond_loopback=metrics_beyond_loopback)
         gate = open_gate(policy.value, keys, allow, insecure)
         parse_bind(bind, gate.beyond_loopback)
