@@ -46,6 +46,7 @@ MAX_BATCH = 20_000
 _CHUNK_BYTES = 64 * 2**20
 _LARGE_CHUNK_BYTES = 256 * 2**20
 _DUTY_BYTES = 64 * 2**20
+_LAYOUTS_COUNTED = 64
 _GOOD_BATCH = 96
 """From so many frames on, media share most of the work between frames."""
 
@@ -572,23 +573,28 @@ class OpticalTable:
             before_us = self._on_time_us.pop(key, None)
             self._on_time_us[key] = on_us if before_us is None else before_us + on_us
             self._on_time_bytes += on_us.nbytes if before_us is None else 0
-            while self._on_time_bytes > _DUTY_BYTES:
-                self._fold_duty()
+            for _ in range(2):  # more than one comes, and not so many that a batch would wait for them
+                if self._on_time_bytes > _DUTY_BYTES or len(self._on_time_us) > _LAYOUTS_COUNTED:
+                    self._fold_duty()
 
     def _fold_duty(self) -> None:
         """Add the times of the features of the layout that was not used for longest to those of the mirrors."""
         (n_features, kind), on_us = self._on_time_us.popitem(last=False)
+        self._on_time_bytes -= on_us.nbytes
         layout = MirrorLayout(n_features, self.model.dmd.rows, self.model.dmd.columns, kind)
         if self._folded_us is None:
             self._folded_us = np.zeros(self.model.n_mirrors)
         self._folded_us += on_us[mirror_map(self.model.dmd, layout, self.seed).features]
         self._folded_total_us += on_us[STUCK_ON]
-        self._on_time_bytes -= on_us.nbytes
 
     def landed_on_share(self) -> NDArray[np.float64]:
         """Return the share of the pattern time that mirrors were on, shape (rows, columns); NaN before any pattern."""
+        for _ in range(len(self._on_time_us)):  # one at a time: batches wait for the lock
+            with self._duty_lock:
+                if self._on_time_us:
+                    self._fold_duty()
         with self._duty_lock:
-            while self._on_time_us:
+            while self._on_time_us:  # used meanwhile
                 self._fold_duty()
             if self._folded_us is None:
                 share = np.full(self.model.n_mirrors, np.nan)

@@ -162,8 +162,9 @@ def test_the_landed_duty_of_each_mirror_is_kept(make_bench):
         assert duty.landed_on_share()[features == 0].mean() == pytest.approx(0.5)
 
 
-def test_the_duty_of_many_layouts_takes_the_memory_of_few(make_bench, monkeypatch):
-    monkeypatch.setattr("opu.sim.table._DUTY_BYTES", 8 * 50)
+@pytest.mark.parametrize(("bound", "value"), [("_DUTY_BYTES", 100), ("_LAYOUTS_COUNTED", 2)])
+def test_the_duty_of_many_layouts_takes_the_memory_of_few(make_bench, monkeypatch, bound, value):
+    monkeypatch.setattr(f"opu.sim.table.{bound}", value)
     n_features = (2, 4, 8, 2, 16, 32)  # a layout may come back when its times are those of the mirrors
     with make_bench(dmd={"stuck_on_fraction": 0.01}) as bench:
         expected = np.zeros((64, 64))
@@ -173,8 +174,8 @@ def test_the_duty_of_many_layouts_takes_the_memory_of_few(make_bench, monkeypatc
                 session.project(pattern[np.newaxis])
             features = bench.table.mirrors(MirrorLayout(number, 64, 64)).features.reshape(64, 64)
             expected += np.where(features >= 0, pattern[features], features == STUCK_ON)
-            assert sum(times_us.nbytes for times_us in bench.table._on_time_us.values()) <= 400
-        assert len(bench.table._on_time_us) < 5
+        assert len(bench.table._on_time_us) < 4
+        assert bench.table._on_time_bytes == sum(times_us.nbytes for times_us in bench.table._on_time_us.values())
         share = bench.capability(opu.MirrorDuty).landed_on_share()
         np.testing.assert_allclose(share, expected / len(n_features), rtol=1e-12)
 
