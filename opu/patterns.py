@@ -134,7 +134,8 @@ def pack(patterns: ArrayLike) -> PackedPatterns:
             f"The batch is empty: its shape is {array.shape}.", "Send at least one pattern with one feature."
         )
     _check_binary(array)
-    bits = np.packbits(array.astype(np.bool_, copy=False), axis=1, bitorder="little")
+    # NumPy keeps the order of a transposed array, and patterns are sent row by row.
+    bits = np.ascontiguousarray(np.packbits(array.astype(np.bool_, copy=False), axis=1, bitorder="little"))
     return PackedPatterns(bits, array.shape[1])
 
 

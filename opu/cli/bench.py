@@ -118,7 +118,7 @@ def compare_link(
     Raises
     ------
     ConfigError
-        The first device is not behind a server, or the second is.
+        The first device is not behind a server, or the second is, or they are not the same.
     ConfigError, CapacityError
         A device does not offer such a session, or does not take such a batch.
     """
@@ -129,6 +129,9 @@ def compare_link(
     for opened, backend_is_link, wanted in ((remote, True, "a server, tcp://HOST:PORT"), (device, False, "no server")):
         if (opened.describe().backend == "tcp") != backend_is_link:
             raise ConfigError(f"{opened.uri!r} cannot be compared: here belongs {wanted}.", _HOW_TO_COMPARE)
+    here, there = device.describe().device_id, remote.describe().device_id
+    if here != there:
+        raise ConfigError(f"The server serves {there!r}, and --device is {here!r}.", "Name the same device.")
     with device.open_session(shape.config) as near, remote.open_session(shape.config) as far:
         for session in (near, far):
             check_frame_numbers(0, shape.batch, session.describe().max_batch)

@@ -224,6 +224,17 @@ def batches_together_are_as_alone(device: Device) -> None:
             check(not _repeats(device) or np.array_equal(answer.frames, alone), "other frames than alone")
 
 
+def the_order_of_patterns_in_memory_does_not_matter(device: Device) -> None:
+    """Transposed and repeated arrays are patterns like others."""
+    patterns = _patterns(3, seed=0)
+    with device.open_session(_CONFIG) as session:
+        expected = session.project(patterns, first_frame_index=0).frames
+        for ordered in (np.asfortranarray(patterns), np.asfortranarray(patterns).astype(bool)):
+            frames = session.project(ordered, first_frame_index=0).frames
+            check(not _repeats(device) or np.array_equal(frames, expected), "other frames for another order in memory")
+        check(len(session.project(np.broadcast_to(patterns[:1], patterns.shape)).frames) == 3, "frames are missing")
+
+
 def batches_are_as_alone_whoever_works_the_device(device: Device) -> None:
     """Where the calling thread can do the work itself, batches have the frames and the errors of `submit_together`."""
     batch = Batch(pack(_patterns(3, seed=0)), 2**33)
@@ -496,6 +507,7 @@ CHECKS: dict[str, Callable[[Device], str | None]] = {
         submissions_are_pipelined_in_order,
         batches_together_are_as_alone,
         batches_are_as_alone_whoever_works_the_device,
+        the_order_of_patterns_in_memory_does_not_matter,
         threads_do_not_disturb_each_other,
         bad_patterns_are_refused,
         bad_configurations_are_refused,

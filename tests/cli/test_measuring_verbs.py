@@ -460,3 +460,12 @@ def test_a_link_is_not_compared_with_a_link():
         status, result = run("bench", server.uri, "--device", server.uri, "--json")
     assert status == 2
     assert "belongs no server" in json.loads(result.stdout)["error"]["message"]
+
+
+def test_a_link_is_compared_with_the_device_that_is_served_alone():
+    with opu.open("sim:?preset=ideal&seed=1") as device, OpuServer(device, "tcp://127.0.0.1:0") as server:
+        status, result = run("bench", server.uri, "--device", "sim:?preset=ideal&seed=2", "--json")
+    assert status == 2
+    message = json.loads(result.stdout)["error"]["message"]
+    assert "'sim-ideal-1'" in message
+    assert "'sim-ideal-2'" in message

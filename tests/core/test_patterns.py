@@ -35,7 +35,10 @@ def test_the_layout_of_the_bits_is_the_documented_one(patterns):
 
 def test_the_order_of_the_array_in_memory_does_not_matter():
     patterns = np.arange(24).reshape(4, 6) % 2
-    np.testing.assert_array_equal(pack(np.asfortranarray(patterns)).bits, pack(patterns).bits)
+    for ordered in (np.asfortranarray(patterns), np.ascontiguousarray(patterns.T).T, patterns.astype(bool).T.copy().T):
+        np.testing.assert_array_equal(pack(ordered).bits, pack(patterns).bits)
+        assert pack(ordered).bits.flags.c_contiguous
+    assert pack(np.broadcast_to(patterns[:1], (4, 6))).bits.flags.c_contiguous
     np.testing.assert_array_equal(unpack(pack(patterns[::-1, ::2])), patterns[::-1, ::2])
 
 
