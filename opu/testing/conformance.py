@@ -224,7 +224,7 @@ def batches_together_are_as_alone(device: Device) -> None:
             check(not _repeats(device) or np.array_equal(answer.frames, alone), "other frames than alone")
 
 
-def the_order_of_patterns_in_memory_does_not_matter(device: Device) -> None:
+def order_in_memory_does_not_matter(device: Device) -> None:
     """Transposed and repeated arrays are patterns like others."""
     patterns = _patterns(3, seed=0)
     with device.open_session(_CONFIG) as session:
@@ -507,7 +507,7 @@ CHECKS: dict[str, Callable[[Device], str | None]] = {
         submissions_are_pipelined_in_order,
         batches_together_are_as_alone,
         batches_are_as_alone_whoever_works_the_device,
-        the_order_of_patterns_in_memory_does_not_matter,
+        order_in_memory_does_not_matter,
         threads_do_not_disturb_each_other,
         bad_patterns_are_refused,
         bad_configurations_are_refused,
