@@ -485,7 +485,11 @@ class Turns:
             self._call_done(call)
         if client.projections.get(job.request.request_id) is not job:
             return  # it has been cancelled or has failed before, or the client has gone
-        outcome = self._join_parts(job, part) if isinstance(part, Projection) else part
+        outcome: Projection | Exception | None
+        try:
+            outcome = self._join_parts(job, part) if isinstance(part, Projection) else part
+        except Exception as error:  # noqa: BLE001 - whatever it was, the client must hear of it
+            outcome = error
         if outcome is not None:
             self.withdraw(client, job)
             self._projected(client, job, outcome)
@@ -503,12 +507,12 @@ class Turns:
         taken_s = max(whole.finished_unix_s - whole.started_unix_s, 0.0)
         self._call_s += _SMOOTHING * (taken_s / len(call.parts) - self._call_s)
 
-    def _join_parts(self, job: ProjectionJob, part: Projection) -> Projection | Exception | None:
+    def _join_parts(self, job: ProjectionJob, part: Projection) -> Projection | None:
         """Note a part, and return the whole when it was the last one."""
         job.parts.append(part.provenance)
         job.n_done += part.provenance.n_frames
         if job.frames is not None and not np.may_share_memory(part.frames, job.frames):
-            return ServerFailureError("The device left the buffer that it was given empty.", _DRIVER_AT_FAULT)
+            raise ServerFailureError("The device left the buffer that it was given empty.", _DRIVER_AT_FAULT)
         if job.n_done < job.request.batch:
             return None
         return Projection(part.frames if job.frames is None else job.frames, merge(job.parts))

@@ -198,6 +198,21 @@ def test_clients_share_brief_calls_and_a_fault_beside_one_harms_no_other(toy):
     asked.check_frames()
 
 
+def test_whoever_cannot_be_given_the_frames_hears_why(toy, monkeypatch):
+    asked = Asked(toy)
+
+    def fail(parts):
+        raise ValueError("a driver that words its provenance in its own way")
+
+    monkeypatch.setattr("opu.remote.turns.merge", fail)
+    outcomes = []
+    asked.turns._projected = lambda client, job, outcome: outcomes.append(outcome)
+    asked.ask(0, 1)
+    asked.turns.give(0.0)
+    assert [type(outcome) for outcome in outcomes] == [ValueError]
+    assert asked.turns.queued == 0
+
+
 def test_the_server_stays_awake_only_where_nothing_waits(toy, session, monkeypatch):
     project(session)
     seen = []
